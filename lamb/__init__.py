@@ -1,0 +1,21 @@
+"""lamb: listens to sound and says in a sentence what is heard. Importing it does nothing until a name is used."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["AudioError", "Caption", "Captioner", "Segment", "__version__"]
+
+if TYPE_CHECKING:
+    from .audio import AudioError
+    from .captioner import Captioner
+    from .captions import Caption, Segment
+
+_WHERE = {"AudioError": "audio", "Captioner": "captioner", "Caption": "captions", "Segment": "captions"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'lamb' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".{_WHERE[name]}", __name__), name)

@@ -1,0 +1,5 @@
+"""`python -m lamb` is `lamb`."""
+
+from lamb.cli import main
+
+main()

@@ -1,0 +1,569 @@
+"""The only audio reader: any sound -> mono float32 samples (T,) in [-1, 1] at the rate that is asked for.
+
+libsndfile decodes what it can (wav, flac, ogg, opus, mp3, aiff, au, caf) and PyAV the rest (m4a, mp4, webm, mka, aac,
+amr, wma ...); which one is found out by trying, not from the file's name. A sound is decoded in blocks that are
+mixed to mono and resampled at once, so that memory holds the samples asked for and no more.
+
+A file that cannot be read in full is an `AudioError`, never silence and never a part of it:
+- wav, aiff, au, caf, mp4 and mp3 (with a Xing tag) that are shorter than their header says, and ogg without its last
+  page, are refused on opening; flac, webm, mka and wma when decoding stops before the length in the header.
+- A cut that lies behind the window asked for goes unnoticed in the latter; a cut in an mp3 without a tag, or between
+  two frames of aac or amr, cannot be noticed at all: nothing in them says how long they are.
+
+Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg open other files or addresses. Yet
+libsndfile is known to crash the process on some broken files: a service reads strangers' files in a worker process.
+"""
+
+import glob
+import io
+import math
+import os
+import shutil
+import struct
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, BinaryIO
+
+import numpy as np
+
+Source = str | os.PathLike | bytes | BinaryIO | tuple[np.ndarray, int]
+"""A path; a file's content; a binary file object, read from its beginning (one that cannot seek, such as a pipe, is
+copied to a temporary file and can be read once); or an array (T,) or (T, channels) with its rate in Hz, floats as they
+are, integers scaled to [-1, 1]."""
+
+# fmt: off
+SUFFIXES = frozenset([  # what `expand` takes for sound when it looks into a folder
+    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf",
+    ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".aac", ".amr", ".wma",
+])
+# fmt: on
+
+RATES = (4_000, 192_000)  # Hz
+CHANNELS = (1, 32)
+MIN_DURATION = 0.1  # seconds; shorter than one frame of most encoders
+MAX_DURATION = 3600.0  # seconds that `load` holds unless told otherwise: 230 MB at 16 kHz
+SILENCE_DBFS = -70.0  # a peak below this is digital silence
+
+_BLOCK = 65_536  # frames decoded at a time
+_UNKNOWN = 2**63 - 1  # libsndfile's "frames" of a FLAC that does not say
+_DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
+_SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
+_TIMED = ("mov", "matroska", "asf")  # containers whose header holds the length; for others ffmpeg guesses it
+_AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
+_CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
+
+
+class AudioError(ValueError):
+    """Sound that cannot be read: `file` (its name), `problem` (what is wrong) and `remedy` (what to do about it)."""
+
+    def __init__(self, file: str, problem: str, remedy: str) -> None:
+        super().__init__(file, problem, remedy)  # all three, so that it survives pickling
+        self.file, self.problem, self.remedy = file, problem, remedy
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}; {self.remedy}"
+
+
+class AudioWarning(UserWarning):
+    """Sound that was read, with a repair."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a sound's header says."""
+
+    duration: float | None  # seconds; None where the header does not say
+    sample_rate: int  # Hz
+    channels: int
+    format: str  # container and codec, such as "wav pcm_16" or "mov aac"
+
+
+def name(source: Source) -> str:
+    """What to call `source` in messages and results: its path, or "<bytes>", "<stream>", "<array>"."""
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if isinstance(source, tuple):
+        return "<array>"
+    given = getattr(source, "name", None)
+    return given if isinstance(given, str) and given else "<stream>"
+
+
+def probe(source: Source) -> AudioInfo:
+    """Length, rate, channels and format of `source`, decoding at most a moment of it. Raises AudioError."""
+    with _open(source) as sound:
+        duration = None if sound.frames is None else sound.frames / sound.rate
+        return AudioInfo(duration, sound.rate, sound.channels, sound.format)
+
+
+def load(
+    source: Source,
+    sample_rate: int,
+    start: float = 0.0,
+    duration: float | None = None,
+    *,
+    max_duration: float = MAX_DURATION,
+) -> np.ndarray:
+    """Samples (T,), mono float32 at `sample_rate` Hz, of the seconds [start, start + duration) of `source`.
+
+    They equal the same slice of the whole sound (within 1 ms in webm, mka and wma, whose clocks are no finer). Only
+    what is near the window is decoded, but in formats without an index (amr, ac3) all that is before it. A window
+    that goes past the end is cut there. Without a `duration` it reads to the end, at most `max_duration` seconds.
+    Raises AudioError: unreadable, a longer sound than that, or a window that starts past the end.
+    """
+    if start < 0 or (duration is not None and duration <= 0):
+        raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
+    with _open(source) as sound:
+
+        def too_long() -> AudioError:
+            problem = f"longer than the {max_duration:g} s that are read as one sound"
+            return AudioError(sound.name, problem, "read it in windows (--timeline), or give a duration")
+
+        if duration is None and sound.frames is not None and sound.frames / sound.rate - start > max_duration:
+            raise too_long()
+        # The resampler needs some sound on both sides of the window, and must begin where a sample of the sound and
+        # one of the result fall on the same instant: every 1 / tick seconds.
+        tick = math.gcd(sound.rate, sample_rate)
+        pad = 0.0 if sound.rate == sample_rate else 256 / min(sound.rate, sample_rate)
+        begin = max(0, math.floor((start - pad) * tick))
+        skip = round(start * sample_rate) - begin * (sample_rate // tick)
+        seconds = max_duration if duration is None else duration
+        wanted = max(1, round(seconds * sample_rate))
+        stop = None if duration is None else math.ceil((start + duration + pad) * sound.rate)
+
+        held, chunks = 0, []
+        for chunk in _resampled(sound, sample_rate, begin * (sound.rate // tick), stop):
+            chunks.append(chunk)
+            held += len(chunk)
+            if duration is None and held > skip + wanted:  # the header did not say, or lied
+                raise too_long()
+        x = np.concatenate(chunks)[skip : skip + wanted] if chunks else np.empty(0, np.float32)
+        if not len(x):
+            raise AudioError(sound.name, f"ends before {start:g} s, where the window begins", "choose an earlier start")
+        return x
+
+
+def windows(source: Source, sample_rate: int, window: float, hop: float) -> Iterator[tuple[float, np.ndarray]]:
+    """Cut `source` in one pass and constant memory: (start in seconds, samples (T,) as from `load`), every `hop` s.
+
+    Each holds `window` seconds, the last one what is left; it stops before a window that lies within the previous
+    one. Raises AudioError; for a sound that breaks off, after the windows before the break.
+    """
+    if not 0 < hop <= window:
+        raise ValueError(f"hop must be > 0 and at most the window of {window} s, not {hop}")
+    size = math.ceil(window * sample_rate - 1e-6)  # not rounded down: windows end to end would leave out a sample
+    held: list[np.ndarray] = []  # samples [first, end) of the sound
+    first = end = covered = index = 0
+    with _open(source) as sound:
+        for chunk in _resampled(sound, sample_rate):
+            held.append(chunk)
+            end += len(chunk)
+            while (start := round(index * hop * sample_rate)) + size <= end:
+                x = np.concatenate(held)[start - first :]
+                held, first, covered = [x], start, start + size
+                yield index * hop, x[:size].copy()
+                index += 1
+        if end > covered:
+            yield index * hop, np.concatenate(held)[start - first :]
+
+
+def level(x: np.ndarray) -> float:
+    """Peak level of samples `x` in dBFS: 0 at full scale, -inf for zeros."""
+    peak = float(np.abs(x).max(initial=0.0))
+    return 20 * math.log10(peak) if peak else -math.inf
+
+
+def is_silent(x: np.ndarray) -> bool:
+    """Whether `x` is digital silence: its peak is below SILENCE_DBFS."""
+    return level(x) < SILENCE_DBFS
+
+
+def expand(paths: Iterable[str], recursive: bool) -> list[str]:
+    """The files that `paths` mean: a file or "-" as it is, a folder's sounds and a glob's matches, sorted.
+
+    `**` in a glob means any folders. What starts with a dot is passed over. A path that does not exist stays, for
+    `load` to report. Raises AudioError for a folder that holds no sound (its subfolders count if `recursive`) or
+    cannot be listed, and for a glob without a match.
+    """
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            files += _sounds_in(path, recursive)
+        elif not os.path.lexists(path) and any(sign in path for sign in "*?["):
+            matches = sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
+            if not matches:
+                raise AudioError(path, "matches no file", "check the pattern and the folder it is used in")
+            files += matches
+        else:
+            files.append(path)
+    return files
+
+
+def _sounds_in(folder: str, recursive: bool) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise AudioError(name(error.filename), f"cannot be listed ({error.strerror})", "check its permissions")
+
+    found = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        found += [
+            os.path.join(parent, file)
+            for file in files
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
+        ]
+        folders[:] = [sub for sub in folders if not sub.startswith(".")] if recursive else []
+    if not found:
+        deeper = "" if recursive else ", or look into its subfolders with --recursive"
+        raise AudioError(folder, "a folder without audio files", f"name another{deeper}")
+    return sorted(found)
+
+
+# ---- from a source to blocks of mono samples ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """An opened source. `read(first)`, once: blocks (n, channels) of float32, from frame `first` to the end."""
+
+    name: str
+    rate: int  # Hz
+    channels: int
+    frames: int | None  # as the header says; None where it does not
+    format: str
+    read: Callable[[int], Iterator[np.ndarray]]
+    broken: type[Exception]  # what `read` raises on bad data
+
+
+@contextmanager
+def _open(source: Source) -> Iterator[_Sound]:
+    """Open whatever `source` is, and refuse what is out of bounds."""
+    with ExitStack() as stack:
+        called = name(source)
+        if isinstance(source, tuple):
+            sound = _array(called, *source)
+        else:
+            file = _file(source, stack)
+            if not file.seek(0, os.SEEK_END):
+                raise AudioError(called, "empty (0 bytes)", "copy or download it again")
+            if _is_cut(file):
+                raise AudioError(called, "truncated: it ends before its own header says", _AGAIN)
+            sound = _soundfile(called, file, stack) or _pyav(called, file, stack)
+        for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):
+            if not low <= value <= high:
+                remedy = f"convert it to {low} to {high} {what}"
+                if isinstance(source, tuple):
+                    remedy = f"give an array (T, channels) with {low} to {high} {what}"
+                raise AudioError(called, f"{value} {what}, outside {low} to {high}", remedy)
+        if sound.frames is not None:
+            _check_length(sound, sound.frames)
+        yield sound
+
+
+def _check_length(sound: _Sound, frames: int) -> None:
+    if frames == 0:
+        raise AudioError(sound.name, "holds zero samples", "record or export it again")
+    if frames < MIN_DURATION * sound.rate:
+        problem = f"lasts {frames / sound.rate:.3f} s, shorter than {MIN_DURATION} s"
+        raise AudioError(sound.name, problem, "give a longer sound")
+
+
+def _file(source: Any, stack: ExitStack) -> BinaryIO:
+    """A seekable binary file with the content of `source`, closed by `stack` unless it is the caller's own."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    file = source
+    if isinstance(source, str | os.PathLike):
+        called = name(source)
+        try:
+            file = stack.enter_context(open(source, "rb"))  # noqa: SIM115
+        except FileNotFoundError:
+            raise AudioError(called, "does not exist", "check the path") from None
+        except IsADirectoryError:
+            raise AudioError(called, "a folder, not a file", "name a file in it") from None
+        except PermissionError:
+            raise AudioError(called, "no permission to read it", "change its permissions (chmod +r)") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a null character
+            raise AudioError(called, f"cannot be opened ({error})", "check the path") from None
+    if not hasattr(file, "read"):
+        raise TypeError(f"audio is a path, bytes, a binary file or (array, rate), not {type(source).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("audio is read from a file in binary mode: open(path, 'rb')")
+    if not (hasattr(file, "seekable") and file.seekable()):  # decoders jump about; the disk holds what memory may not
+        spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        shutil.copyfileobj(file, spool)
+        file = spool
+    return file
+
+
+def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
+    """Frames [first, stop) as the mean of the channels: blocks (n,). Raises AudioError for what is wrong on the way."""
+    at, repaired = first, False
+    try:
+        for block in sound.read(first):
+            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, to be found by the next lines
+                x = block[: None if stop is None else stop - at].mean(axis=1, dtype=np.float32)
+            bad = ~np.isfinite(x)
+            if (count := int(bad.sum())) > max(64, len(x) // 10):
+                problem = f"{count} of {len(x)} samples near {at / sound.rate:.1f} s are NaN or infinite"
+                raise AudioError(sound.name, problem, "record or export it again")
+            if count:
+                good = np.flatnonzero(~bad)
+                x[bad] = np.interp(np.flatnonzero(bad), good, x[good]) if len(good) else 0
+                if not repaired:
+                    problem = f"samples near {at / sound.rate:.1f} s are NaN or infinite, replaced by interpolation"
+                    warnings.warn(f"{sound.name}: {problem}", AudioWarning, stacklevel=2)
+                repaired = True
+            yield x
+            at += len(x)
+            if at == stop:
+                return
+    except sound.broken as error:
+        problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
+        raise AudioError(sound.name, problem, _AGAIN) from error
+    # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
+    if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
+        seconds, stated = at / sound.rate, sound.frames / sound.rate
+        raise AudioError(sound.name, f"truncated: {seconds:.2f} s of the {stated:.2f} s in its header", _AGAIN)
+    if first == 0:
+        _check_length(sound, at)
+
+
+def _resampled(sound: _Sound, rate: int, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Frames [first, stop) of the sound at `rate` Hz: blocks (n,), continuous from one to the next."""
+    blocks = _mono(sound, first, stop)
+    if sound.rate == rate:
+        yield from blocks
+        return
+    import soxr
+
+    stream = soxr.ResampleStream(sound.rate, rate, num_channels=1, dtype="float32")
+    for x in blocks:
+        yield stream.resample_chunk(x)
+    yield stream.resample_chunk(np.empty(0, np.float32), last=True)
+
+
+# ---- decoders -----------------------------------------------------------------------------------------------------
+
+
+def _scaled(x: np.ndarray) -> np.ndarray:
+    """Samples as float32: integers to [-1, 1) by their width (unsigned ones are centred), floats as they are."""
+    if x.dtype.kind == "f":
+        with np.errstate(over="ignore"):  # beyond float32 is infinite, and treated so
+            return x.astype(np.float32, copy=False)
+    half = 2.0 ** (8 * x.dtype.itemsize - 1)
+    return ((x.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half).astype(np.float32)
+
+
+def _array(called: str, x: np.ndarray, rate: int) -> _Sound:
+    """Samples (T,) or (T, channels) that the caller has already."""
+    x = np.asarray(x)
+    if x.ndim not in (1, 2) or x.dtype.kind not in "fiu":
+        problem = f"an array of {x.dtype} with shape {x.shape}"
+        raise AudioError(called, problem, "give floats or integers of shape (T,) or (T, channels)")
+    x = x.reshape(len(x), -1) if x.size else np.empty((0, 1), np.float32)
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        return (_scaled(x[at : at + _BLOCK]) for at in range(first, len(x), _BLOCK))
+
+    return _Sound(called, int(rate), x.shape[1], len(x), "array", read, broken=OverflowError)
+
+
+def _soundfile(called: str, file: BinaryIO, stack: ExitStack) -> _Sound | None:
+    """Decode by libsndfile; None for what it cannot read, or reads only in part."""
+    import soundfile
+
+    class Forward(soundfile.SoundFile):
+        """Else every `read` ends with a seek to where it is already, after which an mp3 goes on with some silence."""
+
+        def seekable(self) -> bool:
+            return False
+
+    mp3_says_length = _mp3_says_length(file)  # now, as nobody else may move the file once libsndfile has it
+    file.seek(0)
+    try:
+        sound = stack.enter_context(Forward(file))
+    except soundfile.LibsndfileError:
+        return None
+    # Where the header gives no length libsndfile stops at a guess: at nothing in a wav from a pipe, at a sixth of a
+    # variable-rate mp3 whose first frame is a large one.
+    if sound.frames in (0, _UNKNOWN) or (sound.format == "MP3" and not mp3_says_length):
+        return None
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        if first >= sound.frames:
+            return
+        # libsndfile's mp3 is silent after a seek until the bit reservoir is filled, in at most half a second; its
+        # vorbis lands beside the mark in the last page, which holds at most 255 packets of, in practice, 2048 frames.
+        at = max(0, first - sound.samplerate)
+        if sound.subtype == "VORBIS":
+            at = min(at, max(0, sound.frames - 2**19))
+        sound.seek(at)
+        while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):
+            if at + len(block) > first:
+                yield block[max(0, first - at) :]
+            at += len(block)
+
+    kind = f"{sound.format} {sound.subtype}".lower()
+    broken = soundfile.LibsndfileError
+    return _Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, broken)
+
+
+def _pyav(called: str, file: BinaryIO, stack: ExitStack) -> _Sound:
+    """Decode the first audio stream by ffmpeg. Raises AudioError for what it cannot."""
+    import av
+
+    file.seek(0)
+    try:
+        options = {"format_whitelist": _DEMUXERS}
+        container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="ignore"))
+    except av.FFmpegError:
+        problem = "not audio, or damaged at its very beginning"
+        raise AudioError(called, problem, "give a sound file, for instance wav, flac, mp3 or m4a") from None
+    if not container.streams.audio:
+        raise AudioError(called, "holds no audio stream", "give a file with sound in it")
+    stream = container.streams.audio[0]
+    if stream.codec_context is None:
+        raise AudioError(called, "its audio is in an unsupported codec", _CONVERT)
+    codec = stream.codec_context.name
+    frames = container.decode(stream)
+    try:
+        head = next(frames, None)
+    except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
+        raise AudioError(called, f"its audio is in an unsupported codec ({codec})", _CONVERT) from None
+    except av.FFmpegError as error:
+        problem = f"truncated or damaged: nothing of it can be decoded ({error.strerror})"
+        raise AudioError(called, problem, _AGAIN) from None
+    if head is None:
+        raise AudioError(called, "holds zero samples", "record or export it again")
+    rate = head.sample_rate  # the frame's: a stream's header gives half of it for HE-AAC
+
+    def samples(frame: av.AudioFrame) -> np.ndarray:
+        if frame.sample_rate != rate:
+            raise AudioError(called, f"its rate changes from {rate} to {frame.sample_rate} Hz", _CONVERT)
+        x = frame.to_ndarray()
+        return _scaled(x.T if frame.format.is_planar else x.reshape(-1, frame.layout.nb_channels))
+
+    container_name = container.format.name.split(",")[0]
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        at, todo = 0, chain([head], frames)
+        if first > rate and container_name in _SEEKABLE and head.time is not None:
+            assert stream.time_base is not None  # ffmpeg sets it for every stream that it opens
+            target = head.time + first / rate - 0.5  # seconds; half a second for the codec to settle
+            container.seek(round(target / stream.time_base), stream=stream)
+            again = container.decode(stream)
+            if (landed := next(again, None)) is None:
+                return
+            at = -1 if landed.time is None else round((landed.time - head.time) * rate)
+            if not 0 <= at <= first:
+                raise AudioError(called, f"its index is damaged: {first / rate:g} s is not found", _CONVERT)
+            todo = chain([landed], again)
+        for frame in todo:
+            x = samples(frame)
+            if at + len(x) > first:
+                yield x[max(0, first - at) :]
+            at += len(x)
+
+    seconds = None
+    if container_name in _TIMED and stream.duration and stream.time_base:
+        seconds = float(stream.duration * stream.time_base)
+    elif container_name in _TIMED and container.duration and len(container.streams) == 1:
+        seconds = container.duration / 1e6  # of the longest stream, which is the only one
+    stated = None if seconds is None else round(seconds * rate)
+    kind = f"{container_name} {codec}"
+    return _Sound(called, rate, head.layout.nb_channels, stated, kind, read, av.FFmpegError)
+
+
+# ---- headers: is all of the file there? ---------------------------------------------------------------------------
+
+
+def _at(file: BinaryIO, offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
+
+
+def _is_cut(file: BinaryIO) -> bool:
+    """Whether the file ends before the place that its own structure states. libsndfile reads such files in silence."""
+    size = file.seek(0, os.SEEK_END)
+    if _at(file, 0, 4) == b"OggS":
+        return _ogg_is_cut(_at(file, max(0, size - 2**17), 2**17))  # a page is 65,307 bytes at most
+    end = _stated_end(file)
+    return end is not None and end > size + 64  # some programs are wrong by the size of a header
+
+
+def _stated_end(file: BinaryIO) -> int | None:
+    """The offset where the sound data ends according to the header; None for other formats and where it does not say.
+
+    Programs that write to a pipe cannot know the size and put 0, -1 or about 2 GiB there.
+    """
+    head = _at(file, 0, 24)
+    if head[4:8] == b"ftyp":  # mp4: boxes from end to end, one of them the samples
+        end = 0
+        while len(box := _at(file, end, 16)) >= 8:
+            size = struct.unpack(">I", box[:4])[0]
+            if size == 1 and len(box) == 16:
+                size = struct.unpack(">Q", box[8:])[0]
+            if size < 8:
+                return None
+            end += size
+        return end
+    if head[:4] == b".snd" and len(head) == 24:
+        offset, size = struct.unpack(">II", head[4:12])
+        return None if size == 2**32 - 1 else offset + size
+    if _is_mp3(head):
+        return _mp3_stated_end(file)
+    forms = {b"RIFF": "<4sI", b"RF64": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI", b"caff": ">4sq"}
+    if (form := forms.get(head[:4])) is None:
+        return None
+    width, at, long_size = struct.calcsize(form), 8 if head[:4] == b"caff" else 12, None
+    while len(chunk := _at(file, at, width)) == width:
+        kind, size = struct.unpack(form, chunk)
+        at += width
+        if kind == b"ds64":
+            long_size = struct.unpack("<Q", _at(file, at + 8, 8).ljust(8, b"\0"))[0]
+        if kind in (b"data", b"SSND"):
+            size = long_size or size
+            unsaid = size <= 0 or 0x7FFFF000 <= size <= 0x80000000 or 0xFFFFFF00 <= size <= 0xFFFFFFFF
+            return None if unsaid else at + size
+        if size < 0:
+            return None
+        at += size + (size % 2 if width == 8 else 0)
+    return None
+
+
+def _ogg_is_cut(tail: bytes) -> bool:
+    """Whether the last page of an ogg file is incomplete or not marked as the end."""
+    at = tail.rfind(b"OggS\0")
+    if at < 0:
+        return False  # other data follows: for the decoder to judge
+    page = tail[at:]
+    if len(page) < 27 or len(page) < 27 + page[26]:
+        return True
+    return not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _is_mp3(head: bytes) -> bool:
+    return head[:3] == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE6 == 0xE2)
+
+
+def _mp3_stated_end(file: BinaryIO) -> int | None:
+    """The end of an mp3 by the bytes in its Xing tag, less one frame: programs disagree about the tag's own."""
+    head, at = _at(file, 0, 10), 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        at = 10 + sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    frame = _at(file, at, 512)
+    tag = max(frame.find(b"Xing"), frame.find(b"Info"))
+    if tag < 0 or len(frame) < tag + 16:
+        return None
+    flags, _frames, size = struct.unpack(">III", frame[tag + 4 : tag + 16])
+    return at + size - 2048 if flags & 3 == 3 and size > 2048 else None
+
+
+def _mp3_says_length(file: BinaryIO) -> bool:
+    """Whether a whole mp3 is covered by its Xing tag: not if it has none, nor if it was joined from several."""
+    end = _mp3_stated_end(file)
+    return end is not None and file.seek(0, os.SEEK_END) <= 1.01 * end + 4096

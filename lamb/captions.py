@@ -1,0 +1,233 @@
+"""Captions and how they are written: the result types, and one writer a format.
+
+A writer is a generator: results in, chunks of text out, each as soon as it is known, so that hours of
+captioning show as they come. Failures (`Caption.error`) appear in json, jsonl and csv; text and subtitles
+have no place for them. A new format is one generator and one line in `WRITERS`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What is heard from `start` to `end` (seconds into the recording); `confidence` is in 0-1."""
+
+    start: float
+    end: float
+    caption: str
+    confidence: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The segment as a JSON object; "confidence" only where it is known."""
+        item = {"start": _rounded(self.start, 3), "end": _rounded(self.end, 3), "caption": self.caption}
+        confidence = _rounded(self.confidence, 4)
+        return item if confidence is None else {**item, "confidence": confidence}
+
+
+@dataclass(frozen=True)
+class Caption:
+    """What is heard in one recording, or why it could not be captioned (`error`).
+
+    `duration` is in seconds, `score` the mean log probability of a token, `confidence` in 0-1. `captions` and
+    their `scores` are the n best, best first (`text` is the first); both may stay empty where one is all.
+    """
+
+    file: str
+    duration: float | None = None
+    text: str = ""
+    score: float | None = None
+    confidence: float | None = None
+    captions: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a caption."""
+        return self.error is None
+
+    def n_best(self) -> list[tuple[str, float | None]]:
+        """(caption, score) pairs, best first; never empty."""
+        if len(self.captions) <= 1:
+            return [(self.text, self.score)]
+        scores = [*self.scores, *[None] * len(self.captions)]
+        return list(zip(self.captions, scores, strict=False))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `lamb caption` prints; numbers that are not finite become null."""
+        if self.error is not None:
+            return {"file": self.file, "error": self.error}
+        n_best = self.n_best()
+        scores = {"scores": [_rounded(score, 4) for _, score in n_best]} if len(n_best) > 1 else {}
+        return {
+            "file": self.file,
+            "duration": _rounded(self.duration, 3),
+            "caption": self.text,
+            "score": _rounded(self.score, 4),
+            "confidence": _rounded(self.confidence, 4),
+            "captions": [text for text, _ in n_best],
+            **scores,
+            "segments": [segment.to_dict() for segment in self.segments],
+        }
+
+
+Writer = Callable[[Iterable[Caption]], Iterator[str]]
+
+
+def write_text(results: Iterable[Caption]) -> Iterator[str]:
+    """A line a caption; before it `FILE<TAB>` with several files, and `[START - END] ` with segments."""
+    results, several = _several(results)
+    for result in filter(lambda r: r.ok, results):
+        name = f"{one_line(result.file)}\t" if several else ""
+        if result.segments:
+            lines = [f"{span(s.start, s.end)} {one_line(s.caption)}" for s in result.segments]
+        else:
+            lines = [one_line(text) for text, _ in result.n_best()]
+        yield "".join(f"{name}{line}\n" for line in lines)
+
+
+def write_json(results: Iterable[Caption]) -> Iterator[str]:
+    """One array of all results, an object a line; valid JSON once the last result is in."""
+    before = "[\n"
+    for result in results:
+        yield before + _json(result)
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+def write_jsonl(results: Iterable[Caption]) -> Iterator[str]:
+    """An object a line (JSON Lines)."""
+    for result in results:
+        yield _json(result) + "\n"
+
+
+def write_csv(results: Iterable[Caption]) -> Iterator[str]:
+    """A row a caption under `CSV_COLUMNS`: one a file, or one a segment, or one for each of the n best.
+
+    A spreadsheet would run a cell that begins with one of `=+-@` as a formula, so such a path gets `./` in
+    front (it still names the same file) and such a text an apostrophe. `-`, standard input, stays as it is.
+    """
+    yield _csv_row(CSV_COLUMNS)
+    for result in results:
+        name = result.file if result.file == "-" else _FORMULA.sub(r"./\g<0>", result.file)
+        if result.error is not None:
+            yield _csv_row([name, *[None] * 6, _FORMULA.sub(r"'\g<0>", result.error)])
+            continue
+        if result.segments:
+            rows: list[list[Any]] = [[s.start, s.end, s.caption, None, s.confidence] for s in result.segments]
+        else:
+            rows = [[0.0, result.duration, text, score, None] for text, score in result.n_best()]
+            rows[0][-1] = result.confidence
+        for start, end, text, score, confidence in rows:
+            times = [_rounded(seconds, 3) for seconds in (result.duration, start, end)]
+            text = _FORMULA.sub(r"'\g<0>", text)
+            yield _csv_row([name, *times, text, _rounded(score, 4), _rounded(confidence, 4), None])
+
+
+def write_srt(results: Iterable[Caption]) -> Iterator[str]:
+    """SubRip subtitles, a cue a segment, numbered through; `FILE: ` before each text with several files."""
+    results, several = _several(results)
+    number = 0
+    for result in filter(lambda r: r.ok, results):
+        for cue in _cues(result):
+            number += 1
+            times = f"{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}"
+            text = f"{result.file}: {cue.caption}" if several else cue.caption
+            yield f"{number}\n{times}\n{_no_arrow(text)}\n\n"
+
+
+def write_vtt(results: Iterable[Caption]) -> Iterator[str]:
+    """WebVTT subtitles, a cue a segment, numbered through; a NOTE with the file's name is before its cues."""
+    yield "WEBVTT\n\n"
+    number = 0
+    for result in filter(lambda r: r.ok, results):
+        yield f"NOTE {_no_arrow(result.file)}\n\n"
+        for cue in _cues(result):
+            number += 1
+            text = one_line(cue.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            yield f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}\n\n"
+
+
+WRITERS: dict[str, Writer] = {
+    "text": write_text,
+    "json": write_json,
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "srt": write_srt,
+    "vtt": write_vtt,
+}
+CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
+
+
+def timestamp(seconds: float, point: str = ".") -> str:
+    """Seconds as `HH:MM:SS.mmm`, `point` before the milliseconds; hours may take more than two digits."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
+
+
+def span(start: float, end: float) -> str:
+    """Two times in seconds as `[MM:SS.t - MM:SS.t]`, with hours in front where there are any."""
+
+    def clock(seconds: float) -> str:
+        minutes, tenths = divmod(round(seconds * 10), 600)
+        hours = f"{minutes // 60}:" if minutes >= 60 else ""
+        return f"{hours}{minutes % 60:02}:{tenths // 10:02}.{tenths % 10}"
+
+    return f"[{clock(start)} - {clock(end)}]"
+
+
+def one_line(text: str) -> str:
+    """`text` with control characters and line separators written out, a newline as `\\n`."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_FORMULA = re.compile(r"\A[=+\-@\t\r]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def _several(results: Iterable[Caption]) -> tuple[Iterator[Caption], bool]:
+    """The results, and whether there is more than one: the first is held back until the second is there."""
+    results = iter(results)
+    first = list(islice(results, 2))
+    return chain(first, results), len(first) > 1
+
+
+def _cues(result: Caption) -> tuple[Segment, ...]:
+    """The segments, or one that spans the file; a cue must last, if only a millisecond."""
+    segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
+    return tuple(replace(s, end=max(s.end, s.start + 0.001)) for s in segments)
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    """`number` rounded; None for what JSON cannot hold (NaN and infinity)."""
+    return round(float(number), digits) if number is not None and math.isfinite(number) else None
+
+
+def _json(result: Caption) -> str:
+    """One line of JSON, where a lone surrogate (a byte of a name that is not UTF-8) is escaped."""
+    line = json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False)
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
+
+
+def _csv_row(cells: Iterable[object]) -> str:
+    """One line of CSV, quoted where needed."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue()
+
+
+def _no_arrow(text: str) -> str:
+    """`text` in one line without `-->`, which in a subtitle file would be read as times."""
+    return re.sub("-{2,}>", "->", one_line(text))

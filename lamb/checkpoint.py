@@ -1,0 +1,275 @@
+"""Models on disk: a folder of `lamb.json` (format, version, configuration, facts) and `model.safetensors`.
+
+Two kinds: by reference, holding only what was trained (adapter, aligner, guide, LoRA, or whole parts that learnt in
+full) while encoder and LLM come from the sources that the configuration names; and standalone, holding everything, with
+the LLM's configuration and tokenizer in `llm/`. Loading is strict: a missing or an unexpected tensor is an error.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import LambConfig, from_dict, to_dict
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
+    from torch import Tensor
+
+    from .model import LambModel
+
+FORMAT, VERSION = "lamb", 1
+BUNDLED = Path(__file__).parent / "models"
+FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md")  # all that is ever downloaded
+
+
+class CheckpointError(ValueError):
+    """A model that cannot be loaded: its name, what is wrong and the remedy."""
+
+
+def save(
+    model: "LambModel",
+    folder: str | Path,
+    *,
+    standalone: bool,
+    card: Mapping[str, str],
+    half: bool = False,
+    decode: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write `model` into `folder`; what lies there is replaced file by file, `lamb.json` last.
+
+    Args:
+        standalone: with encoder and LLM inside; else they stay where the configuration says (`source`).
+        card: facts for people, such as trained_on and licence.
+        half: store floats as fp16 (they are computed with in float32 on a CPU all the same).
+        decode: decoding options that differ from the model's own configuration.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    config = model.config
+    if standalone:
+        if not hasattr(model.encoder, "options"):
+            raise CheckpointError(f"{folder}: an encoder of kind {config.encoder.name} can only be saved by reference")
+        encoder = replace(config.encoder, source=None, options=model.encoder.options)
+        config = replace(config, encoder=encoder, llm=replace(config.llm, source=None))
+    elif None in (config.encoder.source, config.llm.source):
+        raise CheckpointError(f"{folder}: encoder and LLM have no source to refer to; save a standalone checkpoint")
+    if decode:
+        config = replace(config, decode=replace(config.decode, **decode))
+    weights = {name: t.detach().cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    if half:
+        weights = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in weights.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if standalone:
+        model.llm.model.config.save_pretrained(folder / "llm")
+        model.llm.tokenizer.save_pretrained(folder / "llm")
+    part = folder / "model.safetensors.part"
+    save_file(weights, part)
+    part.replace(folder / "model.safetensors")
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        "standalone": standalone,
+        "card": dict(card),
+        "config": to_dict(config),
+    }
+    part = folder / "lamb.json.part"
+    part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    part.replace(folder / "lamb.json")
+    return folder
+
+
+def tensors(model: "LambModel", standalone: bool) -> dict[str, "Tensor"]:
+    """The tensors of `model` that a checkpoint holds, by name; of tied ones the first."""
+    state, trained = model.state_dict(), {name for name, p in model.named_parameters() if p.requires_grad}
+    bases = {"encoder": model.config.encoder.train, "llm": model.config.llm.train}
+    seen: set[tuple[int, Any]] = set()
+    kept = {}
+    for name, tensor in state.items():
+        part = name.partition(".")[0]
+        # a part that learnt in full keeps its buffers too: BatchNorm's statistics moved with it
+        own = standalone or part not in bases or name in trained or bases[part] == "full"
+        identity = (tensor.data_ptr(), tensor.shape)
+        if own and (tensor.numel() == 0 or identity not in seen):
+            kept[name] = tensor
+            seen.add(identity)
+    return kept
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a model: a bundled name, a folder, or a hub id, which is downloaded."""
+    if (BUNDLED / str(name) / "lamb.json").exists():
+        return BUNDLED / str(name)
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "lamb.json").exists():
+            raise CheckpointError(
+                f"{name}: holds no lamb.json, so it is not a lamb model; give the folder of a trained one"
+            )
+        return folder
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.exists():
+        return _download(str(name))
+    names = ", ".join(sorted(path.name for path in BUNDLED.glob("*") if (path / "lamb.json").exists()))
+    raise CheckpointError(
+        f"{name}: no such model; bundled: {names or 'none'}; else give a folder, or a hub id like user/model"
+    )
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and the Hugging Face hub does not give it ({_reason(error)}); "
+            "check the name and the network"
+        ) from None
+    if not (folder / "lamb.json").exists():
+        raise CheckpointError(f"{name}: this hub model holds no lamb.json, so it is not a lamb model")
+    return folder
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """`lamb.json`, checked: format and version are ours."""
+    path = folder / "lamb.json"
+    try:
+        facts = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from None
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: not written by lamb; give the folder of a lamb model")
+    if facts.get("version") != VERSION:
+        older = isinstance(facts.get("version"), int) and facts["version"] < VERSION
+        remedy = "train it again" if older else "install a newer lamb"
+        raise CheckpointError(f"{path}: format version {facts.get('version')}, this lamb reads {VERSION}; {remedy}")
+    missing = {"standalone", "card", "config"} - facts.keys()
+    if missing:
+        raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}; copy or train the model again")
+    return facts
+
+
+def load(name: str | Path, device: str = "cpu") -> "LambModel":
+    """The model `name` (see `find`) on `device`, ready for use. CheckpointError for anything that does not fit."""
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from .llm import LanguageModel, dtype
+    from .model import LambModel, build_encoder
+
+    folder = find(name)
+    facts = read_facts(folder)
+    try:
+        config = from_dict(LambConfig, facts["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'lamb.json'}: {error}; was it written by a newer lamb?") from None
+    file = folder / "model.safetensors"
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); copy or train the model again") from None
+    standalone = facts["standalone"]
+    if standalone:
+        llm = LanguageModel.from_folder(folder / "llm", config.llm)
+        llm.to(dtype(config.llm.dtype, device))
+    else:
+        llm = LanguageModel.from_pretrained(config.llm, device)
+    model = LambModel(config, build_encoder(config.encoder), llm)
+    _fill(model, weights, standalone, file)
+    model.to(torch.device(device))
+    return model.eval()
+
+
+def _fill(model: "LambModel", weights: dict[str, "Tensor"], standalone: bool, file: Path) -> None:
+    expected = tensors(model, standalone)
+    for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise CheckpointError(f"{file}: {what} tensors: {shown}; lamb.json and the weights do not belong together")
+    for name, tensor in expected.items():
+        if tensor.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+            raise CheckpointError(
+                f"{file}: {name} has shape {shapes}; lamb.json and the weights do not belong together"
+            )
+        tensor.copy_(weights[name])  # the model's own memory, so tied tensors follow; its dtype stays
+
+
+def describe(name: str | Path) -> dict[str, Any]:
+    """What a model is made of, its size, training and licence, for `lamb info`; no weights are loaded."""
+    from safetensors import safe_open
+
+    folder = find(name)
+    facts = read_facts(folder)
+    config = facts["config"]
+    counts: dict[str, int] = {}
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        for key in file.keys():  # noqa: SIM118  safe_open is no dict
+            shape = file.get_slice(key).get_shape()
+            size = 1
+            for n in shape:
+                size *= n
+            part = key.partition(".")[0]
+            counts[part] = counts.get(part, 0) + size
+    kinds = {
+        "encoder": f"{config['encoder']['name']} {config['encoder']['source'] or ''}".strip(),
+        "adapter": config["adapter"]["kind"],
+        "aligner": "Cauchy-Schwarz divergence + InfoNCE (training only)",
+        "guide": f"{config['guide']['distance']}, {config['guide']['reduce']}",
+        "llm": _llm_kind(folder, config["llm"]),
+    }
+    trained = {"encoder": config["encoder"]["train"], "llm": config["llm"]["train"]}
+    used = {"encoder", "adapter", "llm"} | {part for part in ("aligner", "guide") if config[part]["enabled"]}
+    return {
+        "name": str(name),
+        "folder": str(folder),
+        "format_version": facts["version"],
+        "standalone": facts["standalone"],
+        "size_bytes": sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file()),
+        **facts["card"],
+        "parts": [
+            {"part": part, "kind": kind, "parameters": counts.get(part, 0), "trained": trained.get(part, "full")}
+            for part, kind in kinds.items()
+            if part in used
+        ],
+        "config": config,
+    }
+
+
+def _llm_kind(folder: Path, llm: dict[str, Any]) -> str:
+    if llm["source"]:
+        return str(llm["source"])
+    return str(json.loads((folder / "llm" / "config.json").read_text()).get("model_type", "unknown"))
+
+
+def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
+    """Upload the model `name` to the Hugging Face hub as `repo` (user/model), private unless told; returns its address.
+
+    The token is the one that `hf auth login` or the environment variable HF_TOKEN gives.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    folder = find(name)
+    read_facts(folder)
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload a lamb model"
+        )
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{repo}: the upload failed ({_reason(error)}); check the name, the token and the network"
+        ) from None
+    return str(address)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,273 @@
+"""Every default of `lamb`: frozen dataclasses, read from YAML recipes and stored in every checkpoint.
+
+Marks, as in `docs/method.md`: [P] the paper, [A] the authors' earlier captioner, [O] our choice.
+A recipe states only what differs from these defaults. An unknown key or a wrong type is an error.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A recipe or configuration that cannot be used; the text says where, what and the remedy."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation of attention projections q and v. [A]"""
+
+    rank: int = 8  # [A]
+    alpha: float = 32.0  # [A]
+    dropout: float = 0.1  # [A]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The audio encoder, CED in the paper. [P]"""
+
+    name: str = "ced"  # a key of lamb.encoders.ENCODERS: ced, conv, huggingface
+    source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
+    options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
+    train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
+    lora: LoraConfig = LoraConfig()
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Two-Stream Adapter [P], or a baseline in its place."""
+
+    kind: Literal["two_stream", "linear", "qformer"] = "two_stream"
+    semantic: bool = True  # the semantic stream is there
+    temporal: bool = True  # the temporal stream is there
+    semantic_queries: int = 8  # N_s [P]
+    temporal_queries: int = 8  # N_t [P]
+    fusion_queries: int = 32  # N_g [P]; also the queries of the Q-Former
+    kernels: tuple[int, ...] = (3, 5, 7)  # of the temporal stream's convolutions [O]
+    head_dim: int = 64  # [O]
+    layers: int = 2  # of the Q-Former [O]
+
+
+@dataclass(frozen=True)
+class AlignerConfig:
+    """Cross-Modal Aligner, training only. [P]; a weight of 0 leaves a term out."""
+
+    enabled: bool = True
+    global_weight: float = 1.0  # a1 [O]
+    token_weight: float = 1.0  # a2 [O]
+    infonce_weight: float = 1.0  # a3 [O]
+    sigma: float | Literal["median"] = 1.0  # kernel width s [O]
+    normalise: bool = True  # unit vectors inside the kernel [O]
+    temperature: float = 0.07  # InfoNCE's initial temperature [O]
+    max_scale: float = 100.0  # upper bound of 1 / temperature [O]
+
+
+@dataclass(frozen=True)
+class GuideConfig:
+    """Token Guide. [P]"""
+
+    enabled: bool = True
+    distance: Literal["l2", "l1", "cosine"] = "l2"  # squared L2 [P]
+    reduce: Literal["mean", "min"] = "mean"  # over the audio tokens [O]
+    beta: float | None = None  # initial strength; None: so that beta * score has standard deviation 1 [O]
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """The language model, LLaMA-2 7B + LoRA in the paper. [P]"""
+
+    source: str | None = None  # hub id or folder; None: inside the checkpoint
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    train: Literal["frozen", "lora", "full"] = "lora"  # [P]
+    lora: LoraConfig = LoraConfig()
+    lora_targets: tuple[str, ...] | None = None  # names of q and v projections; None: by the model's kind
+    prompt: str = "USER: <audio> {instruction}\nASSISTANT:"  # [A]; <audio> stands for the audio tokens
+    instruction: str = "Please describe the audio."  # [A]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """L = alignment * L_cma + guided * L_tg + plain * L_dec. [P]; all 1 [O]"""
+
+    alignment: float = 1.0  # l1
+    guided: float = 1.0  # l2: cross entropy on the guided logits
+    plain: float = 1.0  # l3: cross entropy on the raw logits
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How a caption is generated, and how it is read."""
+
+    beams: int = 4  # [A]
+    max_new_tokens: int = 50  # [O]
+    no_repeat_ngram: int = 3  # no run of so many tokens twice; 0: off [O]
+    length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
+    temperature: float = 1.0  # sampling only [O]
+    top_p: float = 0.95  # sampling only [O]
+    window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
+    hop: float = 10.0  # seconds between the starts of two windows [O]
+    batch_size: int = 16  # clips generated together [O]
+    confidence: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # (a, b) of confidence = sigmoid(a + b * logit(exp(score))) [O]
+
+
+@dataclass(frozen=True)
+class LambConfig:
+    """A LAMB model: all that is needed to build it again."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    adapter: AdapterConfig = AdapterConfig()
+    aligner: AlignerConfig = AlignerConfig()
+    guide: GuideConfig = GuideConfig()
+    llm: LLMConfig = LLMConfig()
+    loss: LossConfig = LossConfig()
+    decode: DecodeConfig = DecodeConfig()
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on."""
+
+    sounds: str | None = None  # folder of labelled recordings with a manifest.csv (see lamb.data.sources)
+    texts: str | None = None  # folder of caption texts, for the language model
+    seconds: float = 10.0  # longest training clip [O]
+    composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
+    workers: int = 1  # background processes that make batches
+
+
+@dataclass(frozen=True)
+class LanguageModelConfig:
+    """A small LLaMA trained from scratch on captions (stage language_model). [O]"""
+
+    vocabulary: int = 3000
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 704
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and a cosine schedule. [P]"""
+
+    lr: float = 5e-5  # [P] pretraining; 3e-6 when fine-tuning
+    llm_lr: float | None = None  # of a language model or encoder that trains in full; None: as lr [O]
+    beta_lr: float = 1e-2  # of the guide's strength, relative to its initial value [O]
+    weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
+    clip: float = 1.0  # gradient norm [O]
+    batch: int = 32  # [P]
+    steps: int = 1000  # [O]
+    warmup: int = 50  # steps [O]; the paper: 2 of 30 epochs
+    average: float = 0.0  # decay of an exponential moving average of the weights, kept in its place; 0: off [O]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A recipe: one stage of training."""
+
+    stage: Literal["encoder", "language_model", "lamb"] = "lamb"
+    out: str = "runs/lamb"  # folder of the result
+    seed: int = 42  # [O]
+    device: str = "auto"
+    threads: int | None = None  # of PyTorch on a CPU; None: its own choice
+    save_every: int = 200  # steps between two saved states
+    model: LambConfig = LambConfig()
+    language_model: LanguageModelConfig = LanguageModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
+    return typing.cast(dict[str, Any], _plain(config))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """`data` (nested dicts) as the dataclass `cls`; ConfigError for an unknown key or a wrong type."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where or cls.__name__}: expected keys and values, found {data!r}")
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), list(hints), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
+            raise ConfigError(f"{where}{key}: unknown key; {hint}")
+    return cls(**{key: _typed(hints[key], value, f"{where}{key}") for key, value in data.items()})
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where + ".")
+    if origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _typed(option, value, where)
+            except ConfigError:
+                pass
+    elif origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+    elif origin is tuple and isinstance(value, list | tuple):
+        items = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(items) == len(value):
+            return tuple(_typed(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
+    elif origin is Mapping and isinstance(value, Mapping):
+        return dict(value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is Any or (origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
+        return value  # YAML's true is a bool, which Python also takes for an int: not here
+    name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise ConfigError(f"{where}: expected {name.replace('typing.', '')}, found {value!r}")
+
+
+def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """A YAML recipe, then `key.sub=value` overrides (values read as YAML)."""
+    import yaml
+
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text()) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such recipe; recipes are YAML files, see the folder recipes/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a YAML recipe: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"{override!r}: an override is written key=value, e.g. optim.steps=100")
+        *parents, last = key.split(".")
+        node = data
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: {parent!r} holds a value, not keys")
+        node[last] = yaml.safe_load(text)
+    try:
+        return from_dict(TrainConfig, data)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

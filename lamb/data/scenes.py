@@ -1,0 +1,250 @@
+"""Captioned scenes: labelled recordings alone, in sequence or overlapping, with a caption composed to match.
+
+Our choice. A scene is a pure function of (recordings, seed, index), so training can stop and go on anywhere.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .phrases import PHRASES, Phrase
+
+Audio = NDArray[np.float32]
+Kind = Literal["single", "sequence", "overlap"]
+KINDS: tuple[Kind, ...] = ("single", "sequence", "overlap")
+KIND_SHARES = (0.5, 0.27, 0.23)
+SYNTHETIC = ("noise", "tone")  # labels whose sounds are made here
+
+
+@dataclass(frozen=True)
+class Event:
+    """One recording in a scene."""
+
+    label: str
+    start: float  # seconds
+    end: float
+    level: float  # dB, against the loudest event of the scene
+
+
+@dataclass(frozen=True)
+class Scene:
+    waveform: Audio  # (T,), peak at most 1
+    kind: Kind
+    events: tuple[Event, ...]  # in the order of their starts; of an overlap the loudest first
+    caption: str
+
+
+def trim(x: Audio, sample_rate: int, floor: float = -50.0) -> Audio:
+    """Leading and trailing stretches more than `floor` dB below the loudest 20 ms cut off, the peak set to 1."""
+    frame = sample_rate // 50
+    padded = np.pad(x, (0, -len(x) % frame)).reshape(-1, frame)
+    power = np.square(padded).mean(1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (floor / 10))
+    if power.max() <= 0:
+        raise ValueError("a silent recording cannot be part of a scene")
+    x = x[loud[0] * frame : (loud[-1] + 1) * frame]
+    return x / np.abs(x).max()
+
+
+def _fast(n: int) -> int:
+    """A length of at least n whose Fourier transform is quick."""
+    return -(-n // 4096) * 4096
+
+
+def colour(x: Audio, rng: np.random.Generator, depth: float = 6.0) -> Audio:
+    """A random smooth equaliser of about +-`depth` dB: another microphone, another room."""
+    size = _fast(len(x))
+    spectrum = np.fft.rfft(x, size)
+    knots = rng.normal(0, depth / 1.5, 8)
+    gain = 10 ** (np.interp(np.linspace(0, 7, len(spectrum) // 64 + 1), np.arange(8), knots) / 20)
+    smooth = np.interp(np.arange(len(spectrum)) / 64, np.arange(len(gain)), gain).astype(np.float32)
+    return np.fft.irfft(spectrum * smooth, size)[: len(x)].astype(np.float32)
+
+
+def reverberate(x: Audio, rng: np.random.Generator, sample_rate: int) -> Audio:
+    """Convolution with exponentially decaying noise, 0.1 to 0.6 s to -60 dB."""
+    decay = rng.uniform(0.1, 0.6)
+    n = int(decay * sample_rate)
+    fade = 10 ** (-3 * np.arange(n, dtype=np.float32) / n)
+    tail = rng.standard_normal(n, np.float32) * fade * np.float32(rng.uniform(0.02, 0.15))
+    tail[0] = 1.0
+    size = _fast(len(x) + n)
+    return np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(tail, size), size)[: len(x)].astype(np.float32)
+
+
+def respeed(x: Audio, factor: float) -> Audio:
+    """Played `factor` times faster, pitch and all."""
+    return np.interp(np.arange(0, len(x) - 1, factor), np.arange(len(x)), x).astype(np.float32)
+
+
+def noise(n: int, rng: np.random.Generator, tilt: float) -> Audio:
+    """Noise of `n` samples whose power falls with frequency^tilt (0 white, 1 pink, 2 brown), peak 1."""
+    size = _fast(n)
+    spectrum = np.fft.rfft(rng.standard_normal(size, np.float32))
+    spectrum *= np.maximum(np.arange(len(spectrum), dtype=np.float32), size / 1000) ** np.float32(-tilt / 2)
+    x = np.fft.irfft(spectrum, size)[:n]
+    return (x / np.abs(x).max()).astype(np.float32)
+
+
+def tone(n: int, rng: np.random.Generator, sample_rate: int) -> Audio:
+    """A steady sine of 80 to 6000 Hz, sometimes with a few harmonics, peak 1."""
+    frequency = 80 * (6000 / 80) ** rng.random()
+    phase = 2 * np.pi * frequency * np.arange(n) / sample_rate + rng.uniform(0, 2 * np.pi)
+    x = np.sin(phase)
+    if rng.random() < 0.3:
+        x = x + sum(rng.uniform(0, 0.3) * np.sin(k * phase) for k in (2, 3) if k * frequency < sample_rate / 2)
+    return (x / np.abs(x).max()).astype(np.float32)
+
+
+def compose(kind: Kind, events: Sequence[Event], rng: np.random.Generator) -> str:
+    """A sentence for the events of a scene, with varied wording."""
+    phrases: list[Phrase] = []
+    for event in events:
+        bank = PHRASES[event.label]
+        phrases.append(bank[int(rng.integers(len(bank)))])
+    clauses, nouns = [p.clause for p in phrases], [p.noun for p in phrases]
+
+    def choose(*options: str) -> str:
+        return options[int(rng.integers(len(options)))]
+
+    if len(phrases) == 1:
+        text = clauses[0]
+    elif kind == "sequence" and len(phrases) == 2:
+        (a, b), (_, nb) = clauses, nouns
+        text = choose(f"{a}, then {b}", f"{a}, and then {b}", f"{a} followed by {nb}", f"{a} before {b}")
+    elif kind == "sequence":
+        a, b, c = clauses
+        text = choose(f"{a}, then {b}, and then {c}", f"{a} followed by {nouns[1]} and then {nouns[2]}")
+    elif len(phrases) == 2:
+        (a, b), (_, nb) = clauses, nouns
+        if events[1].level < -5 and rng.random() < 0.6:
+            text = choose(f"{a} with {nb} in the background", f"{a} while {b} in the background")
+        else:
+            text = choose(f"{a} while {b}", f"{a} as {b}", f"{a} and {b}", f"{a} with {nb}")
+    else:
+        a, b, c = clauses
+        text = choose(f"{a} while {b} and {c}", f"{a} as {b} and {c}", f"{a} with {nouns[1]} and {nouns[2]}")
+    return text[0].upper() + text[1:] + "."
+
+
+def caption(rng: np.random.Generator) -> str:
+    """The caption of some scene, without its sound: what a language model learns to write."""
+    kind: Kind = KINDS[int(rng.choice(3, p=KIND_SHARES))]
+    labels = _labels(kind, list(PHRASES), np.full(len(PHRASES), 1 / len(PHRASES)), rng)
+    return compose(kind, [Event(label, 0.0, 1.0, rng.uniform(-10, 0)) for label in labels], rng)
+
+
+def _labels(kind: Kind, labels: list[str], weights: NDArray[np.float64], rng: np.random.Generator) -> list[str]:
+    """The labels of a scene, no two of a kind: "a dog barks, then a dog barks" is no caption."""
+    count = 1 if kind == "single" else int(rng.choice([2, 3], p=[0.85, 0.15]))
+    chosen: list[str] = []
+    while len(chosen) < count:
+        label = labels[int(rng.choice(len(labels), p=weights))]
+        if all(PHRASES[label][0].subject != PHRASES[other][0].subject for other in chosen):
+            chosen.append(label)
+    return chosen
+
+
+class SceneMaker:
+    """Makes scenes from `recordings`: label -> waveforms (T,) at `sample_rate`, trimmed, as int16 to save memory."""
+
+    def __init__(
+        self, recordings: Mapping[str, Sequence[NDArray[np.int16]]], sample_rate: int, seconds: float, seed: int
+    ):
+        self.recordings, self.rate, self.seconds, self.seed = recordings, sample_rate, seconds, seed
+        self.labels = [*recordings, *SYNTHETIC]
+        counts = np.array([len(recordings[label]) for label in recordings] + [10] * len(SYNTHETIC), dtype=float)
+        # between every label alike and every recording alike
+        self.weights = np.sqrt(counts) / np.sqrt(counts).sum()
+
+    def batch(self, step: int, size: int) -> list[Scene]:
+        """Batch number `step`: `size` scenes of similar length, so that little of the batch is padding."""
+        seconds = np.random.default_rng((self.seed, 1, step)).uniform(min(3.0, self.seconds), self.seconds)
+        return [self.scene(step * size + k, seconds) for k in range(size)]
+
+    def scene(self, index: int, seconds: float) -> Scene:
+        """Scene number `index`, at most `seconds` long."""
+        rng = np.random.default_rng((self.seed, 0, index))
+        kind: Kind = KINDS[int(rng.choice(3, p=KIND_SHARES))]
+        labels = _labels(kind, self.labels, self.weights, rng)
+        if kind == "single":
+            x, events = self._single(labels[0], seconds, rng)
+        elif kind == "sequence":
+            x, events = self._sequence(labels, seconds, rng)
+        else:
+            x, events = self._overlap(labels, seconds, rng)
+        x = x[: int(seconds * self.rate)]
+        if rng.random() < 0.5:  # many collections pad their clips to one length
+            x = np.pad(x, (0, int(seconds * self.rate) - len(x)))
+        if rng.random() < 0.5:  # a faint bed of noise
+            x = x + noise(len(x), rng, rng.uniform(0, 2)) * 10 ** (rng.uniform(-60, -25) / 20)
+        x = x / max(float(np.abs(x).max()), 1e-6) * 10 ** (rng.uniform(-20, 0) / 20)
+        return Scene(x.astype(np.float32), kind, tuple(events), compose(kind, events, rng))
+
+    def _sound(self, label: str, seconds: float, rng: np.random.Generator) -> Audio:
+        """A sound of the label, at most `seconds` long, varied."""
+        n = int(seconds * self.rate)
+        if label == "noise":
+            return noise(n, rng, float(rng.choice([0.0, 0.0, 1.0, 2.0])))
+        if label == "tone":
+            return tone(n, rng, self.rate)
+        bank = self.recordings[label]
+        x: Audio = bank[int(rng.integers(len(bank)))].astype(np.float32) / np.float32(32767)
+        if rng.random() < 0.6:
+            x = respeed(x, rng.uniform(0.85, 1.18))
+        if len(x) > n:
+            offset = int(rng.integers(len(x) - n + 1))
+            cut = x[offset : offset + n]
+            # a cut from a pause would be captioned with what is not heard in it
+            x = cut if np.abs(cut).max() > 0.1 * np.abs(x).max() else x[:n]
+        if rng.random() < 0.5:
+            x = colour(x, rng)
+        if rng.random() < 0.2:
+            x = reverberate(x, rng, self.rate)
+        return x / max(float(np.abs(x).max()), 1e-6)
+
+    def _repeat(self, x: Audio, length: float, rng: np.random.Generator) -> Audio:
+        """The sound again and again, with pauses, up to `length` seconds."""
+        n = int(length * self.rate)
+        parts = [x]
+        while sum(map(len, parts)) < n:
+            parts += [np.zeros(int(rng.uniform(0, 0.5) * self.rate), np.float32), x]
+        return np.concatenate(parts)[:n]
+
+    def _single(self, label: str, seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
+        x = self._sound(label, rng.uniform(0.6, 1.0) * seconds, rng)
+        if rng.random() < 0.3:
+            x = self._repeat(x, rng.uniform(0.6, 1.0) * seconds, rng)
+        room = seconds - len(x) / self.rate
+        start = rng.uniform(0, min(1.5, room)) if rng.random() < 0.4 else 0.0
+        return np.pad(x, (int(start * self.rate), 0)), [Event(label, start, start + len(x) / self.rate, 0.0)]
+
+    def _sequence(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
+        parts, events, at = [], [], 0
+        share = seconds / len(labels)
+        levels = rng.uniform(-8, 0, len(labels))
+        for label, level in zip(labels, levels - levels.max(), strict=True):
+            x = self._sound(label, rng.uniform(0.5, 1.0) * share, rng) * np.float32(10 ** (level / 20))
+            gap = int(rng.uniform(0, min(0.6, share - len(x) / self.rate)) * self.rate)
+            events.append(Event(label, at / self.rate, (at + len(x)) / self.rate, float(level)))
+            parts += [x, np.zeros(gap, np.float32)]
+            at += len(x) + gap
+        return np.concatenate(parts), events
+
+    def _overlap(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
+        length = rng.uniform(0.7, 1.0) * seconds
+        sounds = [self._sound(label, length, rng) for label in labels]
+        sounds = [self._repeat(x, length, rng) if len(x) < 0.6 * length * self.rate else x for x in sounds]
+        mix = np.zeros(int(length * self.rate), np.float32)
+        events = []
+        for k, (label, x) in enumerate(zip(labels, sounds, strict=True)):
+            level = 0.0 if k == 0 else float(rng.uniform(-10, 0))
+            rms = float(np.sqrt(np.square(x).mean())) or 1.0
+            start = int(rng.integers(len(mix) - len(x) + 1)) if len(x) < len(mix) else 0
+            x = x[: len(mix) - start]
+            mix[start : start + len(x)] += x / np.float32(rms) * np.float32(10 ** (level / 20))
+            events.append(Event(label, start / self.rate, (start + len(x)) / self.rate, level))
+        return mix, events

@@ -1,0 +1,127 @@
+"""From audio tokens to captions: `generate()` of `transformers`, steered by the Token Guide.
+
+The guide's bias is computed once a clip and added to the logits of every step. `transformers` runs logits processors
+after the log-softmax in beam search; adding the bias there and normalising again equals adding it to the logits:
+log_softmax(log_softmax(x) + b) = log_softmax(x + b). Sampling is greedy search on logits with Gumbel noise that is
+drawn from the seed alone, so that a clip's sample does not depend on its batch neighbours.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import DecodeConfig
+from .model import LambModel, caption_labels
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One candidate caption."""
+
+    text: str  # a clean sentence
+    score: float  # mean log probability of its tokens and its end, under the guided model
+
+
+class GuideBias:
+    """Logits processor: adds the bias (B, V) to scores (B * k, V), k rows a clip."""
+
+    def __init__(self, bias: Tensor):
+        self.bias = bias
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.float() + self.bias.repeat_interleave(len(scores) // len(self.bias), 0)
+
+
+class GumbelNoise:
+    """Logits processor: the same Gumbel noise (n, V) for every clip, so that an argmax is a sample."""
+
+    def __init__(self, samples: int, seed: int):
+        self.samples, self.generator = samples, torch.Generator().manual_seed(seed)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        uniform = torch.rand(self.samples, scores.shape[1], generator=self.generator).clamp_min(1e-20)
+        noise = -(-uniform.log()).clamp_min(1e-20).log()  # (n, V)
+        return scores + noise.to(scores.device).repeat(len(scores) // self.samples, 1)
+
+
+@torch.inference_mode()
+def generate(
+    model: LambModel, z_a: Tensor, mask: Tensor, options: DecodeConfig, n_best: int = 1, seed: int | None = None
+) -> list[list[Hypothesis]]:
+    """Captions of z_a (B, N, D_llm), mask (B, N): for every clip its hypotheses, best first, at most `n_best`.
+
+    Beam search with `options.beams` (1: greedy), or sampling where a `seed` is given. Repeated texts are dropped.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers.generation.logits_process import (
+        NoRepeatNGramLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    size = len(z_a)
+    prefix, prefix_mask = model.llm.prefix(z_a, mask)
+    bias = model.bias(z_a, mask)
+    processors: list[Any] = [] if bias is None else [GuideBias(bias)]
+    if options.no_repeat_ngram:
+        processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram))
+    if seed is not None:
+        processors += [TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)]
+        processors += [GumbelNoise(n_best, seed)]
+        prefix, prefix_mask = prefix.repeat_interleave(n_best, 0), prefix_mask.repeat_interleave(n_best, 0)
+    beams = 1 if seed is not None else max(options.beams, n_best)
+    eos = model.llm.tokenizer.eos_token_id
+    config = GenerationConfig(
+        max_new_tokens=options.max_new_tokens,
+        num_beams=beams,
+        num_return_sequences=1 if seed is not None else n_best,
+        do_sample=False,
+        length_penalty=options.length_penalty,
+        renormalize_logits=True,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        bos_token_id=model.llm.tokenizer.bos_token_id,
+    )
+    ids = model.llm.model.generate(
+        inputs_embeds=prefix,
+        attention_mask=prefix_mask.long(),
+        generation_config=config,
+        logits_processor=LogitsProcessorList(processors),
+    )  # (B * n_best, L)
+    if seed is None:
+        prefix, prefix_mask = prefix.repeat_interleave(n_best, 0), prefix_mask.repeat_interleave(n_best, 0)
+    scores = score(model, prefix, prefix_mask, ids, bias)
+    texts = [clean(model.llm.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
+    found = [Hypothesis(text, value) for text, value in zip(texts, scores.tolist(), strict=True)]
+    return [_best(found[k * n_best : (k + 1) * n_best]) for k in range(size)]
+
+
+def score(model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:
+    """Mean log probability (B * k,) of generated ids (B * k, L), the end included, under logits + bias (B, V)."""
+    eos = model.llm.tokenizer.eos_token_id
+    mask = (ids == eos).cumsum(1) == 0  # (B * k, L) tokens before the end
+    logits = model.llm.logits(prefix, prefix_mask, ids).float()  # (B * k, L + 1, V)
+    if bias is not None:
+        logits = logits + bias.repeat_interleave(len(logits) // len(bias), 0)[:, None]
+    labels = caption_labels(ids, mask, eos)  # (B * k, L + 1)
+    labels[:, -1] = -100  # a caption that was cut at the limit has no end to score
+    valid = labels != -100
+    log_probability = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
+    return (log_probability * valid).sum(1) / valid.sum(1).clamp_min(1)
+
+
+def clean(text: str) -> str:
+    """One line, a capital first, a full stop last."""
+    text = " ".join(text.split()).replace(" ,", ",").replace(" .", ".").rstrip(" ,;:-")
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+
+
+def _best(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+    unique: dict[str, Hypothesis] = {}
+    for hypothesis in sorted(hypotheses, key=lambda h: -h.score):
+        unique.setdefault(hypothesis.text, hypothesis)
+    return list(unique.values())

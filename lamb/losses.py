@@ -1,0 +1,38 @@
+"""The objective (paper section 5): L = l1 * L_cma + l2 * L_tg + l3 * L_dec, as named terms in one dict.
+
+L_cma is the aligner's weighted sum; L_tg and L_dec are cross entropies on the guided and on the raw logits.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .model import LambModel, Output
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Mean over the labelled tokens, in fp32; logits (B, L, V), labels (B, L) with -100 for none, bias (B, V)."""
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.float()
+        if bias is not None:
+            logits = logits + bias[:, None]
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def loss_terms(model: LambModel, output: Output) -> dict[str, Tensor]:
+    """Every term by name, unweighted, and their weighted sum as "loss"."""
+    weights = model.config.loss
+    terms: dict[str, Tensor] = {}
+    scale: dict[str, float] = {}
+    if model.aligner is not None and weights.alignment:
+        terms |= model.aligner(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
+        scale |= {name: weights.alignment * weight for name, weight in model.aligner.weights.items()}
+    if output.bias is not None and weights.guided:
+        terms["guided"] = cross_entropy(output.logits, output.labels, output.bias)
+        scale["guided"] = weights.guided
+    if weights.plain:
+        terms["plain"] = cross_entropy(output.logits, output.labels)
+        scale["plain"] = weights.plain
+    assert terms.keys() == scale.keys()
+    total = sum((scale[name] * term for name, term in terms.items()), torch.zeros((), device=output.z_a.device))
+    return {"loss": total, **terms}

@@ -1,0 +1,107 @@
+"""Token Guide: the audio tokens z_a score every entry of the vocabulary; the scores steer the LLM's logits.
+
+From the paper (LAMB, section 4 of docs/method.md): a score for every vocabulary entry from its squared L2
+distance to z_a in the LLM's input embedding space, closer meaning higher, added to the logits of every
+decoding step with a learnable strength beta. No external module. The paper's Table 3 also compares L1 and
+cosine.
+
+Our choice where the paper is silent:
+
+    mean   score_v = -mean_i |z_i - e_v|^2   (l2; l1 likewise),   mean_i cos(z_i, e_v)   (cosine)
+    min    the closest token alone:  -min_i |z_i - e_v|^2,  max_i cos(z_i, e_v)
+    bias = beta * (score - mean_v score): the softmax does not see the centring, and the numbers stay small
+
+With z̄ = mean_i z_i, mean_i |z_i - e_v|^2 = mean_i |z_i|^2 - 2 z̄·e_v + |e_v|^2: l2 / mean is one
+matrix-vector product a clip, and so is cosine / mean. With beam search the bias must enter before the
+log-softmax.
+
+Letters: B batch, N audio tokens, V vocabulary, D LLM width; e_v row v of the embedding table.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Distance = Literal["l2", "l1", "cosine"]
+Reduce = Literal["mean", "min"]
+
+# Elements of the largest temporary: 128 MB in float32, where a float32 copy of LLaMA-2's table takes 0.5 GB.
+_CHUNK = 2**25
+
+
+def guide_scores(z_a: Tensor, mask: Tensor, table: Tensor, *, distance: Distance, reduce: Reduce) -> Tensor:
+    """z_a (B, N, D), mask (B, N), table (V, D) of any dtype -> scores (B, V) in float32.
+
+    Every clip needs a valid token. A large table is read in chunks of rows, each cast on its own and, in
+    training, computed again in the backward pass: neither a float32 copy of it nor (B, N, V, D) ever exists.
+    """
+    with torch.autocast(z_a.device.type, enabled=False):
+        z = z_a.to(torch.promote_types(z_a.dtype, torch.float32))
+        if distance == "cosine":
+            z = F.normalize(z, dim=-1)
+        squares = z.square().sum(-1)  # (B, N)
+        if reduce == "mean" and distance != "l1":
+            # The score is linear in z_i and |z_i|^2: their means over a clip stand for its tokens.
+            weight = mask.to(z.dtype) / mask.sum(1, keepdim=True)  # (B, N)
+            z = torch.einsum("bn,bnd->bd", weight, z)[:, None]  # (B, 1, D)
+            squares = (weight * squares).sum(1, keepdim=True)  # (B, 1)
+            mask = mask.any(1, keepdim=True)  # (B, 1)
+        batch, tokens, dim = z.shape
+        # The backward pass of an L1 cdist holds every single difference.
+        row_size = max(dim, batch * tokens * (dim if distance == "l1" else 1))
+        chunks = table.split(max(1, _CHUNK // row_size))
+        args = [(z, squares, mask, rows, distance, reduce) for rows in chunks]
+        if torch.is_grad_enabled() and len(chunks) > 1:
+            parts = [checkpoint(_score_rows, *a, use_reentrant=False, preserve_rng_state=False) for a in args]
+        else:
+            parts = [_score_rows(*a) for a in args]
+        return torch.cat(parts, dim=-1)  # (B, V)
+
+
+class TokenGuide(nn.Module):
+    """bias (B, V) = beta * centred scores, float32: once a clip, added to the logits of every step.
+
+    The table is not detached: a frozen one gets no gradient anyway, one trained along learns from the guide
+    too.
+    """
+
+    def __init__(self, *, distance: Distance, reduce: Reduce, beta: float) -> None:
+        super().__init__()
+        self.distance: Distance = distance
+        self.reduce: Reduce = reduce
+        self.beta = nn.Parameter(torch.tensor(beta, dtype=torch.float32))
+
+    def forward(self, z_a: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        scores = guide_scores(z_a, mask, table, distance=self.distance, reduce=self.reduce)  # (B, V)
+        return self.beta * (scores - scores.mean(-1, keepdim=True))
+
+
+@torch.no_grad()
+def initial_beta(table: Tensor, *, distance: Distance, reduce: Reduce) -> float:
+    """The beta at which beta * score has a standard deviation of about 1 over the vocabulary (our choice).
+
+    Embedding scales differ by orders of magnitude between LLMs. Up to 256 evenly spaced rows stand for z_a.
+    """
+    picks = torch.linspace(0, len(table) - 1, min(256, len(table)), device=table.device).long()
+    z_a = table[picks][:, None]  # (256, 1, D): clips of one token
+    mask = torch.ones(z_a.shape[:2], dtype=torch.bool, device=table.device)
+    spread = guide_scores(z_a, mask, table, distance=distance, reduce=reduce).std(-1).mean().item()
+    return 1 / spread if spread > 0 else 1.0  # a table of equal rows has nothing to steer
+
+
+def _score_rows(z: Tensor, squares: Tensor, mask: Tensor, rows: Tensor, distance: Distance, reduce: Reduce) -> Tensor:
+    """Scores of some rows (R, D) of the table: (B, R). `squares` are |z_i|^2, (B, N)."""
+    e = rows.to(z.dtype)
+    if distance == "l2":
+        scores = 2 * z @ e.mT - e.square().sum(-1) - squares[..., None]  # (B, N, R)
+    elif distance == "l1":
+        # All tokens as one list: cdist would copy e for every clip.
+        scores = -torch.cdist(z.flatten(0, 1), e, p=1).unflatten(0, mask.shape)  # (B, N, R)
+    else:
+        scores = z @ F.normalize(e, dim=-1).mT  # (B, N, R)
+    if reduce == "min":
+        return scores.masked_fill(~mask[..., None], -torch.inf).amax(1)
+    return scores.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)

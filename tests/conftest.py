@@ -1,0 +1,108 @@
+"""Tiny random models: the real architecture, small enough for a test, without any network."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+needs_sounds = pytest.mark.skipif(not (SHARED / "sounds").exists(), reason="../shared/sounds is not here")
+
+SENTENCES = [
+    "A dog barks.",
+    "Rain falls, then a siren wails.",
+    "A man speaks while an engine idles.",
+    "Church bells ring.",
+    "A cat meows and a baby cries.",
+]
+
+
+@pytest.fixture(scope="session")
+def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaMA of 2 layers and width 32 with a BPE tokenizer of 300 entries, saved by save_pretrained."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lamb.train import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("llm")
+    tokenizer = train_tokenizer(SENTENCES * 4, 300)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random convolutional encoder of width 32, as stage `encoder` of `lamb train` leaves it."""
+    import torch
+    from safetensors.torch import save_file
+
+    from lamb.encoders.conv import ConvEncoder
+
+    folder = tmp_path_factory.mktemp("encoder")
+    torch.manual_seed(0)
+    encoder = ConvEncoder(widths=(4, 8, 16, 32), mels=32, n_fft=512)
+    (folder / "config.json").write_text(json.dumps(encoder.options))
+    save_file(
+        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_config(llm_folder: Path, encoder_folder: Path) -> Callable[..., Any]:
+    """make_config(section={key: value}, ...) -> LambConfig of a tiny model, with these settings in place of its own."""
+    from lamb.config import LambConfig, from_dict
+
+    def make(**sections: dict[str, Any]) -> LambConfig:
+        data: dict[str, dict[str, Any]] = {
+            "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+            "adapter": {"fusion_queries": 4, "semantic_queries": 3, "temporal_queries": 3, "head_dim": 16},
+            "llm": {"source": str(llm_folder), "train": "full"},
+            "decode": {"max_new_tokens": 8},
+        }
+        for name, values in sections.items():
+            data.setdefault(name, {}).update(values)
+        return from_dict(LambConfig, data)
+
+    return make
+
+
+@pytest.fixture
+def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
+    """make_model(section={...}, ...) -> a new tiny LambModel in eval mode, the same one for the same settings."""
+    import torch
+
+    from lamb.model import build
+
+    def make(**sections: dict[str, Any]) -> Any:
+        torch.manual_seed(1)
+        return build(make_config(**sections)).eval()
+
+    return make
+
+
+@pytest.fixture
+def model_folder(make_model: Callable[..., Any], tmp_path: Path) -> Path:
+    """A tiny standalone model on disk."""
+    from lamb.checkpoint import save
+
+    card = {"trained_on": "nothing", "licence": "none"}
+    return save(make_model(), tmp_path / "model", standalone=True, card=card)
