@@ -21,6 +21,7 @@ from .model import LambModel
 SILENCE = Hypothesis("Silence.", 0.0)  # measured, not guessed: see lamb.audio.SILENCE_DBFS
 AHEAD = 4  # windows of a recording that are decoded before their turn
 GROUP = 4  # batches of clips that are sorted by length together
+HELD = 256  # clips in such a group, unless a batch is larger: a long one keeps its file open
 
 
 @dataclass
@@ -86,13 +87,16 @@ class Captioner:
             sample: draw captions at random (`seed`, 0 if None) instead of searching the best.
             batch_size: files generated together.
             timeline: also caption every window of `window` seconds, one every `hop` seconds, as segments.
+            hop: None: as the model's own, in proportion to the window.
 
         A caption covers its whole recording: one longer than a window is encoded window by window.
         """
+        if isinstance(files, str | bytes) or hasattr(files, "read"):
+            raise TypeError(f"files are given as a list, also a single one: [{audio.name(files)!r}]")
         chosen: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         options = replace(self.options, **{k: v for k, v in chosen.items() if v is not None})
         if window is not None and hop is None:
-            options = replace(options, hop=min(options.hop, window))
+            options = replace(options, hop=window * (self.options.hop / self.options.window))
         _check(options, n_best, beams, sample)
         if beams is None:
             options = replace(options, beams=max(options.beams, n_best))
@@ -108,8 +112,11 @@ def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) 
         raise ValueError(f"n_best must be at least 1, not {n_best}")
     if beams is not None and n_best > beams and not sample:
         raise ValueError(f"n_best {n_best} needs as many beams, not {beams}: raise beams, or sample")
-    if not 0 < options.hop <= options.window:
-        raise ValueError(f"hop must be more than 0 and at most the window: hop {options.hop}, window {options.window}")
+    if not audio.MIN_DURATION <= options.hop <= options.window < math.inf:
+        raise ValueError(
+            f"window and hop are seconds from {audio.MIN_DURATION} on, and hop at most the window: "
+            f"hop {options.hop}, window {options.window}"
+        )
 
 
 def _device(name: str | None) -> str:
@@ -136,7 +143,7 @@ class _Job:
     timeline: bool
 
     def run(self, files: Iterable[audio.Source]) -> Iterator[Caption]:
-        size = self.options.batch_size * GROUP
+        size = max(self.options.batch_size, min(self.options.batch_size * GROUP, HELD))
         todo = iter(files)
         with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
             ahead: deque[Future[_Recording]] = deque(pool.submit(self._open, f) for f in islice(todo, size))
@@ -172,10 +179,9 @@ class _Job:
         for recording in group:
             try:
                 for start, x in recording.windows:
-                    if start and len(x) < audio.MIN_DURATION * self.model.encoder.sample_rate:
-                        recording.duration = start + len(x) / self.model.encoder.sample_rate
-                        continue  # a last sliver too short to hold anything
                     recording.duration = start + len(x) / self.model.encoder.sample_rate
+                    if start and len(x) < audio.MIN_DURATION * self.model.encoder.sample_rate:
+                        continue  # a last sliver too short to hold anything
                     recording.spans.append((start, recording.duration))
                     if not audio.is_silent(x):
                         held.append((recording, len(recording.spans) - 1, x))

@@ -6,9 +6,13 @@ the LLM's configuration and tokenizer in `llm/`. Loading is strict: a missing or
 """
 
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +26,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
 
 FORMAT, VERSION = "lamb", 1
 BUNDLED = Path(__file__).parent / "models"
-FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md")  # all that is ever downloaded
+FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTION.csv")  # all that is ever downloaded
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
 
 
 class CheckpointError(ValueError):
@@ -38,7 +43,7 @@ def save(
     half: bool = False,
     decode: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `model` into `folder`; what lies there is replaced file by file, `lamb.json` last.
+    """Write `model` into `folder`; a model that lies there is replaced once the new one is written in full.
 
     Args:
         standalone: with encoder and LLM inside; else they stay where the configuration says (`source`).
@@ -57,6 +62,9 @@ def save(
         config = replace(config, encoder=encoder, llm=replace(config.llm, source=None))
     elif None in (config.encoder.source, config.llm.source):
         raise CheckpointError(f"{folder}: encoder and LLM have no source to refer to; save a standalone checkpoint")
+    for part, base in (("encoder", model.encoder), ("llm", model.llm)):
+        if getattr(config, part).train == "lora" and not any(p.requires_grad for p in base.parameters()):
+            raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
     weights = {name: t.detach().cpu().contiguous() for name, t in tensors(model, standalone).items()}
@@ -64,12 +72,6 @@ def save(
         weights = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in weights.items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if standalone:
-        model.llm.model.config.save_pretrained(folder / "llm")
-        model.llm.tokenizer.save_pretrained(folder / "llm")
-    part = folder / "model.safetensors.part"
-    save_file(weights, part)
-    part.replace(folder / "model.safetensors")
     facts = {
         "format": FORMAT,
         "version": VERSION,
@@ -77,41 +79,50 @@ def save(
         "card": dict(card),
         "config": to_dict(config),
     }
-    part = folder / "lamb.json.part"
-    part.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    part.replace(folder / "lamb.json")
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
+        new = Path(scratch)
+        (new / "lamb.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if standalone:
+            model.llm.model.config.save_pretrained(new / "llm")
+            model.llm.tokenizer.save_pretrained(new / "llm")
+        save_file(weights, new / "model.safetensors")
+        shutil.copymode(new / "lamb.json", new / "model.safetensors")  # safetensors makes it private
+        for name in ("llm/**/*", "model.safetensors", "lamb.json"):
+            for file in filter(Path.is_file, new.glob(name)):
+                target = folder / file.relative_to(new)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
     return folder
 
 
 def tensors(model: "LambModel", standalone: bool) -> dict[str, "Tensor"]:
     """The tensors of `model` that a checkpoint holds, by name; of tied ones the first."""
-    state, trained = model.state_dict(), {name for name, p in model.named_parameters() if p.requires_grad}
     bases = {"encoder": model.config.encoder.train, "llm": model.config.llm.train}
-    seen: set[tuple[int, Any]] = set()
-    kept = {}
-    for name, tensor in state.items():
+    kept: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():  # tied tensors are one object
         part = name.partition(".")[0]
         # a part that learnt in full keeps its buffers too: BatchNorm's statistics moved with it
-        own = standalone or part not in bases or name in trained or bases[part] == "full"
-        identity = (tensor.data_ptr(), tensor.shape)
-        if own and (tensor.numel() == 0 or identity not in seen):
-            kept[name] = tensor
-            seen.add(identity)
+        own = standalone or part not in bases or tensor.requires_grad or bases[part] == "full"
+        if own and id(tensor) not in seen:
+            kept[name] = tensor.detach()
+            seen.add(id(tensor))
     return kept
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model: a bundled name, a folder, or a hub id, which is downloaded."""
-    if (BUNDLED / str(name) / "lamb.json").exists():
-        return BUNDLED / str(name)
+    # os.path says False to an impossible name, where Path raises
+    if os.path.basename(name) == str(name) and os.path.isfile(BUNDLED / name / "lamb.json"):
+        return BUNDLED / name
     folder = Path(name)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if not (folder / "lamb.json").exists():
             raise CheckpointError(
                 f"{name}: holds no lamb.json, so it is not a lamb model; give the folder of a trained one"
             )
         return folder
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and not folder.exists():
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and not os.path.exists(folder):
         return _download(str(name))
     names = ", ".join(sorted(path.name for path in BUNDLED.glob("*") if (path / "lamb.json").exists()))
     raise CheckpointError(
@@ -121,25 +132,24 @@ def find(name: str | Path) -> Path:
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise CheckpointError(
             f"{name}: no such folder, and the Hugging Face hub does not give it ({_reason(error)}); "
             "check the name and the network"
-        ) from None
+        ) from error
     if not (folder / "lamb.json").exists():
         raise CheckpointError(f"{name}: this hub model holds no lamb.json, so it is not a lamb model")
     return folder
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """`lamb.json`, checked: format and version are ours."""
+    """`lamb.json`, checked: format and version are ours; "config" is a LambConfig."""
     path = folder / "lamb.json"
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
@@ -151,13 +161,26 @@ def read_facts(folder: Path) -> dict[str, Any]:
     missing = {"standalone", "card", "config"} - facts.keys()
     if missing:
         raise CheckpointError(f"{path}: lacks {', '.join(sorted(missing))}; copy or train the model again")
-    return facts
+    try:
+        return {**facts, "config": from_dict(LambConfig, facts["config"])}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; was it written by a newer lamb?") from None
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Around the reading of a model's `file`: what cannot be read is a CheckpointError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({_reason(error)}); copy or train the model again") from error
 
 
 def load(name: str | Path, device: str = "cpu") -> "LambModel":
     """The model `name` (see `find`) on `device`, ready for use. CheckpointError for anything that does not fit."""
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from .llm import LanguageModel, dtype
@@ -165,22 +188,20 @@ def load(name: str | Path, device: str = "cpu") -> "LambModel":
 
     folder = find(name)
     facts = read_facts(folder)
-    try:
-        config = from_dict(LambConfig, facts["config"])
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'lamb.json'}: {error}; was it written by a newer lamb?") from None
-    file = folder / "model.safetensors"
-    try:
+    config, standalone, file = facts["config"], facts["standalone"], folder / "model.safetensors"
+    with _reading(file):
         weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error}); copy or train the model again") from None
-    standalone = facts["standalone"]
     if standalone:
-        llm = LanguageModel.from_folder(folder / "llm", config.llm)
-        llm.to(dtype(config.llm.dtype, device))
-    else:
-        llm = LanguageModel.from_pretrained(config.llm, device)
-    model = LambModel(config, build_encoder(config.encoder), llm)
+        with _reading(folder / "llm"):
+            llm = LanguageModel.from_folder(folder / "llm", config.llm)
+        for parameter in llm.parameters():  # not llm.to(), which would round the rotary frequencies too
+            parameter.data = parameter.data.to(dtype(config.llm.dtype, device))
+    try:
+        if not standalone:
+            llm = LanguageModel.from_pretrained(config.llm, device)
+        model = LambModel(config, build_encoder(config.encoder), llm)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{name}: {error}") from error
     _fill(model, weights, standalone, file)
     model.to(torch.device(device))
     return model.eval()
@@ -207,16 +228,14 @@ def describe(name: str | Path) -> dict[str, Any]:
 
     folder = find(name)
     facts = read_facts(folder)
-    config = facts["config"]
+    config = to_dict(facts["config"])
     counts: dict[str, int] = {}
-    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+    path = folder / "model.safetensors"
+    with _reading(path), safe_open(path, framework="numpy") as file:
         for key in file.keys():  # noqa: SIM118  safe_open is no dict
-            shape = file.get_slice(key).get_shape()
-            size = 1
-            for n in shape:
-                size *= n
-            part = key.partition(".")[0]
-            counts[part] = counts.get(part, 0) + size
+            if key.rpartition(".")[2] not in STATISTICS:
+                part = key.partition(".")[0]
+                counts[part] = counts.get(part, 0) + math.prod(file.get_slice(key).get_shape())
     kinds = {
         "encoder": f"{config['encoder']['name']} {config['encoder']['source'] or ''}".strip(),
         "adapter": config["adapter"]["kind"],
@@ -231,7 +250,7 @@ def describe(name: str | Path) -> dict[str, Any]:
         "folder": str(folder),
         "format_version": facts["version"],
         "standalone": facts["standalone"],
-        "size_bytes": sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file()),
+        "size_bytes": sum(path.stat().st_size for pattern in FILES for path in folder.glob(pattern)),
         **facts["card"],
         "parts": [
             {"part": part, "kind": kind, "parameters": counts.get(part, 0), "trained": trained.get(part, "full")}
@@ -245,7 +264,9 @@ def describe(name: str | Path) -> dict[str, Any]:
 def _llm_kind(folder: Path, llm: dict[str, Any]) -> str:
     if llm["source"]:
         return str(llm["source"])
-    return str(json.loads((folder / "llm" / "config.json").read_text()).get("model_type", "unknown"))
+    path = folder / "llm" / "config.json"
+    with _reading(path):
+        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "unknown"))
 
 
 def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
@@ -254,7 +275,6 @@ def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
     The token is the one that `hf auth login` or the environment variable HF_TOKEN gives.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     folder = find(name)
     read_facts(folder)
@@ -264,10 +284,10 @@ def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
         api.upload_folder(
             repo_id=repo, folder_path=folder, allow_patterns=list(FILES), commit_message="Upload a lamb model"
         )
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # see _download
         raise CheckpointError(
             f"{repo}: the upload failed ({_reason(error)}); check the name, the token and the network"
-        ) from None
+        ) from error
     return str(address)
 
 

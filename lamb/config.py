@@ -6,6 +6,7 @@ A recipe states only what differs from these defaults. An unknown key or a wrong
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -205,7 +206,7 @@ def _plain(value: Any) -> Any:
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """`data` (nested dicts) as the dataclass `cls`; ConfigError for an unknown key or a wrong type."""
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where or cls.__name__}: expected keys and values, found {data!r}")
+        raise ConfigError(f"{where.rstrip('.') or cls.__name__}: expected keys and values, found {data!r}")
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
@@ -234,7 +235,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         if len(items) == len(value):
             return tuple(_typed(item, v, f"{where}[{i}]") for i, (item, v) in enumerate(zip(items, value, strict=True)))
     elif origin is Mapping and isinstance(value, Mapping):
-        return dict(value)
+        return {_typed(args[0], k, f"{where}.{k}"): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif hint is Any or (origin is None and isinstance(value, hint) and (hint is bool or not isinstance(value, bool))):
@@ -245,15 +246,13 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
     """A YAML recipe, then `key.sub=value` overrides (values read as YAML)."""
-    import yaml
-
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        data = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such recipe; recipes are YAML files, see the folder recipes/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a YAML recipe: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, found {type(data).__name__}")
     for override in overrides:
@@ -266,8 +265,22 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: {parent!r} holds a value, not keys")
-        node[last] = yaml.safe_load(text)
+        node[last] = _yaml(text, repr(override))
     try:
         return from_dict(TrainConfig, data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _yaml(text: str, where: str) -> Any:
+    """YAML that also takes 1e-3 for a number, as everybody but YAML 1.1 does; ConfigError for what is none."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789"))
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: cannot be read as YAML: {error}") from None

@@ -95,7 +95,9 @@ def generate(
     scores = score(model, prefix, prefix_mask, ids, bias)
     texts = [clean(model.llm.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
     found = [Hypothesis(text, value) for text, value in zip(texts, scores.tolist(), strict=True)]
-    return [_best(found[k * n_best : (k + 1) * n_best]) for k in range(size)]
+    if seed is not None:  # a search has ranked them: by score, or as its length penalty asks
+        found = [h for k in range(size) for h in sorted(found[k * n_best : (k + 1) * n_best], key=lambda h: -h.score)]
+    return [_distinct(found[k * n_best : (k + 1) * n_best]) for k in range(size)]
 
 
 def score(model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:
@@ -120,8 +122,8 @@ def clean(text: str) -> str:
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 
-def _best(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
+def _distinct(hypotheses: list[Hypothesis]) -> list[Hypothesis]:
     unique: dict[str, Hypothesis] = {}
-    for hypothesis in sorted(hypotheses, key=lambda h: -h.score):
+    for hypothesis in hypotheses:
         unique.setdefault(hypothesis.text, hypothesis)
     return list(unique.values())

@@ -20,16 +20,22 @@ class LanguageModel(nn.Module):
     """A causal LM with its tokenizer; `config` says how it is prompted and trained."""
 
     def __init__(self, model: Any, tokenizer: Any, config: LLMConfig):
+        from transformers import GenerationConfig
+
         super().__init__()
         self.model, self.tokenizer, self.config = model, tokenizer, config
         if tokenizer.eos_token_id is None:
             raise ConfigError(f"llm {config.source}: its tokenizer has no end-of-sequence token, so no caption can end")
-        if config.prompt.count(AUDIO) != 1:
-            raise ConfigError(f"llm.prompt: {config.prompt!r} must hold {AUDIO} exactly once")
-        before, after = config.prompt.replace("{instruction}", config.instruction).split(AUDIO)
+        prompt = config.prompt.replace("{instruction}", config.instruction)
+        if prompt.count(AUDIO) != 1:
+            raise ConfigError(f"llm.prompt: {prompt!r} must hold {AUDIO} exactly once")
+        before, after = prompt.split(AUDIO)
         # special tokens (LLaMA's <s>) only where the sequence begins
         self.before: list[int] = _without(tokenizer(before).input_ids, tokenizer.eos_token_id)
         self.after: list[int] = tokenizer(after, add_special_tokens=False).input_ids
+        # generate() would take from the model's own what DecodeConfig leaves open, such as a repetition penalty
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        model.generation_config = GenerationConfig(bos_token_id=bos, eos_token_id=eos, pad_token_id=eos)
         if config.train == "lora":
             _add_lora(model, config)
         elif config.train == "frozen":
@@ -38,6 +44,7 @@ class LanguageModel(nn.Module):
     @classmethod
     def from_pretrained(cls, config: LLMConfig, device: str | torch.device = "cpu") -> "LanguageModel":
         """The LM and tokenizer of `config.source`, a hub id or a folder. ConfigError if there are none."""
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if config.source is None:
@@ -45,12 +52,21 @@ class LanguageModel(nn.Module):
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.source)
             # a checkpoint's own dtype would be taken otherwise: bf16 is very slow on most CPUs
-            model = AutoModelForCausalLM.from_pretrained(config.source, dtype=dtype(config.dtype, device))
-        except (OSError, ValueError, KeyError) as error:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                config.source, dtype=dtype(config.dtype, device), output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(
                 f"llm {config.source}: cannot be loaded ({_first_line(error)}); give the id of a causal LM on "
                 "the Hugging Face hub that can be reached from here, or a folder saved with save_pretrained"
             ) from None
+        model, report = loaded
+        if report["missing_keys"]:  # transformers fills them with random numbers
+            missing = sorted(report["missing_keys"])
+            raise ConfigError(
+                f"llm {config.source}: {len(missing)} weights are missing, such as {missing[0]}; give a complete "
+                "checkpoint of a causal LM"
+            )
         return cls(model, tokenizer, config)
 
     @classmethod
@@ -91,7 +107,7 @@ class LanguageModel(nn.Module):
         Captions can follow directly, at the same position of every row.
         """
         size = len(z_a)
-        ids = torch.tensor([*self.before, *self.after], device=z_a.device)
+        ids = torch.tensor([*self.before, *self.after], dtype=torch.long, device=z_a.device)
         before, after = self.embed(ids).split([len(self.before), len(self.after)])
         parts = [before.expand(size, -1, -1), z_a.to(before.dtype), after.expand(size, -1, -1)]
         embeddings = torch.cat(parts, 1)  # (B, P, D_llm)
@@ -130,12 +146,14 @@ def dtype(name: str, device: str | torch.device) -> torch.dtype:
 def _add_lora(model: Any, config: LLMConfig) -> None:
     """LoRA on q and v (or on `lora_targets`), everything else frozen."""
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
 
+    known: Any = KNOWN.get(model.config.model_type, ["q_proj", "v_proj"])  # PEFT's q and v of the model's kind
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,  # type: ignore[arg-type]
         lora_dropout=config.lora.dropout,
-        target_modules=list(config.lora_targets) if config.lora_targets else None,  # None: PEFT's q and v of the kind
+        target_modules=list(config.lora_targets) if config.lora_targets else known,
         bias="none",
     )
     model.requires_grad_(False)
@@ -148,6 +166,8 @@ def _add_lora(model: Any, config: LLMConfig) -> None:
         ) from None
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # in bf16, like the base, most steps of 5e-5 would round to nothing
 
 
 def merge_lora(model: nn.Module) -> None:

@@ -36,7 +36,10 @@ class LambModel(nn.Module):
     def __init__(self, config: LambConfig, encoder: Any, llm: LanguageModel):
         super().__init__()
         self.config, self.encoder, self.llm = config, encoder, llm
-        self.adapter = build_adapter(config.adapter, encoder.dim, llm.dim)
+        try:
+            self.adapter = build_adapter(config.adapter, encoder.dim, llm.dim)
+        except ValueError as error:
+            raise ConfigError(f"adapter: {error}") from None
         self.aligner: CrossModalAligner | None = None
         if config.aligner.enabled:
             a = config.aligner
@@ -147,16 +150,21 @@ def build_encoder(config: EncoderConfig) -> Any:
     if config.name not in ENCODERS:
         raise ConfigError(f"encoder.name: {config.name!r} is not one of {', '.join(ENCODERS)}")
     kind = ENCODERS[config.name]
+    if config.source is not None and config.options:
+        raise ConfigError("encoder.options: the weights of encoder.source have their own; give one of the two")
     try:
         encoder = kind(**config.options) if config.source is None else kind.from_pretrained(config.source)
-    except TypeError as error:
-        raise ConfigError(f"encoder.options: {error}") from None
+    except (TypeError, OSError, ValueError) as error:
+        remedy = "" if config.source else "; give the options of a new encoder, or the weights of one: encoder.source"
+        raise ConfigError(f"encoder.{'source' if config.source else 'options'}: {error}{remedy}") from None
     if config.train == "lora":
         if not hasattr(encoder, "add_lora"):
             raise ConfigError(f"encoder.train: {config.name} has no LoRA; choose frozen or full")
         encoder.add_lora(config.lora.rank, config.lora.alpha, config.lora.dropout)
     elif config.train == "frozen":
         encoder.requires_grad_(False)
+    elif not any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise ConfigError(f"encoder.train: {config.name} does not train; choose frozen")
     return encoder
 
 

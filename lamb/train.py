@@ -20,17 +20,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .alignment import gap
-from .captioner import Captioner
+from .captioner import SILENCE, Captioner
 from .checkpoint import save
 from .config import ConfigError, OptimConfig, TrainConfig, read_recipe, to_dict
 from .data import loader, scenes, sources
+from .data.manifest import select
 from .decode import clean
-from .evaluate import label_scores
+from .evaluate import fit_confidence, label_scores, names
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms
-from .model import build, caption_labels
+from .model import build, build_encoder, caption_labels
 
 Losses = dict[str, Tensor]
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on: the step, the terms, and what is kept."""
 
 
 def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resume: bool = False) -> Path:
@@ -45,8 +50,8 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
             raise ConfigError(f"{out}: holds a run already; go on with --resume, or choose another out=FOLDER")
         if json.loads((out / "recipe.json").read_text()) != to_dict(config):
             raise ConfigError(f"{out}: was begun with another recipe; choose another out=FOLDER")
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "recipe.json", json.dumps(to_dict(config), indent=1))
+    if config.device not in ("auto", "cpu"):
+        raise ConfigError(f"device: {config.device!r} is not there yet, training runs on the CPU; leave device out")
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -87,7 +92,9 @@ def fit(
         losses: batch -> named terms to log; the term "loss" is minimised.
         check: numbers to log at every save, taken with the averaged weights.
     """
-    optim, state_file = config.optim, out / "state.pt"
+    optim, state_file, log_file = config.optim, out / "state.pt", out / "log.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "recipe.json", json.dumps(to_dict(config), indent=1))  # from here on, the folder holds a run
     optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.98))
     base = [group["lr"] for group in optimiser.param_groups]
     average = None
@@ -104,20 +111,25 @@ def fit(
         if average:
             average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"])
+    # the steps since the last state are done, and logged, once more
+    logged = log_file.read_text().splitlines(keepends=True)[:first] if log_file.exists() else []
+    _write(log_file, "".join(logged))
     began = time.time()
     model.train()
-    with (out / "log.jsonl").open("a") as log:
+    with log_file.open("a") as log:
         for step, batch in enumerate(loader.background(make, first, optim.steps, config.data.workers), first):
             factor = schedule(step, optim)
             for group, lr in zip(optimiser.param_groups, base, strict=True):
                 group["lr"] = lr * factor
             terms = losses(batch)
-            if not torch.isfinite(terms["loss"]):
-                shown = {name: float(value.detach()) for name, value in terms.items()}
-                raise FloatingPointError(f"step {step}: the loss is not finite: {shown}; the last state is kept")
             optimiser.zero_grad(set_to_none=True)
             terms["loss"].backward()
             norm = nn.utils.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
+            if not torch.isfinite(terms["loss"] + norm):
+                shown = {name: float(value.detach()) for name, value in {**terms, "norm": norm}.items()}
+                raise TrainingError(
+                    f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept"
+                )
             optimiser.step()
             if average:
                 # a short memory at first, so that the random start is forgotten
@@ -128,15 +140,17 @@ def fit(
             line = {"step": step + 1, **{name: round(float(value.detach()), 4) for name, value in terms.items()}}
             line |= {"norm": round(float(norm), 3), "lr": base[0] * factor, "seconds": round(time.time() - began, 1)}
             done = step + 1 == optim.steps
-            if done or (step + 1) % config.save_every == 0:
+            save_now = done or (step + 1) % config.save_every == 0
+            if save_now:
                 line |= _checked(model, average, check)
+            log.write(json.dumps(line) + "\n")
+            log.flush()  # before the state: a log may be ahead of it, never behind
+            if save_now:
                 state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
                 state["rng"] = torch.get_rng_state()
                 if average:
                     state["average"] = average.state_dict()
                 _save(state, state_file)
-            log.write(json.dumps(line) + "\n")
-            log.flush()
     if average:
         model.load_state_dict(average.module.state_dict())
     model.eval()
@@ -177,14 +191,17 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
     if config.data.sounds is None:
         raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
     clips = sources.sounds(config.data.sounds)
+    for split in ("train", "development"):
+        select(clips, split, Path(config.data.sounds))
+    unknown = {label for clip in clips for label in clip.labels} - scenes.PHRASES.keys()
+    if unknown:
+        raise ConfigError(
+            f"{config.data.sounds}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/phrases.py, and their words into lamb/evaluate.py"
+        )
     bank = loader.recordings([clip for clip in clips if clip.split == "train"], sample_rate)
     maker = scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed)
     return maker, [clip for clip in clips if clip.split == "development"]
-
-
-def _scene_batch(maker: scenes.SceneMaker, size: int, step: int) -> dict[str, Any]:
-    torch.set_num_threads(1)  # a background process
-    return loader.scene_batch(maker, size, step)
 
 
 class Tagger(nn.Module):
@@ -224,9 +241,9 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
     """Stage `encoder`: cross entropy against what sounds, of every token and of the clip, on mixed scenes. [O]"""
     from safetensors.torch import save_file
 
-    from .encoders.conv import ConvEncoder
-
-    encoder = ConvEncoder(**config.model.encoder.options)
+    if config.model.encoder.name != "conv":
+        raise ConfigError(f"model.encoder.name: {config.model.encoder.name!r} is not trained here, only 'conv' is")
+    encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
     maker, development = _scenes(config, encoder.sample_rate)
     tagger = Tagger(encoder, len(maker.labels))
     optim = config.optim
@@ -258,7 +275,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         out,
         tagger,
         groups(tagger.named_parameters(), optim.lr, optim.weight_decay),
-        partial(_scene_batch, maker, optim.batch),
+        partial(loader.scene_batch, maker, optim.batch),
         losses,
         check,
     )
@@ -330,7 +347,7 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     model = build(config.model)
     maker, development = _scenes(config, model.encoder.sample_rate)
     optim = config.optim
-    base_lr = optim.llm_lr or optim.lr
+    base_lr = optim.lr if optim.llm_lr is None else optim.llm_lr
     own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n != "guide.beta"]
     bases = [(n, p) for n, p in model.named_parameters() if n.startswith(("llm.", "encoder."))]
     parameters = [*groups(own, optim.lr, optim.weight_decay), *groups(bases, base_lr, optim.weight_decay)]
@@ -351,8 +368,15 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         captioner = Captioner(model, replace(config.model.decode, beams=1))
         return {"named": label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]}
 
-    fit(config, out, model, parameters, partial(_scene_batch, maker, optim.batch), losses, check)
-    save(model, out, standalone=True, card=config.card, half=True)
+    fit(config, out, model, parameters, partial(loader.scene_batch, maker, optim.batch), losses, check)
+    # the confidence is calibrated on the development clips with the search that will be used
+    results = Captioner(model).caption([clip.path for clip in development])
+    said = [(c, r) for c, r in zip(development, results, strict=True) if r.ok and r.text != SILENCE.text]
+    right = [names(result.text, clip.labels[0]) for clip, result in said]
+    confidence = fit_confidence([result.score or 0.0 for _, result in said], right)
+    # a language model with LoRA, or frozen, stays where it is: only what was trained is written
+    standalone = config.model.llm.train == "full" and hasattr(model.encoder, "options")
+    save(model, out, standalone=standalone, card=config.card, half=True, decode={"confidence": confidence})
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {

@@ -23,8 +23,10 @@ def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dic
     """The clips decoded and trimmed, by label, as int16 (T,) waveforms of peak 32767. AudioError names a bad file."""
 
     def decode(clip: Clip) -> tuple[str, np.ndarray]:
-        x = trim(audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate)
-        return clip.labels[0], np.round(x * 32767).astype(np.int16)
+        x = audio.load(clip.path, sample_rate, clip.start, clip.duration)
+        if not x.any():
+            raise audio.AudioError(clip.path, "holds nothing but zeros", "leave it out of the manifest")
+        return clip.labels[0], np.round(trim(x, sample_rate) * 32767).astype(np.int16)
 
     found: dict[str, list[np.ndarray]] = {}
     with ThreadPoolExecutor(workers) as pool:
@@ -55,13 +57,18 @@ def scene_batch(maker: SceneMaker, size: int, step: int) -> dict[str, Any]:
 
 
 def activity(events: Sequence[Sequence[Event]], labels: Sequence[str], frames: int, frame_rate: float) -> Tensor:
-    """What sounds when: (B, frames, len(labels)), 1 where an event of the label covers the middle of the frame."""
+    """What sounds when: (B, frames, len(labels)), 1 where an event of the label covers the middle of the frame.
+
+    So that no event goes unheard, one between two middles counts in the frame that holds its own middle.
+    """
     number = {label: k for k, label in enumerate(labels)}
-    middle = (torch.arange(frames) + 0.5) / frame_rate
+    index = torch.arange(frames)
+    middle = (index + 0.5) / frame_rate
     out = torch.zeros(len(events), frames, len(labels))
     for row, scene in zip(out, events, strict=True):
         for event in scene:
-            row[(event.start <= middle) & (middle < event.end), number[event.label]] = 1
+            own = min(int((event.start + event.end) / 2 * frame_rate), frames - 1)
+            row[(event.start <= middle) & (middle < event.end) | (index == own), number[event.label]] = 1
     return out
 
 
@@ -84,5 +91,6 @@ def background(make: Callable[[int], Batch], first: int, last: int, workers: int
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         multiprocessing_context="fork" if workers else None,  # the recordings are shared, not copied
+        generator=torch.Generator(),  # the global one would be drawn from at the start, and a resumed run differ
     )
     return iter(loader)

@@ -2,8 +2,10 @@
 
 import csv
 import dataclasses
+import io
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,38 +31,60 @@ class Clip:
 
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}
 _LISTS = ("captions", "labels")
+_NUMBERS = ("start", "duration")
 
 
 def read(path: str | Path, split: str | None = None) -> list[Clip]:
     """The clips of a JSONL or CSV manifest (lists in CSV are JSON), of one split where asked; else ManifestError."""
-    path = Path(path)
+    path = Path(path).absolute()
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ManifestError(f"{path}: no such manifest") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: cannot be read as a manifest: {error}") from None
-    if path.suffix == ".csv":
-        rows: Iterable[tuple[int, Any]] = enumerate(csv.DictReader(text.splitlines()), 2)
-    else:
-        rows = ((n, line) for n, line in enumerate(text.splitlines(), 1) if line.strip())
-    clips = []
-    for number, row in rows:
+    clips: list[Clip] = []
+    lines: dict[str, int] = {}
+    for number, row in rows(text, path):
         try:
-            clips.append(_clip(json.loads(row) if isinstance(row, str) else row, path.parent))
-        except (ValueError, TypeError, KeyError) as error:
+            clip = parse(json.loads(row) if isinstance(row, str) else row, path.parent)
+            if clip.id in lines:
+                raise ValueError(f"the id {clip.id!r} is that of line {lines[clip.id]}")
+        except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
+        lines[clip.id] = number
+        clips.append(clip)
+    return select(clips, split, path)
+
+
+def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """The line number and content of every row: a dict in CSV, the line itself in JSONL. Blank lines are left out."""
+    if path.suffix.lower() != ".csv":
+        # not splitlines(): a caption may hold a character that Unicode calls a line break
+        yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+        return
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in reader:
+            if None in row:
+                raise ManifestError(f"{path}, line {reader.line_num}: more cells than the header names")
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ManifestError(f"{path}, line {reader.reader.line_num}: {error}") from None
+
+
+def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
+    """The clips of `split`, or all; ManifestError where there are none."""
     if not clips:
         raise ManifestError(f"{path}: no clips")
-    if len({clip.id for clip in clips}) < len(clips):
-        raise ManifestError(f"{path}: two clips have the same id")
     chosen = [clip for clip in clips if split is None or clip.split == split]
     if not chosen:
         raise ManifestError(f"{path}: no clips of split {split!r}; there are {sorted({c.split for c in clips})}")
     return chosen
 
 
-def _clip(row: Any, folder: Path) -> Clip:
+def parse(row: Any, folder: Path) -> Clip:
+    """A row as a clip, its path relative to `folder`; ValueError for anything that a clip does not have."""
     if not isinstance(row, dict):
         raise ValueError("expected an object with the keys id and path")
     unknown = set(row) - _FIELDS
@@ -68,20 +92,36 @@ def _clip(row: Any, folder: Path) -> Clip:
         raise ValueError(f"unknown keys {sorted(map(str, unknown))}; known: {sorted(_FIELDS)}")
     values = {k: v for k, v in row.items() if v not in ("", None)}
     for key in ("id", "path"):
-        if not isinstance(values.get(key), str):
-            raise ValueError(f"{key} is missing or not a text")
+        if key not in values:
+            raise ValueError(f"{key} is missing")
+    for key in values.keys() - {*_LISTS, *_NUMBERS}:
+        if not isinstance(values[key], str):
+            raise ValueError(f"{key} is not a text")
     for key in _LISTS:
         value = values.get(key, ())
         if isinstance(value, str):
-            value = json.loads(value) if value.startswith("[") else [value]
-        if not all(isinstance(item, str) for item in value):
+            try:
+                value = json.loads(value) if value.startswith("[") else [value]
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{key}: {error}") from None
+        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
             raise ValueError(f"{key} is not a list of texts")
         values[key] = tuple(value)
-    for key in ("start", "duration"):
+    for key in _NUMBERS:
         if key in values:
-            values[key] = float(values[key])
+            values[key] = _seconds(key, values[key])
     values["path"] = str(folder / values["path"])  # an absolute path stays as it is
     return Clip(**values)
+
+
+def _seconds(key: str, value: Any) -> float:
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    except (ValueError, TypeError):
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0) or (key == "duration" and seconds == 0):
+        raise ValueError(f"{key} is {value!r}, not a number of seconds")
+    return seconds
 
 
 def write(clips: Iterable[Clip], path: str | Path) -> None:

@@ -80,6 +80,7 @@ class ConvEncoder(nn.Module):
         """The encoder that `lamb train` (stage encoder) left in the folder `source`; strict."""
         import json
 
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         folder = Path(source)
@@ -88,8 +89,11 @@ class ConvEncoder(nn.Module):
             weights = load_file(folder / "model.safetensors")
             encoder = cls(**options)
             encoder.load_state_dict(weights)
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise ValueError(f"{folder}: not a convolutional encoder saved by lamb: {error}") from None
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder}: not a convolutional encoder saved by lamb ({error}); give the folder that stage encoder "
+                "of lamb train left"
+            ) from None
         return encoder
 
     def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
