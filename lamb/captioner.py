@@ -92,7 +92,7 @@ class Captioner:
         A caption covers its whole recording: one longer than a window is encoded window by window.
         """
         if isinstance(files, str | bytes) or hasattr(files, "read"):
-            raise TypeError(f"files are given as a list, also a single one: [{audio.name(files)!r}]")
+            raise TypeError("files are given as a list, also a single one: caption([file])")
         chosen: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         options = replace(self.options, **{k: v for k, v in chosen.items() if v is not None})
         if window is not None and hop is None:

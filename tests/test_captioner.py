@@ -313,6 +313,25 @@ def test_a_long_recording_is_heard_to_its_end(captioner):
     assert after.text != "Silence."
 
 
+def test_windows_are_heard_in_their_order(captioner):
+    """The caption of 12.5 s is that of its two windows' tokens one after the other, though the second is shorter."""
+    import torch
+
+    x = sound(12.5, 3)
+    model, tokens = captioner.model, []
+    with torch.inference_mode():
+        for window in (x[: 10 * RATE], x[10 * RATE :]):
+            waveform = torch.from_numpy(window)[None]
+            tokens.append(model.encode(waveform, torch.ones_like(waveform, dtype=torch.bool))[0])
+        texts = []
+        for h_a in (torch.cat(tokens, 1), torch.cat(tokens[::-1], 1)):
+            z_a, mask = model.audio_tokens(h_a, torch.ones(h_a.shape[:2], dtype=torch.bool))
+            texts.append(door.generate(model, z_a, mask, captioner.options)[0][0])
+    (result,) = captioner.caption([(x, RATE)])
+    assert (result.text, result.score) == (texts[0].text, pytest.approx(texts[0].score, abs=1e-4))
+    assert texts[1].score != pytest.approx(texts[0].score, abs=1e-3), "else the order would not show"
+
+
 def test_a_sliver_at_the_end(captioner):
     """0.05 s are too short to encode: they belong to the window before, and the caption is its own."""
     x = sound(10.05, 1)
@@ -439,6 +458,23 @@ def test_a_stream_that_is_left_early(captioner):
     unused = captioner.stream(CLIPS)
     assert threads() == []
     del unused
+
+
+def test_a_stream_that_is_left_decodes_no_more(captioner, no_model, monkeypatch):
+    opened, gate, original = itertools.count(), threading.Event(), door.audio.windows
+
+    def windows(*args: Any) -> Iterator[Any]:
+        if next(opened) >= 4:  # all but the first group wait until the stream is being closed
+            gate.wait(10)
+        return original(*args)
+
+    monkeypatch.setattr(door.audio, "windows", windows)
+    monkeypatch.setattr(door, "HELD", 4)
+    stream = captioner.stream([(QUIET, RATE)] * 100, batch_size=4)
+    next(stream)
+    threading.Timer(0.2, gate.set).start()
+    stream.close()
+    assert next(opened) <= 4 + 2, "more than the two that were on their way"
 
 
 def test_two_streams_side_by_side(captioner, alone):
