@@ -221,10 +221,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.", **_flag)] = False,
 ) -> None:
-    """Train a model after a recipe, for example `lamb train recipes/tiny/3-lamb.yaml optim.steps=2000`."""
+    """Train a model after a recipe and print its folder, for example `lamb train recipes/tiny/3-lamb.yaml optim.steps=2000`."""
     from lamb.train import train
 
-    train(recipe, overrides or [], resume)
+    print(train(recipe, overrides or [], resume))
 
 
 @app.command()

@@ -50,10 +50,14 @@ class LanguageModel(nn.Module):
         if config.source is None:
             raise ConfigError("llm.source: give a hub id or a folder that holds a causal language model")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.source)
+            # never code that comes with a model, nor a question whether to run it
+            tokenizer = AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
             # a checkpoint's own dtype would be taken otherwise: bf16 is very slow on most CPUs
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                config.source, dtype=dtype(config.dtype, device), output_loading_info=True
+                config.source,
+                dtype=dtype(config.dtype, device),
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(
@@ -74,8 +78,8 @@ class LanguageModel(nn.Module):
         """The LM whose configuration and tokenizer lie in `folder`, with random weights for a checkpoint to fill."""
         from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-        architecture = AutoConfig.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        architecture = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32, trust_remote_code=False)
         return cls(model, PreTrainedTokenizerFast.from_pretrained(folder), config)
 
     @property

@@ -16,6 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -114,9 +118,12 @@ def fit(
     # the steps since the last state are done, and logged, once more
     logged = log_file.read_text().splitlines(keepends=True)[:first] if log_file.exists() else []
     _write(log_file, "".join(logged))
+    console = Console(stderr=True)
+    _overview(console, config, model, first)
     began = time.time()
     model.train()
-    with log_file.open("a") as log:
+    with log_file.open("a") as log, _progress(console) as progress:
+        task = progress.add_task("", total=optim.steps, completed=first)
         for step, batch in enumerate(loader.background(make, first, optim.steps, config.data.workers), first):
             factor = schedule(step, optim)
             for group, lr in zip(optimiser.param_groups, base, strict=True):
@@ -127,9 +134,7 @@ def fit(
             norm = nn.utils.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
             if not torch.isfinite(terms["loss"] + norm):
                 shown = {name: float(value.detach()) for name, value in {**terms, "norm": norm}.items()}
-                raise TrainingError(
-                    f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept"
-                )
+                raise TrainingError(f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept")
             optimiser.step()
             if average:
                 # a short memory at first, so that the random start is forgotten
@@ -143,6 +148,8 @@ def fit(
             save_now = done or (step + 1) % config.save_every == 0
             if save_now:
                 line |= _checked(model, average, check)
+                console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
+            progress.update(task, advance=1, description=f"loss {line['loss']:.3f}")
             log.write(json.dumps(line) + "\n")
             log.flush()  # before the state: a log may be ahead of it, never behind
             if save_now:
@@ -154,6 +161,24 @@ def fit(
     if average:
         model.load_state_dict(average.module.state_dict())
     model.eval()
+
+
+def _overview(console: Console, config: TrainConfig, model: nn.Module, first: int) -> None:
+    """What is about to happen: the parts with their parameters, and the steps."""
+    table = Table("part", "trained", "frozen", box=SIMPLE_HEAD)
+    for name, part in model.named_children():
+        sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
+        counts = (sum(n for n, trained in sizes if trained is kind) for kind in (True, False))
+        table.add_row(name, *(f"{count:,}" for count in counts))
+    console.print(table)
+    steps = f"steps {first + 1} to {config.optim.steps}" if first else f"{config.optim.steps} steps"
+    console.print(f"stage {config.stage}: {steps} of {config.optim.batch} clips -> {config.out}")
+
+
+def _progress(console: Console) -> Progress:
+    """A bar with the time left, where somebody looks."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _checked(model: nn.Module, average: Any, check: Callable[[], dict[str, float]]) -> dict[str, float]:
