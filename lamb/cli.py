@@ -221,7 +221,7 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.", **_flag)] = False,
 ) -> None:
-    """Train a model after a recipe and print its folder, for example `lamb train recipes/tiny/3-lamb.yaml optim.steps=2000`."""
+    """Train after a recipe and print the folder: `lamb train recipes/tiny/3-lamb.yaml optim.steps=2000`."""
     from lamb.train import train
 
     print(train(recipe, overrides or [], resume))
