@@ -23,6 +23,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -84,6 +85,23 @@ def pool(z: Tensor, mask: Tensor) -> Tensor:
     return total / mask.sum(1, keepdim=True)
 
 
+def gather(x: Tensor) -> Tensor:
+    """x (B, ...) of every process, one after the other; x itself in a single process. B must be the same in all.
+
+    Every process computes the same term from it, with a gradient into its own x only, times the number of processes:
+    the average that DDP forms is then the gradient of the term, as one process with the whole batch would have it.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return x
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    if x.requires_grad:
+        x = x.clone()  # the hook is for this use of x alone
+        x.register_hook(lambda gradient: gradient * len(parts))
+        parts[dist.get_rank()] = x
+    return torch.cat(parts)
+
+
 @torch.no_grad()
 def gap(z_a: Tensor, z_a_mask: Tensor, z_t: Tensor, z_t_mask: Tensor) -> dict[str, Tensor]:
     """The modality gap of the paper's Table 2: mean L2 distance and cosine of the pooled, raw pairs."""
@@ -118,9 +136,12 @@ class CrossModalAligner(nn.Module):
             self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     def forward(self, z_a: Tensor, z_a_mask: Tensor, z_t: Tensor, z_t_mask: Tensor) -> dict[str, Tensor]:
-        """z_a (B, N_g, D_llm), the caption's embeddings z_t (B, L, D_llm), their masks -> scalars by name."""
+        """z_a (B, N_g, D_llm), the caption's embeddings z_t (B, L, D_llm), their masks -> scalars by name.
+
+        The global term and InfoNCE are over the clips of all processes.
+        """
         z_t = z_t.detach()  # the audio moves to the text, not the text to the audio
-        a, t = pool(z_a, z_a_mask), pool(z_t, z_t_mask)  # (B, D_llm)
+        a, t = gather(pool(z_a, z_a_mask)), gather(pool(z_t, z_t_mask))  # (processes * B, D_llm)
         terms = {}
         if "cs_global" in self.weights:
             terms["cs_global"] = cs_divergence(a, t, sigma=self.sigma, normalise=self.normalise)

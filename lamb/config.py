@@ -140,6 +140,10 @@ class DataConfig:
 
     sounds: str | None = None  # folder of labelled recordings with a manifest.csv (see lamb.data.sources)
     texts: str | None = None  # folder of caption texts, for the language model
+    manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
+    split: str = "train"  # of the manifest, to train on
+    validation: str | None = "val"  # of the manifest, to check on; None: no check
+    unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
@@ -165,7 +169,8 @@ class OptimConfig:
     beta_lr: float = 1e-2  # of the guide's strength, relative to its initial value [O]
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
     clip: float = 1.0  # gradient norm [O]
-    batch: int = 32  # [P]
+    batch: int = 32  # [P], of all processes together
+    accumulate: int = 1  # batches whose gradients make one step; see lamb.fit
     steps: int = 1000  # [O]
     warmup: int = 50  # steps [O]; the paper: 2 of 30 epochs
     average: float = 0.0  # decay of an exponential moving average of the weights, kept in its place; 0: off [O]

@@ -4,6 +4,7 @@ L_cma is the aligner's weighted sum; L_tg and L_dec are cross entropies on the g
 """
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,6 +20,19 @@ def cross_entropy(logits: Tensor, labels: Tensor, bias: Tensor | None = None) ->
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
+def token_share(labels: Tensor) -> Tensor | float:
+    """Tokens of this process against the mean of all processes; 1 in a single one.
+
+    A mean over the process's own tokens, times this, averages over the processes to the mean over all tokens.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1.0
+    count = (labels != -100).sum().float()
+    total = count.clone()
+    dist.all_reduce(total)
+    return count * dist.get_world_size() / total
+
+
 def loss_terms(model: LambModel, output: Output) -> dict[str, Tensor]:
     """Every term by name, unweighted, and their weighted sum as "loss"."""
     weights = model.config.loss
@@ -27,11 +41,12 @@ def loss_terms(model: LambModel, output: Output) -> dict[str, Tensor]:
     if model.aligner is not None and weights.alignment:
         terms |= model.aligner(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         scale |= {name: weights.alignment * weight for name, weight in model.aligner.weights.items()}
+    share = token_share(output.labels)
     if output.bias is not None and weights.guided:
-        terms["guided"] = cross_entropy(output.logits, output.labels, output.bias)
+        terms["guided"] = share * cross_entropy(output.logits, output.labels, output.bias)
         scale["guided"] = weights.guided
     if weights.plain:
-        terms["plain"] = cross_entropy(output.logits, output.labels)
+        terms["plain"] = share * cross_entropy(output.logits, output.labels)
         scale["plain"] = weights.plain
     assert terms.keys() == scale.keys()
     total = sum((scale[name] * term for name, term in terms.items()), torch.zeros((), device=output.z_a.device))

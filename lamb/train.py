@@ -5,10 +5,8 @@ captions), `lamb` (the method: adapter, aligner, guide, and the language model w
 """
 
 import json
-import math
-import os
-import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,30 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import audio
 from .alignment import gap
 from .captioner import SILENCE, Captioner
 from .checkpoint import save
-from .config import ConfigError, OptimConfig, TrainConfig, read_recipe, to_dict
-from .data import loader, scenes, sources
-from .data.manifest import select
+from .config import ConfigError, TrainConfig, read_recipe, to_dict
+from .data import loader, manifest, scenes, sources
 from .decode import clean
-from .evaluate import fit_confidence, label_scores, names
+from .evaluate import fit_confidence, label_scores, names, select
+from .fit import Losses, TrainingError, fit, groups, write
 from .llm import LanguageModel
-from .losses import cross_entropy, loss_terms
-from .model import build, build_encoder, caption_labels
-
-Losses = dict[str, Tensor]
-
-
-class TrainingError(ValueError):
-    """Training that cannot go on: the step, the terms, and what is kept."""
+from .losses import cross_entropy, loss_terms, token_share
+from .model import LambModel, build, build_encoder, caption_labels
 
 
 def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resume: bool = False) -> Path:
@@ -54,161 +43,11 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
             raise ConfigError(f"{out}: holds a run already; go on with --resume, or choose another out=FOLDER")
         if json.loads((out / "recipe.json").read_text()) != to_dict(config):
             raise ConfigError(f"{out}: was begun with another recipe; choose another out=FOLDER")
-    if config.device not in ("auto", "cpu"):
-        raise ConfigError(f"device: {config.device!r} is not there yet, training runs on the CPU; leave device out")
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
     STAGES[config.stage](config, out)
     return out
-
-
-def schedule(step: int, optim: OptimConfig) -> float:
-    """Factor of the learning rate: a linear warm-up, then a cosine to 0. [P]"""
-    if step < optim.warmup:
-        return (step + 1) / optim.warmup
-    progress = (step - optim.warmup) / max(1, optim.steps - optim.warmup)
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: no weight decay where ndim < 2. [O]"""
-    trained = [p for _, p in named if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "lr": lr, "weight_decay": decay},
-        {"params": [p for p in trained if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
-    ]
-
-
-def fit(
-    config: TrainConfig,
-    out: Path,
-    model: nn.Module,
-    parameters: list[dict[str, Any]],
-    make: Callable[[int], Any],
-    losses: Callable[[Any], Losses],
-    check: Callable[[], dict[str, float]],
-) -> None:
-    """The loop: AdamW, cosine schedule, clipping, moving average, a log line a step, a state every `save_every` steps.
-
-    Args:
-        make: step -> batch, in a background process.
-        losses: batch -> named terms to log; the term "loss" is minimised.
-        check: numbers to log at every save, taken with the averaged weights.
-    """
-    optim, state_file, log_file = config.optim, out / "state.pt", out / "log.jsonl"
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "recipe.json", json.dumps(to_dict(config), indent=1))  # from here on, the folder holds a run
-    optimiser = torch.optim.AdamW(parameters, betas=(0.9, 0.98))
-    base = [group["lr"] for group in optimiser.param_groups]
-    average = None
-    if optim.average:
-        average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(optim.average), use_buffers=True
-        )
-    first = 0
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        first = state["step"]
-        model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if average:
-            average.load_state_dict(state["average"])
-        torch.set_rng_state(state["rng"])
-    # the steps since the last state are done, and logged, once more
-    logged = log_file.read_text().splitlines(keepends=True)[:first] if log_file.exists() else []
-    _write(log_file, "".join(logged))
-    console = Console(stderr=True)
-    _overview(console, config, model, first)
-    began = time.time()
-    model.train()
-    with log_file.open("a") as log, _progress(console) as progress:
-        task = progress.add_task("", total=optim.steps, completed=first)
-        for step, batch in enumerate(loader.background(make, first, optim.steps, config.data.workers), first):
-            factor = schedule(step, optim)
-            for group, lr in zip(optimiser.param_groups, base, strict=True):
-                group["lr"] = lr * factor
-            terms = losses(batch)
-            optimiser.zero_grad(set_to_none=True)
-            terms["loss"].backward()
-            norm = nn.utils.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
-            if not torch.isfinite(terms["loss"] + norm):
-                shown = {name: float(value.detach()) for name, value in {**terms, "norm": norm}.items()}
-                raise TrainingError(f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept")
-            optimiser.step()
-            if average:
-                # a short memory at first, so that the random start is forgotten
-                average.multi_avg_fn = torch.optim.swa_utils.get_ema_multi_avg_fn(
-                    min(optim.average, (1 + step) / (10 + step))
-                )
-                average.update_parameters(model)
-            line = {"step": step + 1, **{name: round(float(value.detach()), 4) for name, value in terms.items()}}
-            line |= {"norm": round(float(norm), 3), "lr": base[0] * factor, "seconds": round(time.time() - began, 1)}
-            done = step + 1 == optim.steps
-            save_now = done or (step + 1) % config.save_every == 0
-            if save_now:
-                line |= _checked(model, average, check)
-                console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
-            progress.update(task, advance=1, description=f"loss {line['loss']:.3f}")
-            log.write(json.dumps(line) + "\n")
-            log.flush()  # before the state: a log may be ahead of it, never behind
-            if save_now:
-                state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
-                state["rng"] = torch.get_rng_state()
-                if average:
-                    state["average"] = average.state_dict()
-                _save(state, state_file)
-    if average:
-        model.load_state_dict(average.module.state_dict())
-    model.eval()
-
-
-def _overview(console: Console, config: TrainConfig, model: nn.Module, first: int) -> None:
-    """What is about to happen: the parts with their parameters, and the steps."""
-    table = Table("part", "trained", "frozen", box=SIMPLE_HEAD)
-    for name, part in model.named_children():
-        sizes = [(p.numel(), p.requires_grad) for p in part.parameters()]
-        counts = (sum(n for n, trained in sizes if trained is kind) for kind in (True, False))
-        table.add_row(name, *(f"{count:,}" for count in counts))
-    console.print(table)
-    steps = f"steps {first + 1} to {config.optim.steps}" if first else f"{config.optim.steps} steps"
-    console.print(f"stage {config.stage}: {steps} of {config.optim.batch} clips -> {config.out}")
-
-
-def _progress(console: Console) -> Progress:
-    """A bar with the time left, where somebody looks."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
-def _checked(model: nn.Module, average: Any, check: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """`check` with the averaged weights in the model's place."""
-    own = {name: value.clone() for name, value in model.state_dict().items()} if average else {}
-    if average:
-        model.load_state_dict(average.module.state_dict())
-    model.eval()
-    with torch.no_grad():
-        result = check()
-    model.train()
-    if average:
-        model.load_state_dict(own)
-    return result
-
-
-def _save(state: Any, path: Path) -> None:
-    """Whole or not at all."""
-    partial_path = path.with_name(path.name + ".part")
-    with partial_path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
-
-
-def _write(path: Path, text: str) -> None:
-    partial_path = path.with_name(path.name + ".part")
-    partial_path.write_text(text)
-    partial_path.replace(path)
 
 
 def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, list[Any]]:
@@ -273,9 +112,11 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
     tagger = Tagger(encoder, len(maker.labels))
     optim = config.optim
 
-    def losses(batch: dict[str, Any]) -> Losses:
-        frames, mask, clip = tagger(batch["waveform"], batch["mask"])
+    def losses(forward: nn.Module, batch: dict[str, Any]) -> Losses:
+        device = encoder.norm.weight.device
+        frames, mask, clip = forward(batch["waveform"].to(device), batch["mask"].to(device))
         target = loader.activity(batch["events"], maker.labels, frames.shape[1], encoder.frame_rate)  # (B, N, C)
+        target = target.to(device)
         nothing = (target.sum(2, keepdim=True) == 0).float()
         target = torch.cat([target, nothing], 2)
         share = target / target.sum(2, keepdim=True)
@@ -291,7 +132,9 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         right = 0
         for k in range(0, len(clips), 32):
             part = clips[k : k + 32]
-            _, _, logits = tagger(*loader.pad([x.astype("float32") / 32767 for _, x in part]))
+            waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
+            device = encoder.norm.weight.device
+            _, _, logits = tagger(waveform.to(device), mask.to(device))
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(clips)}
 
@@ -304,7 +147,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    _write(out / "config.json", json.dumps(encoder.options))
+    write(out / "config.json", json.dumps(encoder.options))
     save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
 
 
@@ -332,29 +175,54 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
     )
     llm = LanguageModel(LlamaForCausalLM(architecture), tokenizer, replace(config.model.llm, train="full"))
 
-    def loss(captions: list[str]) -> Tensor:
+    writer = Writer(llm)
+
+    def losses(forward: nn.Module, captions: list[str]) -> Losses:
         ids, mask = llm.tokenize(captions)
-        prefix, prefix_mask = llm.prefix(torch.zeros(len(ids), 0, llm.dim), torch.ones(len(ids), 0, dtype=torch.bool))
-        return cross_entropy(llm.logits(prefix, prefix_mask, ids), caption_labels(ids, mask, tokenizer.eos_token_id))
+        labels = caption_labels(ids, mask, tokenizer.eos_token_id)
+        return {"loss": token_share(labels) * cross_entropy(forward(ids), labels)}
+
+    def check() -> dict[str, float]:
+        captions = [clean(c) for clip in held for c in clip.captions]
+        if not captions:
+            return {}
+        ids, mask = llm.tokenize(captions)
+        return {"held_out": float(cross_entropy(writer(ids), caption_labels(ids, mask, tokenizer.eos_token_id)))}
 
     fit(
         config,
         out,
-        llm,
+        writer,
         groups(llm.named_parameters(), config.optim.lr, config.optim.weight_decay),
         batch,
-        lambda captions: {"loss": loss(captions)},
-        lambda: {"held_out": float(loss([clean(c) for clip in held for c in clip.captions]))} if held else {},
+        losses,
+        check,
     )
     llm.model.save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
-def _text_batch(texts: list[str], seed: int, composed: float, size: int, step: int) -> list[str]:
+class Writer(nn.Module):
+    """The language model with its prompt and no audio: caption ids (B, L) -> logits (B, L + 1, V)."""
+
+    def __init__(self, llm: LanguageModel):
+        super().__init__()
+        self.llm = llm
+
+    def forward(self, ids: Tensor) -> Tensor:
+        nothing = self.llm.table.new_zeros(len(ids), 0, self.llm.dim)
+        prefix, mask = self.llm.prefix(nothing, nothing.new_ones(len(ids), 0, dtype=torch.bool))
+        return self.llm.logits(prefix, mask, ids)
+
+
+def _text_batch(
+    texts: list[str], seed: int, composed: float, size: int, step: int, share: loader.Share = loader.WHOLE
+) -> list[str]:
     rng = np.random.default_rng((seed, step))
-    return [
+    batch = [
         scenes.caption(rng) if rng.random() < composed else texts[int(rng.integers(len(texts)))] for _ in range(size)
     ]
+    return [batch[k] for k in loader.part_of(size, share)]
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
@@ -368,9 +236,15 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 
 
 def train_lamb(config: TrainConfig, out: Path) -> None:
-    """Stage `lamb`: adapter, aligner and guide learn, encoder and LLM as their configs say, on mixed scenes."""
+    """Stage `lamb`: adapter, aligner and guide learn, encoder and LLM as their configs say.
+
+    On captioned recordings (`data.manifest`) or on scenes mixed from labelled ones (`data.sounds`).
+    """
     model = build(config.model)
-    maker, development = _scenes(config, model.encoder.sample_rate)
+    if config.data.manifest:
+        make, check, finish = _captioned(config, model)
+    else:
+        make, check, finish = _labelled(config, model)
     optim = config.optim
     base_lr = optim.lr if optim.llm_lr is None else optim.llm_lr
     own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n != "guide.beta"]
@@ -380,28 +254,68 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         lr = optim.beta_lr * float(model.guide.beta.detach())
         parameters.append({"params": [model.guide.beta], "lr": lr, "weight_decay": 0.0})
 
-    def losses(batch: dict[str, Any]) -> Losses:
+    unreadable: set[str] = set()
+
+    def losses(forward: nn.Module, batch: dict[str, Any]) -> Losses:
+        for problem in set(batch.get("unreadable", ())) - unreadable:
+            warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
+            unreadable.add(problem)
+        if len(unreadable) > config.data.unreadable:
+            listed = "\n".join(sorted(unreadable))
+            raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
         ids, mask = model.llm.tokenize(batch["captions"])
-        output = model(batch["waveform"], batch["mask"], ids, mask)
+        output = forward(batch["waveform"].to(model.device), batch["mask"].to(model.device), ids, mask)
         terms = loss_terms(model, output)
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         return terms if model.guide is None else {**terms, "beta": model.guide.beta}
 
+    fit(config, out, model, parameters, make, losses, check)
+    # a language model with LoRA, or frozen, stays where it is: only what was trained is written
+    standalone = config.model.llm.train == "full" and hasattr(model.encoder, "options")
+    save(model, out, standalone=standalone, card=config.card, half=True, decode=finish())
+
+
+def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
+    """Scenes to train on, the check on development recordings, and the calibrated confidence at the end."""
+    maker, development = _scenes(config, model.encoder.sample_rate)
     chosen = development[:: max(1, len(development) // 200)]
 
     def check() -> dict[str, float]:
         captioner = Captioner(model, replace(config.model.decode, beams=1))
         return {"named": label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]}
 
-    fit(config, out, model, parameters, partial(loader.scene_batch, maker, optim.batch), losses, check)
-    # the confidence is calibrated on the development clips with the search that will be used
-    results = Captioner(model).caption([clip.path for clip in development])
-    said = [(c, r) for c, r in zip(development, results, strict=True) if r.ok and r.text != SILENCE.text]
-    right = [names(result.text, clip.labels[0]) for clip, result in said]
-    confidence = fit_confidence([result.score or 0.0 for _, result in said], right)
-    # a language model with LoRA, or frozen, stays where it is: only what was trained is written
-    standalone = config.model.llm.train == "full" and hasattr(model.encoder, "options")
-    save(model, out, standalone=standalone, card=config.card, half=True, decode={"confidence": confidence})
+    def finish() -> dict[str, Any]:
+        # the confidence is calibrated on the development clips with the search that will be used
+        results = Captioner(model).caption([clip.path for clip in development])
+        said = [(c, r) for c, r in zip(development, results, strict=True) if r.ok and r.text != SILENCE.text]
+        right = [names(result.text, clip.labels[0]) for clip, result in said]
+        return {"confidence": fit_confidence([result.score or 0.0 for _, result in said], right)}
+
+    return partial(loader.scene_batch, maker, config.optim.batch), check, finish
+
+
+def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
+    """Captioned clips to train on, and the check on the validation split."""
+    path, data = Path(config.data.manifest or ""), config.data
+    clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
+    held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
+    if len(clips) < config.optim.batch:
+        raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
+    shared = {clip.source or clip.path for clip in clips} & {clip.source or clip.path for clip in held}
+    if shared:
+        raise ConfigError(f"{path}: recordings in both training and validation, such as {sorted(shared)[0]}")
+    chosen = held[:: max(1, len(held) // 200)]
+
+    def check() -> dict[str, float]:
+        if not chosen:
+            return {}
+        captioner = Captioner(model, replace(config.model.decode, beams=1))
+        results = captioner.caption([clip.path for clip in chosen])
+        pairs = [(r.text, clip.captions) for r, clip in zip(results, chosen, strict=True) if r.ok]
+        return {"readable": len(pairs) / len(chosen)}
+
+    reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed)
+    return partial(loader.clip_batch, reader, config.optim.batch), check, dict
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {

@@ -17,7 +17,7 @@ FLOORS = [
     ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
     ["encoders", "data.sources", "data.loader"],
     ["model"],
-    ["losses", "decode"],
+    ["losses", "decode", "fit"],
     ["checkpoint"],
     ["captioner"],
     ["evaluate"],

@@ -12,11 +12,13 @@ import soundfile
 import torch
 import yaml
 
+from lamb import fit as fitting
 from lamb import train as training
 from lamb.captioner import Captioner
 from lamb.config import ConfigError, OptimConfig
 from lamb.data.manifest import ManifestError
-from lamb.train import band_mask, groups, schedule, train
+from lamb.fit import groups, schedule
+from lamb.train import band_mask, train
 
 LABELS = ("dog", "rain", "siren", "rooster")
 ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": 512}}
@@ -163,7 +165,7 @@ def test_what_is_frozen_stays(stages):
     shared = [name for name in after if name.startswith("encoder.") and "num_batches" not in name]
     assert len(shared) > 10
     for name in shared:
-        assert torch.equal(after[name], before[f"module.{name}"]), name
+        assert torch.equal(after[name], before[name]), name
 
 
 class Killed(Exception):
@@ -172,14 +174,14 @@ class Killed(Exception):
 
 def kill_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run dies when `step` (from 0) begins."""
-    real = training.schedule
+    real = fitting.schedule
 
     def stop(now: int, optim: OptimConfig) -> float:
         if now == step:
             raise Killed
         return real(now, optim)
 
-    monkeypatch.setattr(training, "schedule", stop)
+    monkeypatch.setattr(fitting, "schedule", stop)
 
 
 def kill_in_save(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,12 +263,12 @@ def test_batches_from_a_background_process_train_the_same(recipe, tmp_path):
 def test_an_existing_run_is_not_touched(recipe, tmp_path):
     path = encoder_recipe(recipe, optim={"steps": 1})
     out = train(path)
-    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
     with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
         train(path)
     with pytest.raises(ConfigError, match="was begun with another recipe"):
         train(path, ["optim.steps=2"], resume=True)
-    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -301,7 +303,6 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
         ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
-        ("encoder", ["device=cuda"], "device: 'cuda' is not there yet"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):

@@ -5,6 +5,7 @@ Batch number `step` is a pure function of (data, seed, step): a run that stops g
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from .manifest import Clip
 from .scenes import Event, SceneMaker, trim
 
 Batch = TypeVar("Batch")
+Share = tuple[int, int]  # (number of this process, how many there are): each makes its part of a batch
+WHOLE: Share = (0, 1)
 
 
 def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[np.ndarray]]:
@@ -44,9 +47,9 @@ def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return batch, torch.arange(batch.shape[1]) < lengths[:, None]
 
 
-def scene_batch(maker: SceneMaker, size: int, step: int) -> dict[str, Any]:
-    """Batch number `step` of scenes: waveform (B, T), mask (B, T), captions and events of each."""
-    scenes = maker.batch(step, size)
+def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
+    """Batch number `step` of `size` scenes, of which this process has B: waveform and mask (B, T), captions, events."""
+    scenes = maker.batch(step, size, part_of(size, share))
     waveform, mask = pad([scene.waveform for scene in scenes])
     return {
         "waveform": waveform,
@@ -54,6 +57,69 @@ def scene_batch(maker: SceneMaker, size: int, step: int) -> dict[str, Any]:
         "captions": [scene.caption for scene in scenes],
         "events": [scene.events for scene in scenes],
     }
+
+
+@dataclass(frozen=True)
+class ClipReader:
+    """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain."""
+
+    clips: Sequence[Clip]
+    sample_rate: int
+    seconds: float
+    seed: int
+
+    def order(self, epoch: int, size: int) -> np.ndarray:
+        """The clips of an epoch in batches of `size` (what is left over waits for another epoch), of similar length."""
+        rng = np.random.default_rng((self.seed, 2, epoch))
+        order = rng.permutation(len(self.clips))
+        # sorted by length within stretches of 16 batches: little padding, and still random company
+        length = np.array([min(self.clips[k].duration or self.seconds, self.seconds) for k in order])
+        stretch = np.arange(len(order)) // (16 * size)
+        batches = order[np.lexsort((length, stretch))][: len(order) // size * size].reshape(-1, size)
+        return rng.permutation(batches)
+
+    def read(self, number: int, epoch: int) -> tuple[np.ndarray, str]:
+        """Samples (T,) and a caption of clip `number`, as this epoch has them. AudioError if it cannot be read."""
+        clip, rng = self.clips[number], np.random.default_rng((self.seed, 3, epoch, number))
+        length = clip.duration
+        if length is None:
+            whole = audio.probe(clip.path).duration
+            length = None if whole is None else whole - clip.start
+        spare = 0.0 if length is None else max(0.0, length - self.seconds)
+        start = clip.start + rng.uniform(0, spare)
+        x = audio.load(clip.path, self.sample_rate, start, min(self.seconds, length or self.seconds))
+        gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
+        return x * gain, clip.captions[int(rng.integers(len(clip.captions)))]
+
+
+def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
+    """Batch number `step`: waveform and mask (B, T), captions, and "unreadable": what went wrong with which file.
+
+    Another clip of the epoch stands in for one that cannot be read, so that every process has the same number.
+    """
+    batches = len(reader.clips) // size
+    epoch, index = divmod(step, batches)
+    order = reader.order(epoch, size)
+    found, unreadable = [], []
+    for k in part_of(size, share):
+        for attempt in range(batches):
+            try:
+                found.append(reader.read(int(order[(index + attempt) % batches, k]), epoch))
+                break
+            except audio.AudioError as error:
+                unreadable.append(str(error))
+        else:
+            raise audio.AudioError(unreadable[-1], "and every clip that could stand in for it", "check the recordings")
+    waveform, mask = pad([x for x, _ in found])
+    return {"waveform": waveform, "mask": mask, "captions": [c for _, c in found], "unreadable": unreadable}
+
+
+def part_of(size: int, share: Share) -> range:
+    """The numbers of a batch of `size` that a process has."""
+    number, processes = share
+    if size % processes:
+        raise ValueError(f"optim.batch: {size} clips cannot be shared alike by {processes} processes")
+    return range(number * size // processes, (number + 1) * size // processes)
 
 
 def activity(events: Sequence[Sequence[Event]], labels: Sequence[str], frames: int, frame_rate: float) -> Tensor:

@@ -3,7 +3,7 @@
 Our choice. A scene is a pure function of (recordings, seed, index), so training can stop and go on anywhere.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,10 +160,10 @@ class SceneMaker:
         # between every label alike and every recording alike
         self.weights = np.sqrt(counts) / np.sqrt(counts).sum()
 
-    def batch(self, step: int, size: int) -> list[Scene]:
-        """Batch number `step`: `size` scenes of similar length, so that little of the batch is padding."""
+    def batch(self, step: int, size: int, part: Iterable[int] | None = None) -> list[Scene]:
+        """Of batch number `step`, `size` scenes of similar length so that little is padding, those in `part`."""
         seconds = np.random.default_rng((self.seed, 1, step)).uniform(min(3.0, self.seconds), self.seconds)
-        return [self.scene(step * size + k, seconds) for k in range(size)]
+        return [self.scene(step * size + k, seconds) for k in (range(size) if part is None else part)]
 
     def scene(self, index: int, seconds: float) -> Scene:
         """Scene number `index`, at most `seconds` long."""

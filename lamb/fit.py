@@ -1,0 +1,286 @@
+"""The training loop of every stage: AdamW, a cosine schedule [P], clipping, a moving average, on one process or many.
+
+A step is a pure function of (weights, optimiser, seed, step): batches and dropout are seeded by the step's number, so a
+run that was killed goes on from its last state and ends, on a CPU, with the same weights bit for bit.
+
+Under `torchrun` each process makes its share of every batch, and the gradients are averaged (DDP, by `accelerate`).
+Terms over the whole batch (`lamb.losses`) gather it first, so that the processes learn what one process would.
+With `optim.accumulate` a step sums the gradients of several batches. The global divergence and InfoNCE still see one
+batch at a time: more processes, not more accumulation, give them more clips to compare.
+"""
+
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor, nn
+
+from .config import OptimConfig, TrainConfig, to_dict
+from .data import loader
+
+Losses = dict[str, Tensor]
+
+
+class TrainingError(ValueError):
+    """Training that cannot go on: the step, the terms, and what is kept."""
+
+
+def schedule(step: int, optim: OptimConfig) -> float:
+    """Factor of the learning rate: a linear warm-up, then a cosine to 0. [P]"""
+    if step < optim.warmup:
+        return (step + 1) / optim.warmup
+    progress = (step - optim.warmup) / max(1, optim.steps - optim.warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: no weight decay where ndim < 2. [O]"""
+    trained = [p for _, p in named if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "lr": lr, "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim < 2], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+class _Average:
+    """An exponential moving average of a model's weights and buffers; short memory at first, to forget the start."""
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model, self.decay = model, decay
+        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                self.state[name].lerp_(value, 1 - decay)
+            else:
+                self.state[name].copy_(value)
+
+    def swap(self) -> None:
+        """Put the average in the model's place, and the model's weights here."""
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.state)
+        self.state = own
+
+
+def fit(
+    config: TrainConfig,
+    out: Path,
+    model: nn.Module,
+    parameters: list[dict[str, Any]],
+    make: Callable[[int, loader.Share], Any],
+    losses: Callable[[nn.Module, Any], Losses],
+    check: Callable[[], dict[str, float]],
+) -> None:
+    """Train `model` in place and write recipe.json, log.jsonl and state.pt (at every `save_every` steps) into `out`.
+
+    Args:
+        parameters: groups for AdamW.
+        make: (step, share) -> this process's part of a batch, in a background process.
+        losses: (model to call, batch) -> named terms to log; the term "loss" is minimised.
+        check: numbers to log at every save, taken with the averaged weights by the first process.
+
+    Raises TrainingError when a term or gradient is not finite.
+    """
+    from accelerate import Accelerator
+
+    optim = config.optim
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
+    share = (accelerator.process_index, accelerator.num_processes)
+    first_process = accelerator.is_main_process
+    optimiser: Any = torch.optim.AdamW(parameters, betas=(0.9, 0.98))
+    base = [group["lr"] for group in optimiser.param_groups]
+    prepared, optimiser = accelerator.prepare(model, optimiser)
+    average = _Average(model, optim.average) if optim.average else None
+    first = _resume(out / "state.pt", model, optimiser, average)
+    if first_process:
+        out.mkdir(parents=True, exist_ok=True)
+        write(out / "recipe.json", json.dumps(to_dict(config), indent=1))  # from here on, the folder holds a run
+    console = Console(stderr=True, quiet=not first_process)
+    _overview(console, config, model, first, share[1])
+    batches = loader.background(
+        lambda index: make(index, share), first * optim.accumulate, optim.steps * optim.accumulate, config.data.workers
+    )
+    began = time.time()
+    model.train()
+    with _Log(out, first, first_process) as log, _progress(console) as progress:
+        task = progress.add_task("", total=optim.steps, completed=first)
+        for step in range(first, optim.steps):
+            torch.manual_seed(int(np.random.SeedSequence((config.seed, step, share[0])).generate_state(1)[0]))
+            factor = schedule(step, optim)
+            for group, lr in zip(optimiser.param_groups, base, strict=True):
+                group["lr"] = lr * factor
+            optimiser.zero_grad(set_to_none=True)
+            total: dict[str, Tensor] = {}
+            for part in range(optim.accumulate):
+                batch = next(batches)
+                last = part + 1 == optim.accumulate
+                with nullcontext() if last else accelerator.no_sync(prepared):
+                    terms = losses(prepared, batch)
+                    accelerator.backward(terms["loss"] / optim.accumulate)
+                for name, value in terms.items():
+                    total[name] = total.get(name, 0) + value.detach().float() / optim.accumulate
+            norm = accelerator.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
+            shown = _means(accelerator, {**total, "norm": norm})
+            if not all(map(math.isfinite, shown.values())):
+                raise TrainingError(f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept")
+            optimiser.step()
+            if average:
+                average.update(step)
+            line = {"step": step + 1, **{name: round(value, 4) for name, value in shown.items()}}
+            line |= {"lr": base[0] * factor, "seconds": round(time.time() - began, 1)}
+            save_now = step + 1 == optim.steps or (step + 1) % config.save_every == 0
+            if save_now and first_process:
+                line |= _checked(model, average, check)
+                console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
+            progress.update(task, advance=1, description=f"loss {shown['loss']:.3f}")
+            log.write(line)  # before the state: a log may be ahead of it, never behind
+            if save_now and first_process:
+                state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                if average:
+                    state["average"] = average.state
+                _save(state, out / "state.pt")
+            if save_now:
+                accelerator.wait_for_everyone()
+    if average:
+        average.swap()
+    model.eval()
+
+
+def _resume(file: Path, model: nn.Module, optimiser: Any, average: _Average | None) -> int:
+    """Load the state of a run that stopped; the step it goes on with, 0 without one."""
+    if not file.exists():
+        return 0
+    try:
+        state = torch.load(file, weights_only=True, map_location="cpu")
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if average:
+            average.state = {name: value.to(average.state[name].device) for name, value in state["average"].items()}
+        return int(state["step"])
+    except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TrainingError(f"{file}: the state cannot be read ({reason}); remove it to begin again") from None
+
+
+def _overview(console: Console, config: TrainConfig, model: nn.Module, first: int, processes: int) -> None:
+    """What is about to happen: the parts with their parameters, the steps and the memory that is certain."""
+    table = Table("part", "trained", "frozen", box=SIMPLE_HEAD)
+    needed = 0
+    for name, part in model.named_children():
+        counts = {True: 0, False: 0}
+        for p in part.parameters():
+            counts[p.requires_grad] += p.numel()
+            # weights; of what is trained also the gradient, AdamW's two moments and the average
+            needed += p.numel() * (p.element_size() * (1 + p.requires_grad) + 8 * p.requires_grad)
+            needed += p.numel() * p.element_size() * bool(config.optim.average)
+        table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
+    console.print(table)
+    optim = config.optim
+    steps = f"steps {first + 1} to {optim.steps}" if first else f"{optim.steps} steps"
+    clips = f"{optim.batch * optim.accumulate} clips" + (f" in {processes} processes" if processes > 1 else "")
+    console.print(f"stage {config.stage}: {steps} of {clips} -> {config.out}")
+    console.print(f"memory for weights, gradients and optimiser: {needed / 1e9:.2f} GB, and what the clips take")
+    device = next(model.parameters()).device
+    if device.type == "cuda" and needed > torch.cuda.get_device_properties(device).total_memory:
+        raise TrainingError(
+            f"the GPU has {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB, the model alone needs "
+            f"{needed / 1e9:.0f}: train less of it (model.llm.train=lora), a smaller LLM, or without optim.average"
+        )
+
+
+def _progress(console: Console) -> Progress:
+    """A bar with the time left, where somebody looks."""
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=console.quiet or not console.is_terminal)
+
+
+class _Log:
+    """log.jsonl, a line a step, and TensorBoard's files where that is installed; cut to the step of a resumed run."""
+
+    def __init__(self, out: Path, first: int, active: bool):
+        self.file: Any = None
+        self.board: Any = None
+        if not active:
+            return
+        path = out / "log.jsonl"
+        # the steps since the last state are done, and logged, once more
+        logged = path.read_text().splitlines(keepends=True)[:first] if path.exists() else []
+        write(path, "".join(logged))
+        self.file = path.open("a")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sink in filter(None, (self.file, self.board)):
+            sink.close()
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self.file:
+            self.file.write(json.dumps(line) + "\n")
+            self.file.flush()
+        if self.board:
+            for name, value in line.items():
+                if name not in ("step", "seconds") and isinstance(value, int | float):
+                    self.board.add_scalar(name, value, line["step"])
+
+
+def _means(accelerator: Any, terms: dict[str, Tensor]) -> dict[str, float]:
+    """The terms as numbers, averaged over the processes."""
+    stacked = torch.stack([value.detach().float() for value in terms.values()])
+    return dict(zip(terms, accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+
+def _checked(model: nn.Module, average: _Average | None, check: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """`check` with the averaged weights in the model's place."""
+    if average:
+        average.swap()
+    model.eval()
+    with torch.no_grad():
+        result = check()
+    model.train()
+    if average:
+        average.swap()
+    return result
+
+
+def _save(state: Any, path: Path) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: the state cannot be written ({error}); the last one is kept") from None
+
+
+def write(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    part.replace(path)
