@@ -1,0 +1,138 @@
+"""Training on captioned recordings from a manifest."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from lamb.audio import AudioError, AudioWarning
+from lamb.captioner import Captioner
+from lamb.config import ConfigError
+from lamb.data.loader import ClipReader, clip_batch
+from lamb.data.manifest import Clip, write
+from lamb.fit import TrainingError
+from lamb.train import train
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """12 recordings of 0.3 to 2.5 s; sample number k of recording n has the value (n + 1) / 20 + k / 1e6."""
+    folder = tmp_path_factory.mktemp("clips")
+    found = []
+    for n in range(12):
+        size = int((0.3 + 0.2 * n) * RATE)
+        path = folder / f"{n:02d}.wav"
+        soundfile.write(path, (n + 1) / 20 + np.arange(size) / 1e6, RATE, subtype="FLOAT")
+        split = "train" if n < 9 else "val"
+        found.append(Clip(f"{n}", str(path), duration=size / RATE, captions=(f"A {n}.", f"B {n}."), split=split))
+    return found
+
+
+def test_a_reader_crops_and_draws_captions(clips):
+    reader = ClipReader(clips, RATE, 1.0, seed=0)
+    seen: set[str] = set()
+    starts = set()
+    for epoch in range(12):
+        x, caption = reader.read(11, epoch)
+        assert len(x) == RATE  # 2.5 s are cut to 1
+        seen.add(caption)
+        gain = (x[-1] - x[0]) / ((len(x) - 1) / 1e6)
+        assert 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
+        starts.add(round((x[0] / gain - 12 / 20) * 1e6))
+        again, same = reader.read(11, epoch)
+        assert same == caption
+        np.testing.assert_array_equal(again, x)
+    assert seen == {"A 11.", "B 11."}
+    assert len(starts) > 6
+    assert 0 <= min(starts) <= max(starts) <= 1.5 * RATE + 1
+    assert len(reader.read(0, 0)[0]) == pytest.approx(0.3 * RATE, abs=1)  # a shorter one stays whole
+
+
+def test_an_epoch_has_every_clip_once_and_neighbours_in_length(clips):
+    reader = ClipReader(clips, RATE, 5.0, seed=0)
+    order = reader.order(0, 3)
+    assert sorted(order.flatten()) == list(range(12))
+    assert all(row.max() - row.min() == 2 for row in order)  # sorted by length, they lie side by side
+    assert not np.array_equal(order, reader.order(1, 3))
+    assert reader.order(0, 5).shape == (2, 5)
+
+
+def test_processes_share_a_batch(clips):
+    reader = ClipReader(clips, RATE, 1.0, seed=0)
+    whole = clip_batch(reader, 4, 5)
+    parts = [clip_batch(reader, 4, 5, (number, 2)) for number in range(2)]
+    assert sum((part["captions"] for part in parts), []) == whole["captions"]
+    for k, part in enumerate(parts):
+        length = part["waveform"].shape[1]
+        torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :length])
+    with pytest.raises(ValueError, match="4 clips cannot be shared alike by 3 processes"):
+        clip_batch(reader, 4, 0, (0, 3))
+
+
+def test_an_unreadable_clip_is_named_and_another_stands_in(clips, tmp_path):
+    bad = Clip("bad", str(tmp_path / "gone.wav"), duration=1.0, captions=("Gone.",))
+    reader = ClipReader([*clips[:3], bad], RATE, 1.0, seed=0)
+    for step in range(8):
+        batch = clip_batch(reader, 2, step)
+        assert len(batch["captions"]) == 2
+        assert "Gone." not in batch["captions"]
+    assert any("gone.wav" in problem for step in range(8) for problem in clip_batch(reader, 2, step)["unreadable"])
+    with pytest.raises(AudioError, match="gone.wav"):
+        clip_batch(ClipReader([bad] * 2, RATE, 1.0, seed=0), 2, 0)
+
+
+@pytest.fixture
+def recipe(clips: list[Clip], tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Callable[..., Path]:
+    def make(extra: list[Clip] | None = None, **data: Any) -> Path:
+        write([*clips, *(extra or [])], tmp_path / "manifest.jsonl")
+        content = {
+            "out": str(tmp_path / "out"),
+            "save_every": 2,
+            "model": {
+                "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+                "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
+                "llm": {"source": str(llm_folder), "train": "lora"},
+                "decode": {"max_new_tokens": 4, "beams": 1},
+            },
+            "data": {"manifest": str(tmp_path / "manifest.jsonl"), "seconds": 1, "workers": 0, **data},
+            "optim": {"lr": 1e-3, "batch": 3, "steps": 4, "warmup": 1},
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return make
+
+
+def test_training_on_a_manifest(recipe, clips):
+    out = train(recipe(), ["optim.accumulate=2"])
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {"cs_global", "guided", "plain", "beta", "l2", "cosine"} <= log[0].keys()
+    assert "cider_d" in log[1]
+    assert Captioner.load(str(out)).caption([clips[0].path])[0].ok
+
+
+def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
+    bad = [Clip(f"bad{n}", str(tmp_path / f"gone{n}.wav"), captions=("Gone.",), split="train") for n in range(3)]
+    with pytest.warns(AudioWarning, match="left out: .*gone"):
+        train(recipe(bad, unreadable=3))
+    with pytest.warns(AudioWarning), pytest.raises(TrainingError, match=r"more than data.unreadable=1 .*\n.*gone"):
+        train(recipe(bad, unreadable=1), [f"out={tmp_path / 'second'}", "optim.steps=40"])
+
+
+def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):
+    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a batch"):
+        train(recipe(), ["optim.batch=10"])
+    leak = Clip("leak", clips[0].path, captions=("Known.",), split="val")
+    with pytest.raises(ConfigError, match="recordings in both training and validation"):
+        train(recipe([leak]))
+    assert not (tmp_path / "out").exists()
