@@ -172,7 +172,9 @@ class OptimConfig:
     batch: int = 32  # [P], of all processes together
     accumulate: int = 1  # batches whose gradients make one step; see lamb.fit
     steps: int = 1000  # [O]
-    warmup: int = 50  # steps [O]; the paper: 2 of 30 epochs
+    warmup: int = 50  # steps [O]
+    epochs: int | None = None  # of a manifest, in place of steps; the paper: 30 [P]
+    warmup_epochs: int = 2  # in place of warmup, where epochs are given [P]
     average: float = 0.0  # decay of an exponential moving average of the weights, kept in its place; 0: off [O]
 
 
@@ -184,6 +186,9 @@ class TrainConfig:
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: str = "auto"
+    init: str | None = (
+        None  # a lamb model to go on from (stage lamb), in place of `model`; pretraining, then fine-tuning
+    )
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     save_every: int = 200  # steps between two saved states
     model: LambConfig = LambConfig()

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import audio
+from . import audio, metrics
 from .alignment import gap
 from .captioner import SILENCE, Captioner
-from .checkpoint import save
-from .config import ConfigError, TrainConfig, read_recipe, to_dict
+from .checkpoint import load, save
+from .config import ConfigError, LambConfig, TrainConfig, read_recipe, to_dict
 from .data import loader, manifest, scenes, sources
 from .decode import clean
 from .evaluate import fit_confidence, label_scores, names, select
@@ -240,9 +240,16 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
 
     On captioned recordings (`data.manifest`) or on scenes mixed from labelled ones (`data.sounds`).
     """
-    model = build(config.model)
+    if config.init is None:
+        model = build(config.model)
+    elif config.model == LambConfig():
+        model = load(config.init)
+    else:
+        raise ConfigError("init: brings its own model; leave the section `model` out, or init")
     if config.data.manifest:
-        make, check, finish = _captioned(config, model)
+        config, make, check, finish = _captioned(config, model)
+    elif config.optim.epochs:
+        raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
     else:
         make, check, finish = _labelled(config, model)
     optim = config.optim
@@ -271,7 +278,7 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
 
     fit(config, out, model, parameters, make, losses, check)
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
-    standalone = config.model.llm.train == "full" and hasattr(model.encoder, "options")
+    standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
     save(model, out, standalone=standalone, card=config.card, half=True, decode=finish())
 
 
@@ -281,7 +288,7 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     chosen = development[:: max(1, len(development) // 200)]
 
     def check() -> dict[str, float]:
-        captioner = Captioner(model, replace(config.model.decode, beams=1))
+        captioner = Captioner(model, replace(model.config.decode, beams=1))
         return {"named": label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]}
 
     def finish() -> dict[str, Any]:
@@ -294,8 +301,8 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     return partial(loader.scene_batch, maker, config.optim.batch), check, finish
 
 
-def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
-    """Captioned clips to train on, and the check on the validation split."""
+def _captioned(config: TrainConfig, model: LambModel) -> tuple[TrainConfig, Any, Any, Any]:
+    """The recipe with its epochs as steps, captioned clips to train on, and the check on the validation split."""
     path, data = Path(config.data.manifest or ""), config.data
     clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
@@ -305,17 +312,22 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     if shared:
         raise ConfigError(f"{path}: recordings in both training and validation, such as {sorted(shared)[0]}")
     chosen = held[:: max(1, len(held) // 200)]
+    if config.optim.epochs:
+        epoch = len(clips) // (config.optim.batch * config.optim.accumulate)
+        steps, warmup = config.optim.epochs * epoch, config.optim.warmup_epochs * epoch
+        config = replace(config, optim=replace(config.optim, steps=steps, warmup=warmup))
 
     def check() -> dict[str, float]:
         if not chosen:
             return {}
-        captioner = Captioner(model, replace(config.model.decode, beams=1))
+        captioner = Captioner(model, replace(model.config.decode, beams=1))
         results = captioner.caption([clip.path for clip in chosen])
-        pairs = [(r.text, clip.captions) for r, clip in zip(results, chosen, strict=True) if r.ok]
-        return {"readable": len(pairs) / len(chosen)}
+        texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read
+        references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
+        return {"cider_d": metrics.cider_d(texts, references)[0]}
 
     reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed)
-    return partial(loader.clip_batch, reader, config.optim.batch), check, dict
+    return config, partial(loader.clip_batch, reader, config.optim.batch), check, dict
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {
