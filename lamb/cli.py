@@ -246,6 +246,45 @@ def evaluate(
 
 
 @app.command()
+def data(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="audiocaps, clotho, wavcaps (or wavcaps-audioset, -bbc, -freesound, -soundbible), macs, esc50, "
+            "urbansound8k, or folder: any folder with a caption table."
+        ),
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to make.", show_default="data/NAME")
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Recordings that you have; else they are fetched.", show_default=False),
+    ] = None,
+    without: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Leave out of training what this folder evaluates on; may be repeated."),
+    ] = None,
+) -> None:
+    """Fetch a collection and write it as a manifest, for example `lamb data clotho --to data/clotho`."""
+    from lamb.data.collections import prepare
+
+    done = prepare(name, to or Path("data") / name, audio, without or ())
+    total = len(done.clips) + len(done.missing) + len(done.leaked)
+    if done.missing:
+        where = done.manifest.with_name("missing.txt")
+        _say("warning", f"{len(done.missing)} of {total} recordings are missing and left out; {where} lists them")
+    if done.leaked:
+        _say("warning", f"{len(done.leaked)} training clips are recordings that are evaluated on, and left out")
+    rows = []
+    for split in dict.fromkeys(clip.split for clip in done.clips):
+        clips = [clip for clip in done.clips if clip.split == split]
+        rows.append((split, f"{len(clips):,}", f"{sum(len(clip.captions) for clip in clips):,}"))
+    sys.stdout.write(_table(sys.stdout, ("split", "clips", "captions"), rows))
+    print(done.manifest)
+
+
+@app.command()
 def info(
     model: Annotated[str, _model()] = DEFAULT_MODEL,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the whole configuration.", **_flag)] = False,

@@ -22,7 +22,7 @@ from .alignment import gap
 from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
 from .config import ConfigError, LambConfig, TrainConfig, read_recipe, to_dict
-from .data import loader, manifest, scenes, sources
+from .data import leakage, loader, manifest, scenes, sources
 from .decode import clean
 from .evaluate import fit_confidence, label_scores, names, select
 from .fit import Losses, TrainingError, fit, groups, write
@@ -63,9 +63,12 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
             f"{config.data.sounds}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
             "write them into lamb/data/phrases.py, and their words into lamb/evaluate.py"
         )
-    bank = loader.recordings([clip for clip in clips if clip.split == "train"], sample_rate)
-    maker = scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed)
-    return maker, [clip for clip in clips if clip.split == "development"]
+    development = [clip for clip in clips if clip.split == "development"]
+    training = [clip for clip in clips if clip.split == "train"]
+    # ESC-50 and UrbanSound8K share a few recordings
+    same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}
+    bank = loader.recordings([clip for clip in training if clip.id not in same], sample_rate)
+    return scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed), development
 
 
 class Tagger(nn.Module):
@@ -308,9 +311,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[TrainConfig, Any,
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
     if len(clips) < config.optim.batch:
         raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
-    shared = {clip.source or clip.path for clip in clips} & {clip.source or clip.path for clip in held}
-    if shared:
-        raise ConfigError(f"{path}: recordings in both training and validation, such as {sorted(shared)[0]}")
+    leakage.check(clips, held)
     chosen = held[:: max(1, len(held) // 200)]
     if config.optim.epochs:
         epoch = len(clips) // (config.optim.batch * config.optim.accumulate)

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Clip:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # what is heard, as classes; empty where there are none
     split: str = ""  # train, development, test ...
-    source: str = ""  # the original recording; clips of one source never lie in two splits
+    source: str = ""  # the original recording, such as youtube:ID; clips of one source never lie in two splits
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}
@@ -58,12 +58,13 @@ def read(path: str | Path, split: str | None = None) -> list[Clip]:
 
 
 def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """The line number and content of every row: a dict in CSV, the line itself in JSONL. Blank lines are left out."""
-    if path.suffix.lower() != ".csv":
+    """The line number and content of every row: a dict in CSV and TSV, the line itself in JSONL; no blank lines."""
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    if delimiter is None:
         # not splitlines(): a caption may hold a character that Unicode calls a line break
         yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
         return
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         for row in reader:
             if None in row:
@@ -71,6 +72,19 @@ def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
             yield reader.line_num, row
     except csv.Error as error:
         raise ManifestError(f"{path}, line {reader.reader.line_num}: {error}") from None
+
+
+def table(path: Path, columns: Collection[str], encoding: str = "utf-8-sig") -> Iterator[tuple[int, dict[str, str]]]:
+    """The line number and cells of every row of a CSV file that has these columns; ManifestError for any other."""
+    try:
+        text = path.read_text(encoding=encoding)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read: {error}") from None
+    for number, row in rows(text, path):
+        absent = [column for column in columns if row.get(column) is None]
+        if absent:
+            raise ManifestError(f"{path}, line {number}: no {', '.join(absent)}")
+        yield number, row
 
 
 def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:

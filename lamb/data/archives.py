@@ -1,0 +1,181 @@
+"""Archives of recordings: zip (also in volumes), tar.gz and 7z, unpacked by one rule for all.
+
+An archive is a stranger's: a member that is no regular file, or whose name leads out of the folder, makes all of it
+refused. A file is under its own name only once it is complete, and one that is complete is not written again, so that
+an interrupted run is gone on with.
+"""
+
+import gzip
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path, PurePosixPath
+from stat import S_IFMT, S_ISREG
+from typing import IO
+
+Place = Callable[[str], str | None]
+"""Where a member goes, relative to the folder; None leaves it out."""
+
+
+class ArchiveError(OSError):
+    """An archive that cannot be unpacked: which, why, the remedy."""
+
+
+def unpack(archive: Path, folder: Path, place: Place) -> None:
+    """The members of `archive` that `place` wants, under `folder`; ArchiveError for a broken or hostile one."""
+    kind = next((kind for kind in READERS if archive.name.endswith(kind)), None)
+    if kind is None:
+        raise ArchiveError(f"{archive}: not an archive of a known kind ({', '.join(READERS)})")
+    print(f"lamb: unpacking {archive}", file=sys.stderr, flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        READERS[kind](archive, folder, place)
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it anew") from None
+
+
+def _zip(archive: Path, folder: Path, place: Place) -> None:
+    joined = _joined(archive)
+    try:
+        with zipfile.ZipFile(joined) as file:
+            wanted = []
+            for info in file.infolist():
+                mode = info.external_attr >> 16
+                regular = not S_IFMT(mode) or S_ISREG(mode)
+                if not info.is_dir() and (target := _target(archive, folder, info.filename, regular, place)):
+                    wanted.append((info, target))
+            _check_room(archive, folder, (info.file_size for info, target in wanted if not target.exists()))
+            for info, target in wanted:
+                if not _is_there(target, info.file_size):
+                    with file.open(info) as stream:
+                        _write(stream, target)
+    finally:
+        if joined != archive:
+            joined.unlink(missing_ok=True)
+
+
+def _joined(archive: Path) -> Path:
+    """The archive, put together where it lies in volumes (NAME.z01, NAME.z02 ... NAME.zip)."""
+    if not archive.with_suffix(".z01").exists():
+        return archive
+    tool = shutil.which("zip")
+    joined = archive.with_name(archive.stem + ".joined.zip")
+    if tool is None:
+        raise ArchiveError(
+            f"{archive}: in volumes, which the program `zip` must join; install it (apt install zip), or unpack the "
+            f"archive by hand and run again with --audio FOLDER"
+        )
+    # `zip` would ask the user for a volume that is missing, and wait
+    names = [archive.with_suffix(f".z{n:02d}") for n in range(1, _volumes(archive) + 1)]
+    if absent := [path.name for path in names if not path.exists()]:
+        raise ArchiveError(f"{archive}: its volumes {', '.join(absent)} are missing; download them and run again")
+    joined.unlink(missing_ok=True)
+    command = [tool, "-q", "-s", "0", str(archive), "--out", str(joined)]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if result.returncode:
+        joined.unlink(missing_ok=True)
+        said = " ".join((result.stdout + result.stderr).split())
+        raise ArchiveError(f"{archive}: `zip -s 0` cannot join its volumes ({said}); download the volumes again")
+    return joined
+
+
+def _volumes(archive: Path) -> int:
+    """How many volumes come before this one, as the end of a zip says; ArchiveError where it has no end."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - 65_557))  # the record of 22 bytes and the longest comment
+        end = file.read()
+    at = end.rfind(b"PK\5\6")
+    if at < 0 or at + 22 > len(end):
+        raise ArchiveError(f"{archive}: damaged (it has no end); delete it and run again to download it anew")
+    return struct.unpack_from("<H", end, at + 4)[0]
+
+
+def _tar(archive: Path, folder: Path, place: Place) -> None:
+    for write in (False, True):  # only the end of a gzip tells whether it is whole
+        with gzip.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as file:
+            for info in file:
+                if not info.isdir() and (target := _target(archive, folder, info.name, info.isreg(), place)):
+                    stream = file.extractfile(info)
+                    assert stream is not None  # a regular file
+                    if write and not _is_there(target, info.size):
+                        _write(stream, target)
+            while packed.read(1 << 20):
+                pass
+
+
+def _seven(archive: Path, folder: Path, place: Place) -> None:
+    try:
+        import py7zr
+    except ImportError:
+        raise ArchiveError(
+            f"{archive}: 7z archives need py7zr; install it (pip install py7zr), or unpack the archive by hand in "
+            f"{folder} (7z x {archive.name}) and run again"
+        ) from None
+    try:
+        with py7zr.SevenZipFile(archive) as file:
+            wanted = {}
+            for info in file.list():
+                if not info.is_directory:
+                    target = _target(archive, folder, info.filename, info.is_file, place)
+                    if target and not _is_there(target, info.uncompressed):
+                        wanted[info.filename] = (target, info.uncompressed)
+            _check_room(archive, folder, (size for _, size in wanted.values()))
+            if not wanted:
+                return
+            # the library writes members under their own names: aside, and from there to their places
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as aside:
+                file.extract(aside, targets=list(wanted))
+                for name, (target, _) in wanted.items():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    (Path(aside) / name).replace(target)
+    except OSError:
+        raise
+    except Exception as error:  # the library passes on whatever its decompressors raise
+        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it anew") from None
+
+
+READERS: dict[str, Callable[[Path, Path, Place], None]] = {".zip": _zip, ".tar.gz": _tar, ".7z": _seven}
+
+
+def _target(archive: Path, folder: Path, name: str, regular: bool, place: Place) -> Path | None:
+    """Where a member goes, None where nowhere; ArchiveError for one that no honest archive has."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:/", name) or "\0" in name:
+        raise ArchiveError(f"{archive}: refused, for its member {name!r} leads out of the folder")
+    if not regular:
+        raise ArchiveError(f"{archive}: refused, for its member {name!r} is a link or a device")
+    placed = place(name)
+    if placed is None:
+        return None
+    target = folder / placed
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ArchiveError(f"{target}: a link leads out of {folder}; remove the link and run again")
+    return target
+
+
+def _check_room(archive: Path, folder: Path, sizes: Iterable[int]) -> None:
+    needed, free = sum(sizes), shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArchiveError(
+            f"{archive}: {needed / 1e9:.1f} GB to unpack and {free / 1e9:.1f} GB free in {folder}; make room, or give "
+            "another folder"
+        )
+
+
+def _is_there(target: Path, size: int) -> bool:
+    return target.is_file() and target.stat().st_size == size
+
+
+def _write(stream: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    with part.open("wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    part.replace(target)

@@ -1,0 +1,103 @@
+"""Published collections, fetched and converted: a function each, from two folders to all clips that were published.
+
+`prepare` makes of them what `lamb data` leaves behind: manifest.jsonl, missing.txt (the clips whose recording is not
+there) and evaluation.txt (for the leakage guard).
+"""
+
+import difflib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from .. import leakage
+from ..manifest import Clip, ManifestError, write
+from .audiocaps import audiocaps
+from .clotho import clotho
+from .esc50 import esc50
+from .folder import folder
+from .macs import macs
+from .published import Published
+from .urbansound8k import urbansound8k
+from .wavcaps import wavcaps
+
+COLLECTIONS: dict[str, Callable[[Path, Path | None], Published]] = {
+    "audiocaps": audiocaps,
+    "clotho": clotho,
+    "wavcaps": wavcaps,
+    "wavcaps-audioset": partial(wavcaps, sources=("AudioSet_SL",)),
+    "wavcaps-bbc": partial(wavcaps, sources=("BBC_Sound_Effects",)),
+    "wavcaps-freesound": partial(wavcaps, sources=("FreeSound",)),
+    "wavcaps-soundbible": partial(wavcaps, sources=("SoundBible",)),
+    "macs": macs,
+    "esc50": esc50,
+    "urbansound8k": urbansound8k,
+    "folder": folder,
+}
+"""(folder of tables and downloads, folder of recordings or None to fetch them) -> what was published."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` did."""
+
+    manifest: Path
+    clips: list[Clip]  # in the manifest
+    missing: list[Clip]  # without a recording; named in missing.txt
+    leaked: list[Clip]  # training clips whose recording is evaluated on, left out
+
+
+def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Path] = ()) -> Prepared:
+    """Collection `name` as `to`/manifest.jsonl. Its training split is without what it, or a folder in `without`,
+    keeps for evaluation. ManifestError or DownloadError where it cannot be had."""
+    if name not in COLLECTIONS:
+        near = difflib.get_close_matches(name, COLLECTIONS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COLLECTIONS)}"
+        raise ManifestError(f"{name}: no such collection; {hint}")
+    if audio is not None and not audio.exists():
+        raise ManifestError(f"{audio}: no such folder; --audio is the folder of recordings that you have")
+    if to.exists() and not to.is_dir():
+        raise ManifestError(f"{to}: is a file; --to is the folder to make")
+    manifest, held_file, missing_file = to / "manifest.jsonl", to / leakage.FILE, to / "missing.txt"
+    if manifest.exists() and not (held_file.is_file() and _first_line(held_file) == f"# {name}"):
+        raise ManifestError(f"{manifest}: is there already, and not of {name}; give another folder with --to")
+    held = leakage.evaluation_ids(*without)
+    to.mkdir(parents=True, exist_ok=True)
+    clips, more = COLLECTIONS[name](to, audio)
+    own = set(more) | {clip.source for clip in clips if clip.split != "train" and clip.source}
+    twice = [id for id, times in Counter(clip.id for clip in clips).items() if times > 1]
+    if twice:
+        raise ManifestError(f"{to}: the id {twice[0]!r} is that of two clips of {name}")
+    missing = [clip for clip in clips if not clip.path]
+    _write_lines(missing_file, [f"{clip.id}\t{clip.source}" for clip in missing])
+    there = [clip for clip in clips if clip.path]
+    leaked = leakage.leaked((clip for clip in there if clip.split == "train"), own | held)
+    out = {clip.id for clip in leaked}
+    kept = [clip for clip in there if clip.id not in out]
+    if not kept:
+        raise ManifestError(
+            f"{audio or to}: none of the {len(clips)} recordings of {name} is left; "
+            f"{len(missing)} are missing (listed in {missing_file}), {len(out)} are evaluated on"
+        )
+    _write_lines(held_file, [f"# {name}", *sorted(own)])
+    write([replace(clip, path=_relative(clip.path, to)) for clip in kept], manifest)
+    return Prepared(manifest, kept, missing, leaked)
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Relative within the folder, so that it can be moved as a whole; else absolute."""
+    base = os.path.abspath(folder)
+    return os.path.relpath(path, base) if path.startswith(base + os.sep) else os.path.abspath(path)
+
+
+def _first_line(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().rstrip("\n")
+
+
+def _write_lines(path: Path, lines: list[str]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,84 @@
+"""Any folder of sounds with a caption table: CSV, TSV or JSONL, a row a file or a row a caption.
+
+A column names the file, relative to the table's folder (file, file_name, path ...); one or several hold captions
+(caption, caption_1, caption_2, text, sentence ... or captions, a list, in CSV written as JSON). Others may say what
+`Clip` has: id, start, duration, label or labels, split (train where there is none), source. The rest is ignored.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from ..manifest import Clip, ManifestError, parse, rows
+from .published import Published
+
+FILE_COLUMNS = ("file", "file_name", "filename", "path", "file_path", "filepath", "audio", "fname")
+CAPTION_COLUMN = re.compile(r"(captions?|text|sentence|description)([ _-]?\d+)?")
+LABEL_COLUMNS = ("labels", "label")
+OTHER_COLUMNS = ("id", "start", "duration", "split", "source")
+TABLES = (".csv", ".tsv", ".jsonl")
+
+
+def folder(to: Path, audio: Path | None) -> Published:
+    table = _table(audio or to, to / "manifest.jsonl")
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{table}: cannot be read: {error}") from None
+    clips: dict[tuple[str, float, float | None], Clip] = {}
+    for number, row in rows(text, table):
+        try:
+            clip = _clip(json.loads(row) if isinstance(row, str) else row, table.parent)
+        except ValueError as error:
+            raise ManifestError(f"{table}, line {number}: {error}") from None
+        key = (clip.path, clip.start, clip.duration)
+        if key in clips:  # a row a caption
+            values = {**vars(clips[key]), "captions": clips[key].captions + clip.captions}
+            clip = Clip(**values)
+        clips[key] = clip
+    return Published([_found(clip) for clip in clips.values()])
+
+
+def _table(place: Path, ours: Path) -> Path:
+    """`place` itself, or the one table in it, besides `ours` of an earlier run."""
+    if place.is_file():
+        return place
+    found = sorted(path for path in place.glob("*") if path.suffix.lower() in TABLES and path != ours)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ManifestError(
+            f"{place}: one caption table ({', '.join(TABLES)}) is needed here, found {names}; give its folder, "
+            "or the table itself, with --audio"
+        )
+    return found[0]
+
+
+def _clip(row: Any, base: Path) -> Clip:
+    if not isinstance(row, dict):
+        raise ValueError("expected an object with a file and captions")
+    values = {str(key).strip().lower(): value for key, value in row.items() if value not in ("", None)}
+    file = next((values[column] for column in FILE_COLUMNS if column in values), None)
+    if not isinstance(file, str):
+        raise ValueError(f"no file is named; its column is one of {', '.join(FILE_COLUMNS)}")
+    captions = [text for column, value in values.items() if CAPTION_COLUMN.fullmatch(column) for text in _texts(value)]
+    labels = next((values[column] for column in LABEL_COLUMNS if column in values), ())
+    known = {column: values[column] for column in OTHER_COLUMNS if column in values}
+    id = f"{file}@{known['start']}" if "start" in known else file  # of several stretches of a file
+    return parse({"id": id, "split": "train", **known, "path": file, "captions": captions, "labels": labels}, base)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"captions: {error}") from None
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"a caption is {value!r}, not a text")
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _found(clip: Clip) -> Clip:
+    return clip if Path(clip.path).is_file() else Clip(**{**vars(clip), "path": ""})
