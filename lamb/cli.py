@@ -174,12 +174,20 @@ def caption(
         ending = output.suffix[1:].lower() if output else ""
         format = Format(ending) if ending in list(Format) else Format.text
 
-    from lamb.audio import expand
+    from lamb.audio import AudioError, expand
     from lamb.captions import WRITERS
 
     _tidy_warnings(quiet)
-    inputs = [_standard_input() if file == "-" else file for file in expand(paths, recursive)]
+    inputs: list[Any] = []
     failed: list[str] = []
+    for path in paths:
+        try:
+            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
+        except AudioError as error:  # an empty folder, a pattern without a match: the other paths are captioned
+            if len(paths) == 1:
+                raise
+            failed.append(path)
+            _say("error", error)
     with _destination(output) as out, _progress(len(inputs), quiet) as progress:
         if threads:
             import torch

@@ -327,3 +327,10 @@ def test_evaluate_and_train_call_the_library(lamb: Run, monkeypatch: pytest.Monk
     assert lamb("train", recipe, "train.steps=1", "--resume")[0] == 0
     assert called == [("tiny", "clotho", "test"), ("tiny", "clotho", None), (recipe, ["train.steps=1"], True)]
     assert lamb("train", tmp_path / "no.yaml")[0] == 2
+
+
+def test_an_empty_folder_does_not_keep_the_rest_from_being_captioned(lamb: Run, tmp_path: Path) -> None:
+    code, out, err = lamb("caption", tmp_path, "dog.wav", tmp_path / "*.ogg")
+    assert (code, out) == (1, "A dog barks.\n")
+    assert [line.split(": ")[2] for line in err.splitlines()] == [str(tmp_path), str(tmp_path / "*.ogg")]
+    assert lamb("caption", tmp_path)[0] == 2
