@@ -191,6 +191,7 @@ class TrainConfig:
     )
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     save_every: int = 200  # steps between two saved states
+    keep_states: int = 2  # saved states that stay, the last ones
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     data: DataConfig = DataConfig()

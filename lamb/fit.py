@@ -9,13 +9,15 @@ With `optim.accumulate` a step sums the gradients of several batches. The global
 batch at a time: more processes, not more accumulation, give them more clips to compare.
 """
 
+import hashlib
 import json
 import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +87,27 @@ def fit(
     make: Callable[[int, loader.Share], Any],
     losses: Callable[[nn.Module, Any], Losses],
     check: Callable[[], dict[str, float]],
+    keep: Callable[[], object] | None = None,
+    epoch: int = 0,
 ) -> None:
-    """Train `model` in place and write recipe.json, log.jsonl and state.pt (at every `save_every` steps) into `out`.
+    """Train `model` in place and write recipe.json, log.jsonl and, every `save_every` steps, a state into `out`.
 
     Args:
         parameters: groups for AdamW.
-        make: (step, share) -> this process's part of a batch, in a background process.
+        make: (batch number, share) -> this process's part of a batch, in a background process.
         losses: (model to call, batch) -> named terms to log; the term "loss" is minimised.
         check: numbers to log at every save, taken with the averaged weights by the first process.
+        keep: called where the first of these numbers is the highest so far, with the averaged weights in `model`.
+        epoch: batches of an epoch, where the data has epochs.
 
-    Raises TrainingError when a term or gradient is not finite.
+    Raises TrainingError when a term or gradient is not finite, or a state cannot be written or read.
     """
     from accelerate import Accelerator
 
     optim = config.optim
+    if optim.epochs:
+        steps = epoch // optim.accumulate
+        optim = replace(optim, steps=optim.epochs * steps, warmup=optim.warmup_epochs * steps)
     on_cpu = config.device == "cpu" or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     share = (accelerator.process_index, accelerator.num_processes)
@@ -107,12 +116,12 @@ def fit(
     base = [group["lr"] for group in optimiser.param_groups]
     prepared, optimiser = accelerator.prepare(model, optimiser)
     average = _Average(model, optim.average) if optim.average else None
-    first = _resume(out / "state.pt", model, optimiser, average)
+    first, best = _resume(out, model, optimiser, average)
     if first_process:
         out.mkdir(parents=True, exist_ok=True)
-        write(out / "recipe.json", json.dumps(to_dict(config), indent=1))  # from here on, the folder holds a run
+        write(out / "recipe.json", json.dumps(run_facts(config), indent=1))  # from here on, the folder holds a run
     console = Console(stderr=True, quiet=not first_process)
-    _overview(console, config, model, first, share[1])
+    _overview(console, config, model, f"{first} to {optim.steps}" if first else f"{optim.steps}", share[1])
     batches = loader.background(
         lambda index: make(index, share), first * optim.accumulate, optim.steps * optim.accumulate, config.data.workers
     )
@@ -146,15 +155,26 @@ def fit(
             line |= {"lr": base[0] * factor, "seconds": round(time.time() - began, 1)}
             save_now = step + 1 == optim.steps or (step + 1) % config.save_every == 0
             if save_now and first_process:
-                line |= _checked(model, average, check)
+                with _averaged(model, average), torch.no_grad():
+                    checked = check()
+                    first_number = next(iter(checked.values()), -math.inf)
+                    if keep and first_number > best:
+                        best = first_number
+                        keep()
+                line |= checked
                 console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
             progress.update(task, advance=1, description=f"loss {shown['loss']:.3f}")
             log.write(line)  # before the state: a log may be ahead of it, never behind
             if save_now and first_process:
-                state = {"step": step + 1, "model": model.state_dict(), "optimiser": optimiser.state_dict()}
+                state = {
+                    "step": step + 1,
+                    "best": best,
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                }
                 if average:
                     state["average"] = average.state
-                _save(state, out / "state.pt")
+                _save(state, out, config.keep_states)
             if save_now:
                 accelerator.wait_for_everyone()
     if average:
@@ -162,23 +182,38 @@ def fit(
     model.eval()
 
 
-def _resume(file: Path, model: nn.Module, optimiser: Any, average: _Average | None) -> int:
-    """Load the state of a run that stopped; the step it goes on with, 0 without one."""
-    if not file.exists():
-        return 0
+def run_facts(config: TrainConfig) -> dict[str, Any]:
+    """The recipe and the check sums of the lists it trains on: what must be the same when a run goes on."""
+    data = config.data
+    lists = [Path(data.manifest)] if data.manifest else [Path(data.sounds) / "manifest.csv"] if data.sounds else []
+    sums = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in lists if path.is_file()}
+    return {**to_dict(config), "lists": sums}
+
+
+def _states(out: Path) -> list[Path]:
+    """The saved states, the oldest first."""
+    return sorted(out.glob("state-*.pt"))
+
+
+def _resume(out: Path, model: nn.Module, optimiser: Any, average: _Average | None) -> tuple[int, float]:
+    """Load the last state of a run that stopped: the step to go on with and the best check; (0, -inf) without one."""
+    states = _states(out)
+    if not states:
+        return 0, -math.inf
     try:
-        state = torch.load(file, weights_only=True, map_location="cpu")
+        state = torch.load(states[-1], weights_only=True, map_location="cpu")
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])
         if average:
             average.state = {name: value.to(average.state[name].device) for name, value in state["average"].items()}
-        return int(state["step"])
+        return int(state["step"]), float(state["best"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise TrainingError(f"{file}: the state cannot be read ({reason}); remove it to begin again") from None
+        remedy = f"remove it to go on from {states[-2].name}" if len(states) > 1 else "remove it to begin again"
+        raise TrainingError(f"{states[-1]}: the state cannot be read ({reason}); {remedy}") from None
 
 
-def _overview(console: Console, config: TrainConfig, model: nn.Module, first: int, processes: int) -> None:
+def _overview(console: Console, config: TrainConfig, model: nn.Module, steps: str, processes: int) -> None:
     """What is about to happen: the parts with their parameters, the steps and the memory that is certain."""
     table = Table("part", "trained", "frozen", box=SIMPLE_HEAD)
     needed = 0
@@ -192,9 +227,8 @@ def _overview(console: Console, config: TrainConfig, model: nn.Module, first: in
         table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
     console.print(table)
     optim = config.optim
-    steps = f"steps {first + 1} to {optim.steps}" if first else f"{optim.steps} steps"
     clips = f"{optim.batch * optim.accumulate} clips" + (f" in {processes} processes" if processes > 1 else "")
-    console.print(f"stage {config.stage}: {steps} of {clips} -> {config.out}")
+    console.print(f"stage {config.stage}: steps {steps}, {clips} each -> {config.out}")
     console.print(f"memory for weights, gradients and optimiser: {needed / 1e9:.2f} GB, and what the clips take")
     device = next(model.parameters()).device
     if device.type == "cuda" and needed > torch.cuda.get_device_properties(device).total_memory:
@@ -252,21 +286,21 @@ def _means(accelerator: Any, terms: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(terms, accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
 
-def _checked(model: nn.Module, average: _Average | None, check: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """`check` with the averaged weights in the model's place."""
+@contextmanager
+def _averaged(model: nn.Module, average: _Average | None) -> Iterator[None]:
+    """The averaged weights in the model's place, in evaluation mode."""
     if average:
         average.swap()
     model.eval()
-    with torch.no_grad():
-        result = check()
+    yield
     model.train()
     if average:
         average.swap()
-    return result
 
 
-def _save(state: Any, path: Path) -> None:
-    """Whole or not at all."""
+def _save(state: dict[str, Any], out: Path, keep: int) -> None:
+    """A state, whole or not at all; the last `keep` stay."""
+    path = out / f"state-{state['step']:08d}.pt"
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
@@ -277,6 +311,8 @@ def _save(state: Any, path: Path) -> None:
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
         raise TrainingError(f"{path}: the state cannot be written ({error}); the last one is kept") from None
+    for old in _states(out)[:-keep]:
+        old.unlink()
 
 
 def write(path: Path, text: str) -> None:

@@ -21,11 +21,11 @@ from . import audio, metrics
 from .alignment import gap
 from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
-from .config import ConfigError, LambConfig, TrainConfig, read_recipe, to_dict
+from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
 from .decode import clean
 from .evaluate import fit_confidence, label_scores, names, select
-from .fit import Losses, TrainingError, fit, groups, write
+from .fit import Losses, TrainingError, fit, groups, run_facts, write
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, token_share
 from .model import LambModel, build, build_encoder, caption_labels
@@ -41,7 +41,10 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
     if (out / "recipe.json").exists():
         if not resume:
             raise ConfigError(f"{out}: holds a run already; go on with --resume, or choose another out=FOLDER")
-        if json.loads((out / "recipe.json").read_text()) != to_dict(config):
+        begun, now = json.loads((out / "recipe.json").read_text()), run_facts(config)
+        if begun.pop("lists", None) != now.pop("lists"):
+            raise ConfigError(f"{out}: was begun with another list of recordings; choose another out=FOLDER")
+        if begun != now:
             raise ConfigError(f"{out}: was begun with another recipe; choose another out=FOLDER")
     torch.manual_seed(config.seed)
     if config.threads:
@@ -250,11 +253,11 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     else:
         raise ConfigError("init: brings its own model; leave the section `model` out, or init")
     if config.data.manifest:
-        config, make, check, finish = _captioned(config, model)
+        make, check, finish, epoch = _captioned(config, model)
     elif config.optim.epochs:
         raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
     else:
-        make, check, finish = _labelled(config, model)
+        make, check, finish, epoch = *_labelled(config, model), 0
     optim = config.optim
     base_lr = optim.lr if optim.llm_lr is None else optim.llm_lr
     own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n != "guide.beta"]
@@ -279,10 +282,11 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         return terms if model.guide is None else {**terms, "beta": model.guide.beta}
 
-    fit(config, out, model, parameters, make, losses, check)
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
     standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
-    save(model, out, standalone=standalone, card=config.card, half=True, decode=finish())
+    keep = partial(save, model, standalone=standalone, card=config.card, half=True)
+    fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch)
+    keep(out, decode=finish())
 
 
 def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
@@ -304,8 +308,8 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     return partial(loader.scene_batch, maker, config.optim.batch), check, finish
 
 
-def _captioned(config: TrainConfig, model: LambModel) -> tuple[TrainConfig, Any, Any, Any]:
-    """The recipe with its epochs as steps, captioned clips to train on, and the check on the validation split."""
+def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, int]:
+    """Captioned clips to train on, the check on the validation split, nothing at the end, and batches of an epoch."""
     path, data = Path(config.data.manifest or ""), config.data
     clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
@@ -313,10 +317,6 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[TrainConfig, Any,
         raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
     leakage.check(clips, held)
     chosen = held[:: max(1, len(held) // 200)]
-    if config.optim.epochs:
-        epoch = len(clips) // (config.optim.batch * config.optim.accumulate)
-        steps, warmup = config.optim.epochs * epoch, config.optim.warmup_epochs * epoch
-        config = replace(config, optim=replace(config.optim, steps=steps, warmup=warmup))
 
     def check() -> dict[str, float]:
         if not chosen:
@@ -328,7 +328,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[TrainConfig, Any,
         return {"cider_d": metrics.cider_d(texts, references)[0]}
 
     reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed)
-    return config, partial(loader.clip_batch, reader, config.optim.batch), check, dict
+    return partial(loader.clip_batch, reader, config.optim.batch), check, dict, len(clips) // config.optim.batch
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {

@@ -1,6 +1,10 @@
 """Training on captioned recordings from a manifest."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,7 +122,70 @@ def test_training_on_a_manifest(recipe, clips):
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"cs_global", "guided", "plain", "beta", "l2", "cosine"} <= log[0].keys()
     assert "cider_d" in log[1]
-    assert Captioner.load(str(out)).caption([clips[0].path])[0].ok
+    for model in (out, out / "best"):
+        assert Captioner.load(str(model)).caption([clips[0].path])[0].ok
+    assert sorted(path.name for path in out.glob("*.pt")) == ["state-00000002.pt", "state-00000004.pt"]
+
+
+def test_epochs_are_as_many_steps_as_the_clips_give(recipe):
+    """9 clips in batches of 3, two batches a step: one step an epoch."""
+    out = train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "optim.warmup_epochs=2", "save_every=3"])
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in log[:3]] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert len(log) == 4
+    assert train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "save_every=3"], resume=True) == out
+
+
+def test_kill_9_at_any_moment(recipe, tmp_path):
+    """A real process, killed at random, begun again: the weights of a run that was left alone, bit for bit."""
+    path = recipe(workers=1)
+    settings = ["optim.steps=12", "optim.average=0.9"]
+    whole = train(path, [*settings, f"out={tmp_path / 'whole'}"])
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "lamb", "train", str(path), *settings, f"out={out}", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    rng = np.random.default_rng()
+    done = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        log = out / "log.jsonl"
+        began = time.monotonic()
+        # once a step is done, or a while after the start
+        while time.monotonic() - began < 60 and not (log.exists() and len(log.read_text().splitlines()) > done):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        done = len(log.read_text().splitlines()) // 2 * 2 if log.exists() else 0
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    drop = lambda file: [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in file.open()]
+    assert drop(out / "log.jsonl") == drop(whole / "log.jsonl")
+
+
+def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tmp_path, monkeypatch):
+    out = train(recipe())
+    newest = out / "state-00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        TrainingError, match=r"state-00000004\.pt: the state cannot be read .*go on from state-00000002"
+    ):
+        train(recipe(), resume=True)
+    newest.unlink()
+    before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(TrainingError, match=r"cannot be written .*No space left.* the last one is kept"):
+            train(recipe(), resume=True)
+    assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
+    more = Clip("more", clips[0].path, captions=("More.",), split="train")
+    with pytest.raises(ConfigError, match="begun with another list of recordings"):
+        train(recipe([more]), resume=True)
+    assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
 
 
 def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
