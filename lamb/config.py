@@ -143,6 +143,7 @@ class DataConfig:
     manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
     split: str = "train"  # of the manifest, to train on
     validation: str | None = "val"  # of the manifest, to check on; None: no check
+    cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]

@@ -104,9 +104,10 @@ class LambModel(nn.Module):
         """The guide's addition to the logits of every step, (B, V) float32; None without a guide."""
         return None if self.guide is None else self.guide(z_a, mask, self.llm.table)
 
-    def forward(self, waveform: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor) -> Output:
-        """waveform (B, T), mask (B, T), caption ids (B, L), mask (B, L); see `LanguageModel.tokenize`."""
-        z_a, z_a_mask = self.audio_tokens(*self.encode(waveform, mask))
+    def forward(self, audio: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor, encoded: bool = False) -> Output:
+        """Waveforms (B, T), or where `encoded` their h_a (B, N_a, D), with mask, and caption ids (B, L) with mask."""
+        h_a, h_a_mask = (audio, mask) if encoded else self.encode(audio, mask)
+        z_a, z_a_mask = self.audio_tokens(h_a, h_a_mask)
         prefix, prefix_mask = self.llm.prefix(z_a, z_a_mask)
         logits = self.llm.logits(prefix, prefix_mask, ids)  # (B, L + 1, V)
         return Output(

@@ -6,7 +6,7 @@ captions), `lamb` (the method: adapter, aligner, guide, and the language model w
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -270,14 +270,13 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     unreadable: set[str] = set()
 
     def losses(forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        for problem in set(batch.get("unreadable", ())) - unreadable:
-            warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
-            unreadable.add(problem)
-        if len(unreadable) > config.data.unreadable:
-            listed = "\n".join(sorted(unreadable))
-            raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
+        new = set(batch.get("unreadable", ())) - unreadable
+        unreadable.update(new)
+        if new:
+            _left_out(new, config, unreadable)
         ids, mask = model.llm.tokenize(batch["captions"])
-        output = forward(batch["waveform"].to(model.device), batch["mask"].to(model.device), ids, mask)
+        sound, sound_mask = batch["waveform"].to(model.device), batch["mask"].to(model.device)
+        output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
         terms = loss_terms(model, output)
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         return terms if model.guide is None else {**terms, "beta": model.guide.beta}
@@ -287,6 +286,28 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     keep = partial(save, model, standalone=standalone, card=config.card, half=True)
     fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch)
     keep(out, decode=finish())
+
+
+def _left_out(problems: Iterable[str], config: TrainConfig, so_far: Collection[str] = ()) -> None:
+    """Name the clips that cannot be read; TrainingError when there are more than the recipe allows."""
+    problems = list(problems)
+    for problem in problems:
+        warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
+    every = sorted({*problems, *so_far})
+    if len(every) > config.data.unreadable:
+        listed = "\n".join(every)
+        raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
+
+
+def _encoding(model: LambModel) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The frozen encoder as in training: in evaluation mode, without gradients."""
+
+    def encode(waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        model.eval()
+        with torch.no_grad():
+            return model.encode(waveform.to(model.device), mask.to(model.device))
+
+    return encode
 
 
 def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
@@ -327,7 +348,14 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
         return {"cider_d": metrics.cider_d(texts, references)[0]}
 
-    reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed)
+    tokens = None
+    if data.cache:
+        if model.config.encoder.train != "frozen":
+            raise ConfigError("data.cache: tokens can be kept only of a frozen encoder; set model.encoder.train=frozen")
+        cache = loader.TokenCache.of(data.cache, model.encoder)
+        clips, tokens, problems = cache.fill(clips, data.seconds, model.encoder.sample_rate, _encoding(model))
+        _left_out(problems, config)
+    reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed, tokens)
     return partial(loader.clip_batch, reader, config.optim.batch), check, dict, len(clips) // config.optim.batch
 
 

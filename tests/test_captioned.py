@@ -188,6 +188,41 @@ def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tm
     assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
 
 
+def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path, monkeypatch):
+    """Short clips without gain: the same weights from tokens as from waveforms; and nothing is encoded twice."""
+    monkeypatch.setattr(ClipReader, "read", without_gain(ClipReader.read))
+    settings = ["data.seconds=5", "optim.batch=1", "optim.steps=3"]
+    heard = train(recipe(), [*settings, f"out={tmp_path / 'heard'}"])
+    cache = f"data.cache={tmp_path / 'cache'}"
+    first = train(recipe(), [*settings, cache, f"out={tmp_path / 'first'}"])
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+    assert len(files) == 9
+    second = train(recipe(), [*settings, cache, f"out={tmp_path / 'second'}"])
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()} == files
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    terms = [[json.loads(x)["plain"] for x in (out / "log.jsonl").open()] for out in (heard, first)]
+    assert terms[0] == pytest.approx(terms[1], abs=2e-4)
+
+
+def without_gain(read: Callable[..., Any]) -> Callable[..., Any]:
+    def plain(self: ClipReader, number: int, epoch: int) -> Any:
+        x, caption = read(self, number, epoch)
+        if self.tokens is None:
+            x, _ = soundfile.read(self.clips[number].path, dtype="float32")
+        return x, caption
+
+    return plain
+
+
+def test_a_cache_wants_a_frozen_encoder_and_readable_clips(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.cache: tokens can be kept only of a frozen encoder"):
+        train(recipe(), ["model.encoder.train=full", f"data.cache={tmp_path / 'cache'}"])
+    bad = [Clip("bad", str(tmp_path / "gone.wav"), captions=("Gone.",), split="train")]
+    with pytest.warns(AudioWarning, match=r"left out: .*gone\.wav: does not exist"):
+        out = train(recipe(bad, cache=str(tmp_path / "cache")))
+    assert (out / "lamb.json").exists()
+
+
 def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
     bad = [Clip(f"bad{n}", str(tmp_path / f"gone{n}.wav"), captions=("Gone.",), split="train") for n in range(3)]
     with pytest.warns(AudioWarning, match="left out: .*gone"):

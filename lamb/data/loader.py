@@ -3,14 +3,17 @@
 Batch number `step` is a pure function of (data, seed, step): a run that stops goes on with the batch it stopped at.
 """
 
+import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from .. import audio
@@ -39,9 +42,9 @@ def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dic
 
 
 def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Waveforms of many lengths -> (B, T) zero-padded at the end, mask (B, T) True where the clip is."""
+    """Waveforms (T,), or tokens (N, D), of many lengths -> (B, T, ...) zero-padded at the end, mask (B, T)."""
     lengths = torch.tensor([len(x) for x in waveforms])
-    batch = torch.zeros(len(waveforms), int(lengths.max()))
+    batch = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])
     for row, x in zip(batch, waveforms, strict=True):
         row[: len(x)] = torch.from_numpy(x)
     return batch, torch.arange(batch.shape[1]) < lengths[:, None]
@@ -61,12 +64,16 @@ def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain."""
+    """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain.
+
+    With `tokens`, files that hold each clip's encoder tokens (see TokenCache), these are read in place of the sound.
+    """
 
     clips: Sequence[Clip]
     sample_rate: int
     seconds: float
     seed: int
+    tokens: Sequence[Path] | None = None
 
     def order(self, epoch: int, size: int) -> np.ndarray:
         """The clips of an epoch in batches of `size` (what is left over waits for another epoch), of similar length."""
@@ -79,8 +86,11 @@ class ClipReader:
         return rng.permutation(batches)
 
     def read(self, number: int, epoch: int) -> tuple[np.ndarray, str]:
-        """Samples (T,) and a caption of clip `number`, as this epoch has them. AudioError if it cannot be read."""
+        """Samples (T,) or tokens (N, D), and a caption of clip `number` in this epoch; or AudioError."""
         clip, rng = self.clips[number], np.random.default_rng((self.seed, 3, epoch, number))
+        caption = clip.captions[int(rng.integers(len(clip.captions)))]
+        if self.tokens is not None:
+            return np.load(self.tokens[number], allow_pickle=False), caption
         length = clip.duration
         if length is None:
             whole = audio.probe(clip.path).duration
@@ -89,7 +99,75 @@ class ClipReader:
         start = clip.start + rng.uniform(0, spare)
         x = audio.load(clip.path, self.sample_rate, start, min(self.seconds, length or self.seconds))
         gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
-        return x * gain, clip.captions[int(rng.integers(len(clip.captions)))]
+        return x * gain, caption
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """Encoder tokens of clips on disk, a file (N, D) a clip, named by the encoder, the recording and the part of it."""
+
+    folder: Path
+    encoder: str  # check sum of the encoder's architecture and weights
+
+    @classmethod
+    def of(cls, folder: str | Path, encoder: nn.Module) -> "TokenCache":
+        """The cache in `folder` of what this very encoder makes."""
+        total = hashlib.sha256(repr(getattr(encoder, "options", type(encoder).__name__)).encode())
+        for name, tensor in sorted(encoder.state_dict().items()):
+            total.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return cls(Path(folder), total.hexdigest()[:16])
+
+    def file(self, clip: Clip, seconds: float) -> Path:
+        """Where the tokens of the first `seconds` of `clip` are; another file once the recording changes."""
+        facts = os.stat(clip.path)
+        part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, clip.start, clip.duration, seconds)
+        return self.folder / self.encoder / f"{hashlib.sha256(repr(part).encode()).hexdigest()[:32]}.npy"
+
+    def fill(
+        self, clips: Sequence[Clip], seconds: float, sample_rate: int, encode: Callable[..., Any]
+    ) -> tuple[list[Clip], list[Path], list[str]]:
+        """Encode what is not there yet; the clips that could be read, their files, and what went wrong with the others.
+
+        Clips are decoded in threads and encoded 16 at a time by `encode`: (B, T), (B, T) -> (B, N, D), (B, N).
+        """
+        kept: list[Clip] = []
+        files: list[Path] = []
+        problems: list[str] = []
+
+        def decode(clip: Clip) -> tuple[Clip, Path | None, np.ndarray | None, str]:
+            try:
+                file = self.file(clip, seconds)
+                if file.exists():
+                    return clip, file, None, ""
+                length = seconds if clip.duration is None else min(seconds, clip.duration)
+                return clip, file, audio.load(clip.path, sample_rate, clip.start, length), ""
+            except FileNotFoundError:
+                return clip, None, None, f"{clip.path}: does not exist; check the path"
+            except audio.AudioError as error:
+                return clip, None, None, str(error)
+
+        with ThreadPoolExecutor(2) as pool:
+            for first in range(0, len(clips), 64):
+                found = list(pool.map(decode, clips[first : first + 64]))
+                fresh = [(file, x) for _, file, x, _ in found if file is not None and x is not None]
+                fresh.sort(key=lambda item: len(item[1]))
+                for k in range(0, len(fresh), 16):
+                    h_a, mask = encode(*pad([x for _, x in fresh[k : k + 16]]))
+                    for (file, _), tokens, valid in zip(fresh[k : k + 16], h_a, mask, strict=True):
+                        _write_array(file, tokens[valid].float().cpu().numpy())
+                kept += [clip for clip, file, _, _ in found if file is not None]
+                files += [file for _, file, _, _ in found if file is not None]
+                problems += [problem for *_, problem in found if problem]
+        return kept, files, problems
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Whole or not at all; two processes may write the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.save(file, array)
+    part.replace(path)
 
 
 def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
@@ -111,7 +189,13 @@ def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -
         else:
             raise audio.AudioError(unreadable[-1], "and every clip that could stand in for it", "check the recordings")
     waveform, mask = pad([x for x, _ in found])
-    return {"waveform": waveform, "mask": mask, "captions": [c for _, c in found], "unreadable": unreadable}
+    return {
+        "waveform": waveform,  # or tokens
+        "mask": mask,
+        "captions": [c for _, c in found],
+        "unreadable": unreadable,
+        "encoded": reader.tokens is not None,
+    }
 
 
 def part_of(size: int, share: Share) -> range:
