@@ -56,17 +56,30 @@ def groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float) -
     ]
 
 
+def _learning(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes: all but the frozen parameters. What is frozen needs no state, no average."""
+    state = model.state_dict(keep_vars=True)
+    return {n: t.detach() for n, t in state.items() if t.requires_grad or not isinstance(t, nn.Parameter)}
+
+
+def _put(state: dict[str, Tensor], model: nn.Module) -> None:
+    """Load what `_learning` gave; ValueError when the model learns other tensors."""
+    if state.keys() != _learning(model).keys():
+        raise ValueError("it holds other tensors than the model learns")
+    model.load_state_dict(state, strict=False)
+
+
 class _Average:
     """An exponential moving average of a model's weights and buffers; short memory at first, to forget the start."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay = model, decay
-        self.state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.state = {name: value.clone() for name, value in _learning(model).items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in self.model.state_dict().items():
+        for name, value in _learning(self.model).items():
             if value.is_floating_point():
                 self.state[name].lerp_(value, 1 - decay)
             else:
@@ -74,8 +87,8 @@ class _Average:
 
     def swap(self) -> None:
         """Put the average in the model's place, and the model's weights here."""
-        own = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.model.load_state_dict(self.state)
+        own = {name: value.clone() for name, value in _learning(self.model).items()}
+        _put(self.state, self.model)
         self.state = own
 
 
@@ -169,7 +182,7 @@ def fit(
                 state = {
                     "step": step + 1,
                     "best": best,
-                    "model": model.state_dict(),
+                    "model": _learning(model),
                     "optimiser": optimiser.state_dict(),
                 }
                 if average:
@@ -202,7 +215,7 @@ def _resume(out: Path, model: nn.Module, optimiser: Any, average: _Average | Non
         return 0, -math.inf
     try:
         state = torch.load(states[-1], weights_only=True, map_location="cpu")
-        model.load_state_dict(state["model"])
+        _put(state["model"], model)
         optimiser.load_state_dict(state["optimiser"])
         if average:
             average.state = {name: value.to(average.state[name].device) for name, value in state["average"].items()}
@@ -223,7 +236,7 @@ def _overview(console: Console, config: TrainConfig, model: nn.Module, steps: st
             counts[p.requires_grad] += p.numel()
             # weights; of what is trained also the gradient, AdamW's two moments and the average
             needed += p.numel() * (p.element_size() * (1 + p.requires_grad) + 8 * p.requires_grad)
-            needed += p.numel() * p.element_size() * bool(config.optim.average)
+            needed += p.numel() * p.element_size() * bool(config.optim.average) * p.requires_grad
         table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
     console.print(table)
     optim = config.optim
