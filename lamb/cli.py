@@ -473,9 +473,11 @@ def _table(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
     from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
+    rows = list(rows)
     for column in columns:
         numbers = column in ("length", "confidence", "score", "parameters", "trained")
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
+        short = column == "file" and all(len(row[0]) <= 40 for row in rows)  # names to copy, while there is room
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=short)
     for row in rows:
         table.add_row(*map(Text, row))  # not str: a file name is no markup
     console = Console(file=out)

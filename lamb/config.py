@@ -186,7 +186,7 @@ class TrainConfig:
     stage: Literal["encoder", "language_model", "lamb"] = "lamb"
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
-    device: str = "auto"
+    device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
     init: str | None = (
         None  # a lamb model to go on from (stage lamb), in place of `model`; pretraining, then fine-tuning
     )

@@ -39,6 +39,13 @@ class TrainingError(ValueError):
     """Training that cannot go on: the step, the terms, and what is kept."""
 
 
+def device_of(config: TrainConfig) -> torch.device:
+    """Where this process trains: its own GPU if there is one, unless the recipe says cpu."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available()).device
+
+
 def schedule(step: int, optim: OptimConfig) -> float:
     """Factor of the learning rate: a linear warm-up, then a cosine to 0. [P]"""
     if step < optim.warmup:
@@ -121,7 +128,7 @@ def fit(
     if optim.epochs:
         steps = epoch // optim.accumulate
         optim = replace(optim, steps=optim.epochs * steps, warmup=optim.warmup_epochs * steps)
-    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    on_cpu = device_of(config).type == "cpu"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     share = (accelerator.process_index, accelerator.num_processes)
     first_process = accelerator.is_main_process

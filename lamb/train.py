@@ -25,7 +25,7 @@ from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
 from .decode import clean
 from .evaluate import fit_confidence, label_scores, names, select
-from .fit import Losses, TrainingError, fit, groups, run_facts, write
+from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, token_share
 from .model import LambModel, build, build_encoder, caption_labels
@@ -247,9 +247,9 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     On captioned recordings (`data.manifest`) or on scenes mixed from labelled ones (`data.sounds`).
     """
     if config.init is None:
-        model = build(config.model)
+        model = build(config.model, device_of(config))
     elif config.model == LambConfig():
-        model = load(config.init)
+        model = load(config.init, str(device_of(config)))
     else:
         raise ConfigError("init: brings its own model; leave the section `model` out, or init")
     if config.data.manifest:
