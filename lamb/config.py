@@ -168,6 +168,7 @@ class OptimConfig:
     lr: float = 5e-5  # [P] pretraining; 3e-6 when fine-tuning
     llm_lr: float | None = None  # of a language model or encoder that trains in full; None: as lr [O]
     beta_lr: float = 1e-2  # of the guide's strength, relative to its initial value [O]
+    temperature_lr: float = 1e-3  # of InfoNCE's temperature (its logarithm) [O]
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
     clip: float = 1.0  # gradient norm [O]
     batch: int = 32  # [P], of all processes together

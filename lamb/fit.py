@@ -167,7 +167,11 @@ def fit(
             norm = accelerator.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
             shown = _means(accelerator, {**total, "norm": norm})
             if not all(map(math.isfinite, shown.values())):
-                raise TrainingError(f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept")
+                clips = batch.get("ids", batch.get("captions")) if isinstance(batch, dict) else batch
+                raise TrainingError(
+                    f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept; "
+                    f"its clips: {clips}"
+                )
             optimiser.step()
             if average:
                 average.update(step)
@@ -183,7 +187,8 @@ def fit(
                         keep()
                 line |= checked
                 console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
-            progress.update(task, advance=1, description=f"loss {shown['loss']:.3f}")
+            rate = (step + 1 - first) * optim.batch * optim.accumulate / (time.time() - began)
+            progress.update(task, advance=1, description=f"loss {shown['loss']:.3f}, {rate:.0f} clips/s")
             log.write(line)  # before the state: a log may be ahead of it, never behind
             if save_now and first_process:
                 state = {

@@ -5,6 +5,7 @@ captions), `lamb` (the method: adapter, aligner, guide, and the language model w
 """
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
 from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
+from .data.manifest import Clip
 from .decode import clean
 from .evaluate import fit_confidence, label_scores, names, select
 from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
@@ -260,12 +262,16 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         make, check, finish, epoch = *_labelled(config, model), 0
     optim = config.optim
     base_lr = optim.lr if optim.llm_lr is None else optim.llm_lr
-    own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n != "guide.beta"]
+    scalars = ("guide.beta", "aligner.log_scale")
+    own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n not in scalars]
     bases = [(n, p) for n, p in model.named_parameters() if n.startswith(("llm.", "encoder."))]
     parameters = [*groups(own, optim.lr, optim.weight_decay), *groups(bases, base_lr, optim.weight_decay)]
     if model.guide is not None:
         lr = optim.beta_lr * float(model.guide.beta.detach())
         parameters.append({"params": [model.guide.beta], "lr": lr, "weight_decay": 0.0})
+    if model.aligner is not None and "infonce" in model.aligner.weights:
+        scale = {"params": [model.aligner.log_scale], "lr": optim.temperature_lr, "weight_decay": 0.0}
+        parameters.append(scale)
 
     unreadable: set[str] = set()
 
@@ -286,6 +292,25 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     keep = partial(save, model, standalone=standalone, card=config.card, half=True)
     fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch)
     keep(out, decode=finish())
+
+
+def _validation_loss(
+    model: LambModel, held: list[Clip], reader: loader.ClipReader, config: TrainConfig
+) -> dict[str, float]:
+    """Cross entropies of the first caption of the held clips, raw and guided, as means over their batches."""
+    sums: dict[str, float] = {}
+    fixed = replace(reader, clips=held, tokens=None)
+    size = min(config.optim.batch, len(held))
+    batches = len(held) // size
+    for k in range(batches):
+        batch = loader.clip_batch(fixed, size, k)  # the crops and captions of epoch 0, at every check
+        ids, mask = model.llm.tokenize(batch["captions"])
+        output = model(batch["waveform"].to(model.device), batch["mask"].to(model.device), ids, mask)
+        sums["val_plain"] = sums.get("val_plain", 0) + float(cross_entropy(output.logits, output.labels)) / batches
+        if output.bias is not None:
+            guided = float(cross_entropy(output.logits, output.labels, output.bias))
+            sums["val_guided"] = sums.get("val_guided", 0) + guided / batches
+    return sums
 
 
 def _left_out(problems: Iterable[str], config: TrainConfig, so_far: Collection[str] = ()) -> None:
@@ -336,7 +361,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
     if len(clips) < config.optim.batch:
         raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
-    leakage.check(clips, held)
+    leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
     chosen = held[:: max(1, len(held) // 200)]
 
     def check() -> dict[str, float]:
@@ -344,9 +369,11 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
             return {}
         captioner = Captioner(model, replace(model.config.decode, beams=1))
         results = captioner.caption([clip.path for clip in chosen])
+        for result, clip in list(zip(results, chosen, strict=True))[:3]:
+            print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
         texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read
         references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
-        return {"cider_d": metrics.cider_d(texts, references)[0]}
+        return {"cider_d": metrics.cider_d(texts, references)[0], **_validation_loss(model, held, reader, config)}
 
     tokens = None
     if data.cache:

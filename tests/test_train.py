@@ -291,7 +291,10 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
 
     monkeypatch.setattr(training, "Tagger", Broken)
     path = encoder_recipe(recipe)
-    with pytest.raises(training.TrainingError, match=r"step 4: .*'frame': .*'clip': .*'norm': nan.*last state is kept"):
+    with pytest.raises(
+        training.TrainingError,
+        match=r"step 4: .*'frame': .*'clip': .*'norm': nan.*last state is kept; its clips: \[",
+    ):
         train(path)
     state = torch.load(tmp_path / "out" / "state-00000002.pt")
     assert state["step"] == 2

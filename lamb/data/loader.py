@@ -178,11 +178,13 @@ def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -
     batches = len(reader.clips) // size
     epoch, index = divmod(step, batches)
     order = reader.order(epoch, size)
-    found, unreadable = [], []
+    found, ids, unreadable = [], [], []
     for k in part_of(size, share):
         for attempt in range(batches):
+            number = int(order[(index + attempt) % batches, k])
             try:
-                found.append(reader.read(int(order[(index + attempt) % batches, k]), epoch))
+                found.append(reader.read(number, epoch))
+                ids.append(reader.clips[number].id)
                 break
             except audio.AudioError as error:
                 unreadable.append(str(error))
@@ -193,6 +195,7 @@ def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -
         "waveform": waveform,  # or tokens
         "mask": mask,
         "captions": [c for _, c in found],
+        "ids": ids,
         "unreadable": unreadable,
         "encoded": reader.tokens is not None,
     }
