@@ -109,7 +109,7 @@ def fit(
     check: Callable[[], dict[str, float]],
     keep: Callable[[], object] | None = None,
     epoch: int = 0,
-) -> None:
+) -> bool:
     """Train `model` in place and write recipe.json, log.jsonl and, every `save_every` steps, a state into `out`.
 
     Args:
@@ -120,7 +120,8 @@ def fit(
         keep: called where the first of these numbers is the highest so far, with the averaged weights in `model`.
         epoch: batches of an epoch, where the data has epochs.
 
-    Raises TrainingError when a term or gradient is not finite, or a state cannot be written or read.
+    Returns whether this is the first process, the one that writes the result. Raises TrainingError when a term or
+    gradient is not finite, or a state cannot be written or read.
     """
     from accelerate import Accelerator
 
@@ -205,6 +206,7 @@ def fit(
     if average:
         average.swap()
     model.eval()
+    return first_process
 
 
 def run_facts(config: TrainConfig) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(clips)}
 
-    fit(
+    writes = fit(
         config,
         out,
         tagger,
@@ -155,8 +155,9 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    write(out / "config.json", json.dumps(encoder.options))
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
+    if writes:
+        write(out / "config.json", json.dumps(encoder.options))
+        save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
 
 
 def train_language_model(config: TrainConfig, out: Path) -> None:
@@ -197,7 +198,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         ids, mask = llm.tokenize(captions)
         return {"held_out": float(cross_entropy(writer(ids), caption_labels(ids, mask, tokenizer.eos_token_id)))}
 
-    fit(
+    writes = fit(
         config,
         out,
         writer,
@@ -206,8 +207,9 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    llm.model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    if writes:
+        llm.model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
 
 
 class Writer(nn.Module):
@@ -290,14 +292,14 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
     standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
     keep = partial(save, model, standalone=standalone, card=config.card, half=True)
-    fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch)
-    keep(out, decode=finish())
+    if fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch):
+        keep(out, decode=finish())
 
 
 def _validation_loss(
     model: LambModel, held: list[Clip], reader: loader.ClipReader, config: TrainConfig
 ) -> dict[str, float]:
-    """Cross entropies of the first caption of the held clips, raw and guided, as means over their batches."""
+    """Cross entropies of a caption of each held clip, raw and guided, as means over their batches."""
     sums: dict[str, float] = {}
     fixed = replace(reader, clips=held, tokens=None)
     size = min(config.optim.batch, len(held))
