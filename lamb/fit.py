@@ -156,15 +156,7 @@ def fit(
             for group, lr in zip(optimiser.param_groups, base, strict=True):
                 group["lr"] = lr * factor
             optimiser.zero_grad(set_to_none=True)
-            total: dict[str, Tensor] = {}
-            for part in range(optim.accumulate):
-                batch = next(batches)
-                last = part + 1 == optim.accumulate
-                with nullcontext() if last else accelerator.no_sync(prepared):
-                    terms = losses(prepared, batch)
-                    accelerator.backward(terms["loss"] / optim.accumulate)
-                for name, value in terms.items():
-                    total[name] = total.get(name, 0) + value.detach().float() / optim.accumulate
+            total, batch = _gradients(accelerator, prepared, losses, batches, optim.accumulate)
             norm = accelerator.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
             shown = _means(accelerator, {**total, "norm": norm})
             if not all(map(math.isfinite, shown.values())):
@@ -207,6 +199,21 @@ def fit(
         average.swap()
     model.eval()
     return first_process
+
+
+def _gradients(
+    accelerator: Any, model: nn.Module, losses: Callable[[nn.Module, Any], Losses], batches: Iterator[Any], parts: int
+) -> tuple[Losses, Any]:
+    """Add up the gradients of the next `parts` batches, over the processes at the last: mean terms, last batch."""
+    total: Losses = {}
+    for part in range(parts):
+        batch = next(batches)
+        with nullcontext() if part + 1 == parts else accelerator.no_sync(model):
+            terms = losses(model, batch)
+            accelerator.backward(terms["loss"] / parts)
+        for name, value in terms.items():
+            total[name] = total.get(name, 0) + value.detach().float() / parts
+    return total, batch
 
 
 def run_facts(config: TrainConfig) -> dict[str, Any]:
