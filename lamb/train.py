@@ -24,10 +24,10 @@ from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
 from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
-from .data.manifest import Clip
+from .data.manifest import Clip, select
 from .decode import clean
-from .evaluate import fit_confidence, label_scores, names, select
 from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
+from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, token_share
 from .model import LambModel, build, build_encoder, caption_labels
@@ -66,7 +66,7 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
     if unknown:
         raise ConfigError(
             f"{config.data.sounds}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
-            "write them into lamb/data/phrases.py, and their words into lamb/evaluate.py"
+            "write them into lamb/data/phrases.py, and their words into lamb/labels.py"
         )
     development = [clip for clip in clips if clip.split == "development"]
     training = [clip for clip in clips if clip.split == "train"]

@@ -8,7 +8,7 @@ import pytest
 from lamb.data import scenes
 from lamb.data.phrases import PHRASES
 from lamb.data.scenes import Event, Scene, SceneMaker, compose, trim
-from lamb.evaluate import LABEL_WORDS, names
+from lamb.labels import LABEL_WORDS, names
 
 RATE = 16000
 LABELS = ("dog", "rain", "siren", "mouse_click")
