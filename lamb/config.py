@@ -146,6 +146,7 @@ class DataConfig:
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
+    shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 

@@ -1,4 +1,4 @@
-"""`lamb evaluate`: how well a model captions labelled recordings. The caption metrics (CIDEr-D ...) are not here yet."""
+"""`lamb evaluate`: how well a model captions labelled recordings."""
 
 from pathlib import Path
 

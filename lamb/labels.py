@@ -57,17 +57,27 @@ LABEL_WORDS: dict[str, tuple[str, ...]] = {
     "laughing": ("laugh*", "giggl*"),
     "man_speaking": ("man", "men", "male", "males"),
     "mouse_click": ("mouse", "click*"),
+    "noise": ("noise*", "static"),
     "pig": ("pig", "pigs", "piglet*", "oink*"),
-    "pouring_water": ("pours water", "pouring water", "water pour*", "water is poured", "water being poured"),
+    "pouring_water": (
+        "pours water",
+        "pouring water",
+        "water pour*",
+        "water is poured",
+        "water is being poured",
+        "water being poured",
+    ),
     "rain": ("rain*",),
     "rooster": ("rooster*",),
     "sea_waves": ("wave*", "sea", "ocean", "surf"),
     "sheep": ("sheep", "bleat*", "lamb*"),
+    "silence": ("silen*",),
     "siren": ("siren*",),
     "sneezing": ("sneez*",),
     "snoring": ("snore*", "snoring"),
     "street_music": ("music*",),
     "thunderstorm": ("thunder*",),
+    "tone": ("tone*",),
     "toilet_flush": ("toilet*", "flush*"),
     "train": ("train", "trains", "railway", "locomotive"),
     "vacuum_cleaner": ("vacuum*",),
@@ -78,10 +88,16 @@ LABEL_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
+def place(caption: str, label: str) -> int | None:
+    """Where `caption` holds the first word of the label's list, in characters; None where it holds none."""
+    words = "|".join(re.escape(word).replace(r"\*", r"\w*") for word in LABEL_WORDS[label])
+    found = re.search(rf"\b(?:{words})\b", caption.lower())
+    return None if found is None else found.start()
+
+
 def names(caption: str, label: str) -> bool:
     """Whether `caption` holds a word of the label's list."""
-    words = "|".join(re.escape(word).replace(r"\*", r"\w*") for word in LABEL_WORDS[label])
-    return re.search(rf"\b(?:{words})\b", caption.lower()) is not None
+    return place(caption, label) is not None
 
 
 def label_scores(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, float]:

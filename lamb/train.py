@@ -73,7 +73,7 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
     # ESC-50 and UrbanSound8K share a few recordings
     same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}
     bank = loader.recordings([clip for clip in training if clip.id not in same], sample_rate)
-    return scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed), development
+    return scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed, config.data.shares), development
 
 
 class Tagger(nn.Module):
@@ -90,16 +90,16 @@ class Tagger(nn.Module):
         """(B, T), (B, T) -> frame logits (B, N, C + 1), their mask (B, N), clip logits (B, C)."""
         log_mel, valid = self.encoder.log_mel(waveform, mask)
         if self.training:
-            log_mel = band_mask(log_mel)
+            log_mel = band_mask(log_mel, valid)
         tokens, mask = self.encoder.encode(log_mel, valid)
         pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
         return self.frame(self.dropout(tokens)), mask, self.clip(self.dropout(pooled))
 
 
-def band_mask(log_mel: Tensor, bands: int = 12, frames: int = 40) -> Tensor:
-    """SpecAugment on (B, frames, mels): a stretch of bands and one of frames of every clip set to its mean. [A]"""
+def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 12, frames: int = 40) -> Tensor:
+    """SpecAugment on (B, frames, mels), mask (B, frames): some bands and some frames of a clip set to its mean. [A]"""
     size, length, mels = log_mel.shape
-    mean = log_mel.mean((1, 2), keepdim=True)
+    mean = ((log_mel * valid[..., None]).sum((1, 2)) / (valid.sum(1) * mels))[:, None, None]
     for axis, most, n in ((2, bands, mels), (1, frames, length)):
         width = torch.rand(size) * most
         start = torch.rand(size) * (n - width).clamp_min(0)
@@ -134,7 +134,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         return {"loss": frame_loss + clip_loss, "frame": frame_loss, "clip": clip_loss}
 
     bank = loader.recordings(development, encoder.sample_rate)
-    clips = [(label, x) for label, found in bank.items() for x in found]
+    clips = [(label, x) for label, found in bank.items() for source in found for x in source]
 
     def check() -> dict[str, float]:
         right = 0
@@ -168,7 +168,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         raise ConfigError("data.texts: the folder of caption texts is missing from the recipe")
     held = [clip for clip in sources.sounds(config.data.sounds) if clip.split != "train"] if config.data.sounds else []
     texts = [clean(t) for t in sources.caption_texts(config.data.texts, {c for clip in held for c in clip.captions})]
-    batch = partial(_text_batch, texts, config.seed, config.data.composed, config.optim.batch)
+    batch = partial(_text_batch, texts, config)
     size = config.language_model
     tokenizer = train_tokenizer([text for step in range(400) for text in batch(step)], size.vocabulary)
     architecture = LlamaConfig(
@@ -225,12 +225,11 @@ class Writer(nn.Module):
         return self.llm.logits(prefix, mask, ids)
 
 
-def _text_batch(
-    texts: list[str], seed: int, composed: float, size: int, step: int, share: loader.Share = loader.WHOLE
-) -> list[str]:
-    rng = np.random.default_rng((seed, step))
+def _text_batch(texts: list[str], config: TrainConfig, step: int, share: loader.Share = loader.WHOLE) -> list[str]:
+    rng, data, size = np.random.default_rng((config.seed, step)), config.data, config.optim.batch
     batch = [
-        scenes.caption(rng) if rng.random() < composed else texts[int(rng.integers(len(texts)))] for _ in range(size)
+        scenes.caption(rng, data.shares) if rng.random() < data.composed else texts[int(rng.integers(len(texts)))]
+        for _ in range(size)
     ]
     return [batch[k] for k in loader.part_of(size, share)]
 

@@ -17,7 +17,7 @@ FLOORS = [
      "data.download", "data.archives", "metrics"],
     ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
     ["encoders", "labels", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
-    ["model", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
+    ["model", "probes", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
      "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k", "data.collections.folder"],
     ["losses", "decode", "fit", "data.collections"],
     ["checkpoint"],

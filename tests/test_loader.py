@@ -35,8 +35,8 @@ def test_recordings(tmp_path):
     ]
     bank = loader.recordings(clips, RATE)
     assert list(bank) == ["dog", "siren"]
-    assert [len(x) for x in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
-    for x in (x for found in bank.values() for x in found):
+    assert [len(x) for (x,) in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
+    for (x,) in (source for found in bank.values() for source in found):
         assert x.dtype == np.int16
         assert np.abs(x.astype(int)).max() == 32767
 
@@ -56,16 +56,16 @@ def test_pad():
 
 
 def test_activity():
-    # 2 frames a second: middles at 0.25, 0.75, 1.25, 1.75 s
+    # 2 frames a second, centred on 0, 0.5, 1 and 1.5 s
     events = [
-        [Event("dog", 0.3, 1.3, 0.0), Event("rain", 0.0, 0.25, -3.0)],
-        [Event("rain", 0.25, 2.0, 0.0)],
-        [Event("dog", 0.8, 0.9, 0.0), Event("rain", 1.9, 2.5, 0.0)],  # between two middles; past the last frame
+        [Event("dog", 0.3, 1.3, 0.0), Event("rain", 0.0, 0.5, -3.0)],
+        [Event("rain", 0.0, 2.0, 0.0)],
+        [Event("dog", 0.6, 0.7, 0.0), Event("rain", 1.9, 2.5, 0.0)],  # between two centres; past the last frame
     ]
     target = loader.activity(events, ["dog", "rain"], 4, 2.0)
     assert target.shape == (3, 4, 2)
     assert target[0, :, 0].tolist() == [0, 1, 1, 0]
-    assert target[0, :, 1].tolist() == [1, 0, 0, 0]  # ends at the middle: only the frame that holds its own
+    assert target[0, :, 1].tolist() == [1, 0, 0, 0]  # ends at a centre: without that frame
     assert target[1, :, 1].tolist() == [1, 1, 1, 1]
     assert target[1, :, 0].sum() == 0
     assert target[2, :, 0].tolist() == [0, 1, 0, 0]
@@ -73,8 +73,8 @@ def test_activity():
 
 
 def test_scene_batch():
-    bank = {label: [np.round(sine(1) * 32767).astype(np.int16)] for label in ("dog", "siren")}
-    make = partial(loader.scene_batch, SceneMaker(bank, RATE, 4.0, 0), 5)
+    bank = {label: [[np.round(sine(1) * 32767).astype(np.int16)]] for label in ("dog", "siren")}
+    make = partial(loader.scene_batch, SceneMaker(bank, RATE, 4.0, 0, (1, 1, 1)), 5)
     batch = make(2)
     assert batch["waveform"].shape == batch["mask"].shape
     assert len(batch["waveform"]) == len(batch["captions"]) == len(batch["events"]) == 5

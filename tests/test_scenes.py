@@ -19,12 +19,12 @@ def maker(seed: int = 0, seconds: float = 3.0) -> SceneMaker:
     lengths = {"dog": (0.4, 4.0), "rain": (5.0,), "siren": (1.0, 2.0), "mouse_click": (0.05,)}  # seconds
     bank = {
         label: [
-            np.round(scenes.tone(int(s * RATE), rng, RATE) * np.hanning(int(s * RATE)) * 32767).astype(np.int16)
+            [np.round(scenes.tone(int(s * RATE), rng, RATE) * np.hanning(int(s * RATE)) * 32767).astype(np.int16)]
             for s in lengths[label]
         ]
         for label in LABELS
     }
-    return SceneMaker(bank, RATE, seconds, seed)
+    return SceneMaker(bank, RATE, seconds, seed, (0.5, 0.27, 0.23))
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +139,13 @@ def test_every_wording(kind, count):
 
 def test_captions_without_sounds():
     rng = np.random.default_rng(0)
-    captions = [scenes.caption(rng) for _ in range(300)]
+    captions = [scenes.caption(rng, (1, 1, 1)) for _ in range(300)]
     assert all(map(is_sentence, captions))
     assert len(set(captions)) > 200
 
 
 def test_the_phrase_bank():
-    assert PHRASES.keys() == LABEL_WORDS.keys() | set(scenes.SYNTHETIC)
+    assert PHRASES.keys() | {"silence"} == LABEL_WORDS.keys()
     for label, phrases in PHRASES.items():
         assert len(phrases) >= 3, label
         assert len({p.clause for p in phrases}) == len(phrases), label
@@ -155,7 +155,7 @@ def test_the_phrase_bank():
             assert any(word.endswith("ing") for word in p.ing.split()), p
 
 
-@pytest.mark.parametrize("label", LABEL_WORDS)
+@pytest.mark.parametrize("label", PHRASES)
 def test_every_phrase_names_its_label(label):
     for p in PHRASES[label]:
         assert names(p.clause, label), p.clause
@@ -205,3 +205,41 @@ def test_respeed():
     x = np.arange(1000, dtype=np.float32)
     assert len(scenes.respeed(x, 2.0)) == 500
     np.testing.assert_allclose(scenes.respeed(x, 1.25)[:4], [0, 1.25, 2.5, 3.75])
+
+
+def clicks(*at: float) -> np.ndarray:
+    x = np.full(3 * RATE, 1e-3, np.float32)
+    for second in at:
+        x[int(second * RATE) : int((second + 0.1) * RATE)] = 0.5
+    return x
+
+
+@pytest.mark.parametrize(
+    ("x", "count"),
+    [
+        (clicks(0.5), 1),
+        (clicks(0.5, 1.5), 2),
+        (clicks(0.2, 0.7, 1.2, 1.7, 2.2), 5),
+        (clicks(0.5, 0.65), 1),  # run together
+        (clicks(*np.arange(0.5, 2.0, 0.1)), 0),  # too long to be sure
+    ],
+)
+def test_bursts(x, count):
+    assert scenes.bursts(x, RATE) == count
+
+
+@pytest.mark.parametrize(("times", "words"), [(1, {"once"}), (2, {"twice"}), (5, {"several", "many", "repeatedly"})])
+def test_how_often_is_said_as_it_is(times, words):
+    rng = np.random.default_rng(0)
+    captions = [compose("single", [Event("dog_bark", 0, 3, 0.0, times)], rng) for _ in range(60)]
+    said = {w for c in captions for w in c.lower().rstrip(".").split()}
+    assert said & {"once", "twice", "several", "many", "repeatedly"} == words
+    assert ("dogs" in said) == (times > 2)
+
+
+def test_every_source_is_heard_as_often():
+    one, twenty = np.full(RATE, 32767, np.int16), np.full(2 * RATE, 32767, np.int16)
+    made = SceneMaker({"rain": [[one], [twenty] * 20]}, RATE, 9.0, 0, (1, 0, 0))
+    rng = np.random.default_rng(0)
+    short = sum(len(made._sound("rain", 9.0, rng)) < 1.5 * RATE for _ in range(300))
+    assert 110 < short < 190

@@ -25,20 +25,23 @@ Share = tuple[int, int]  # (number of this process, how many there are): each ma
 WHOLE: Share = (0, 1)
 
 
-def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[np.ndarray]]:
-    """The clips decoded and trimmed, by label, as int16 (T,) waveforms of peak 32767. AudioError names a bad file."""
+def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[list[np.ndarray]]]:
+    """The clips decoded and trimmed, by label and then by source, as int16 (T,) waveforms of peak 32767.
 
-    def decode(clip: Clip) -> tuple[str, np.ndarray]:
+    AudioError names a bad file.
+    """
+
+    def decode(clip: Clip) -> tuple[str, str, np.ndarray]:
         x = audio.load(clip.path, sample_rate, clip.start, clip.duration)
         if not x.any():
             raise audio.AudioError(clip.path, "holds nothing but zeros", "leave it out of the manifest")
-        return clip.labels[0], np.round(trim(x, sample_rate) * 32767).astype(np.int16)
+        return clip.labels[0], clip.source or clip.id, np.round(trim(x, sample_rate) * 32767).astype(np.int16)
 
-    found: dict[str, list[np.ndarray]] = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for label, x in pool.map(decode, clips):
-            found.setdefault(label, []).append(x)
-    return dict(sorted(found.items()))
+        for label, source, x in pool.map(decode, clips):
+            found.setdefault(label, {}).setdefault(source, []).append(x)
+    return {label: list(by_source.values()) for label, by_source in sorted(found.items())}
 
 
 def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -210,18 +213,19 @@ def part_of(size: int, share: Share) -> range:
 
 
 def activity(events: Sequence[Sequence[Event]], labels: Sequence[str], frames: int, frame_rate: float) -> Tensor:
-    """What sounds when: (B, frames, len(labels)), 1 where an event of the label covers the middle of the frame.
+    """What sounds when: (B, frames, len(labels)), 1 where an event of the label covers the centre of the frame.
 
-    So that no event goes unheard, one between two middles counts in the frame that holds its own middle.
+    Frame k of a convolutional encoder is centred on k / frame_rate. So that no event goes unheard, one between two
+    centres counts in the frame nearest to its own middle.
     """
     number = {label: k for k, label in enumerate(labels)}
     index = torch.arange(frames)
-    middle = (index + 0.5) / frame_rate
+    centre = index / frame_rate
     out = torch.zeros(len(events), frames, len(labels))
     for row, scene in zip(out, events, strict=True):
         for event in scene:
-            own = min(int((event.start + event.end) / 2 * frame_rate), frames - 1)
-            row[(event.start <= middle) & (middle < event.end) | (index == own), number[event.label]] = 1
+            own = min(round((event.start + event.end) / 2 * frame_rate), frames - 1)
+            row[(event.start <= centre) & (centre < event.end) | (index == own), number[event.label]] = 1
     return out
 
 

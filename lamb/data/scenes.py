@@ -4,7 +4,7 @@ Our choice. A scene is a pure function of (recordings, seed, index), so training
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -15,8 +15,9 @@ from .phrases import PHRASES, Phrase
 Audio = NDArray[np.float32]
 Kind = Literal["single", "sequence", "overlap"]
 KINDS: tuple[Kind, ...] = ("single", "sequence", "overlap")
-KIND_SHARES = (0.5, 0.27, 0.23)
 SYNTHETIC = ("noise", "tone")  # labels whose sounds are made here
+COUNTED = frozenset(label for label, phrases in PHRASES.items() if any(p.times == "any" for p in phrases))
+KIND_OF = {"dog_bark": "dog", "engine_idling": "engine"}  # labels that are one and the same to a listener
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Event:
     start: float  # seconds
     end: float
     level: float  # dB, against the loudest event of the scene
+    times: int = 0  # how often it sounds; 0: not known
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,18 @@ def trim(x: Audio, sample_rate: int, floor: float = -50.0) -> Audio:
         raise ValueError("a silent recording cannot be part of a scene")
     x = x[loud[0] * frame : (loud[-1] + 1) * frame]
     return x / np.abs(x).max()
+
+
+def bursts(x: Audio, sample_rate: int, floor: float = -14.0, gap: float = 0.1, once: float = 0.8) -> int:
+    """How often it sounds: stretches of `x` within `floor` dB of the loudest 20 ms, pauses up to `gap` s bridged.
+
+    A single stretch longer than `once` seconds may be several that run together, and counts as 0: not known.
+    """
+    frame = sample_rate // 50
+    power = np.square(np.pad(x, (0, -len(x) % frame))).reshape(-1, frame).mean(1)
+    loud = np.flatnonzero(power > power.max() * 10 ** (floor / 10))
+    count = 1 + int((np.diff(loud) > 1 + gap * 50).sum())
+    return 0 if count == 1 and loud[-1] - loud[0] > once * 50 else count
 
 
 def _fast(n: int) -> int:
@@ -101,10 +115,7 @@ def tone(n: int, rng: np.random.Generator, sample_rate: int) -> Audio:
 
 def compose(kind: Kind, events: Sequence[Event], rng: np.random.Generator) -> str:
     """A sentence for the events of a scene, with varied wording."""
-    phrases: list[Phrase] = []
-    for event in events:
-        bank = PHRASES[event.label]
-        phrases.append(bank[int(rng.integers(len(bank)))])
+    phrases = [_phrase(event, rng) for event in events]
     clauses, nouns = [p.clause for p in phrases], [p.noun for p in phrases]
 
     def choose(*options: str) -> str:
@@ -121,7 +132,8 @@ def compose(kind: Kind, events: Sequence[Event], rng: np.random.Generator) -> st
     elif len(phrases) == 2:
         (a, b), (_, nb) = clauses, nouns
         if events[1].level < -5 and rng.random() < 0.6:
-            text = choose(f"{a} with {nb} in the background", f"{a} while {b} in the background")
+            where = choose("in the background", "in the background", "in the distance")
+            text = choose(f"{a} with {nb} {where}", f"{a} while {b} {where}", f"{a} and {b} {where}")
         else:
             text = choose(f"{a} while {b}", f"{a} as {b}", f"{a} and {b}", f"{a} with {nb}")
     else:
@@ -130,11 +142,26 @@ def compose(kind: Kind, events: Sequence[Event], rng: np.random.Generator) -> st
     return text[0].upper() + text[1:] + "."
 
 
-def caption(rng: np.random.Generator) -> str:
+def _phrase(event: Event, rng: np.random.Generator) -> Phrase:
+    """One of the label's phrases, often with the number of times where that is known."""
+    bank = [p for p in PHRASES[event.label] if p.times != "many" or event.times not in (1, 2)]
+    phrase = bank[int(rng.integers(len(bank)))]
+    if phrase.times != "any" or not event.times or rng.random() < 0.4:
+        return phrase
+    if event.times < 3:
+        often = "twice" if event.times == 2 else "once"
+    else:
+        often = ("several times", "repeatedly", "three times" if event.times == 3 else "many times")[rng.integers(3)]
+    return replace(phrase, finite=f"{phrase.finite} {often}", ing=f"{phrase.ing} {often}")
+
+
+def caption(rng: np.random.Generator, shares: Sequence[float]) -> str:
     """The caption of some scene, without its sound: what a language model learns to write."""
-    kind: Kind = KINDS[int(rng.choice(3, p=KIND_SHARES))]
+    kind: Kind = KINDS[int(rng.choice(3, p=np.asarray(shares) / np.sum(shares)))]
     labels = _labels(kind, list(PHRASES), np.full(len(PHRASES), 1 / len(PHRASES)), rng)
-    return compose(kind, [Event(label, 0.0, 1.0, rng.uniform(-10, 0)) for label in labels], rng)
+    times = [int(rng.integers(6)) if label in COUNTED else 0 for label in labels]
+    events = [Event(label, 0.0, 1.0, rng.uniform(-10, 0), n) for label, n in zip(labels, times, strict=True)]
+    return compose(kind, events, rng)
 
 
 def _labels(kind: Kind, labels: list[str], weights: NDArray[np.float64], rng: np.random.Generator) -> list[str]:
@@ -143,20 +170,30 @@ def _labels(kind: Kind, labels: list[str], weights: NDArray[np.float64], rng: np
     chosen: list[str] = []
     while len(chosen) < count:
         label = labels[int(rng.choice(len(labels), p=weights))]
-        if all(PHRASES[label][0].subject != PHRASES[other][0].subject for other in chosen):
+        if all(KIND_OF.get(label, label) != KIND_OF.get(other, other) for other in chosen):
             chosen.append(label)
     return chosen
 
 
 class SceneMaker:
-    """Makes scenes from `recordings`: label -> waveforms (T,) at `sample_rate`, trimmed, as int16 to save memory."""
+    """Makes scenes from `recordings`: label -> sources -> waveforms (T,), trimmed, as int16 to save memory.
+
+    Every source of a label is heard as often, however many clips were cut from it: twenty clips of one air conditioner
+    are one air conditioner.
+    """
 
     def __init__(
-        self, recordings: Mapping[str, Sequence[NDArray[np.int16]]], sample_rate: int, seconds: float, seed: int
+        self,
+        recordings: Mapping[str, Sequence[Sequence[NDArray[np.int16]]]],
+        sample_rate: int,
+        seconds: float,
+        seed: int,
+        shares: Sequence[float],
     ):
         self.recordings, self.rate, self.seconds, self.seed = recordings, sample_rate, seconds, seed
         self.labels = [*recordings, *SYNTHETIC]
-        counts = np.array([len(recordings[label]) for label in recordings] + [10] * len(SYNTHETIC), dtype=float)
+        self.shares = np.asarray(shares) / np.sum(shares)  # of KINDS
+        counts = np.array([sum(map(len, found)) for found in recordings.values()] + [10] * len(SYNTHETIC), dtype=float)
         # between every label alike and every recording alike
         self.weights = np.sqrt(counts) / np.sqrt(counts).sum()
 
@@ -168,7 +205,7 @@ class SceneMaker:
     def scene(self, index: int, seconds: float) -> Scene:
         """Scene number `index`, at most `seconds` long."""
         rng = np.random.default_rng((self.seed, 0, index))
-        kind: Kind = KINDS[int(rng.choice(3, p=KIND_SHARES))]
+        kind: Kind = KINDS[int(rng.choice(3, p=self.shares))]
         labels = _labels(kind, self.labels, self.weights, rng)
         if kind == "single":
             x, events = self._single(labels[0], seconds, rng)
@@ -191,8 +228,9 @@ class SceneMaker:
             return noise(n, rng, float(rng.choice([0.0, 0.0, 1.0, 2.0])))
         if label == "tone":
             return tone(n, rng, self.rate)
-        bank = self.recordings[label]
-        x: Audio = bank[int(rng.integers(len(bank)))].astype(np.float32) / np.float32(32767)
+        sources = self.recordings[label]
+        clips = sources[int(rng.integers(len(sources)))]
+        x: Audio = clips[int(rng.integers(len(clips)))].astype(np.float32) / np.float32(32767)
         if rng.random() < 0.6:
             x = respeed(x, rng.uniform(0.85, 1.18))
         if len(x) > n:
@@ -205,6 +243,9 @@ class SceneMaker:
         if rng.random() < 0.2:
             x = reverberate(x, rng, self.rate)
         return x / max(float(np.abs(x).max()), 1e-6)
+
+    def _times(self, label: str, x: Audio) -> int:
+        return bursts(x, self.rate) if label in COUNTED else 0
 
     def _repeat(self, x: Audio, length: float, rng: np.random.Generator) -> Audio:
         """The sound again and again, with pauses, up to `length` seconds."""
@@ -220,7 +261,8 @@ class SceneMaker:
             x = self._repeat(x, rng.uniform(0.6, 1.0) * seconds, rng)
         room = seconds - len(x) / self.rate
         start = rng.uniform(0, min(1.5, room)) if rng.random() < 0.4 else 0.0
-        return np.pad(x, (int(start * self.rate), 0)), [Event(label, start, start + len(x) / self.rate, 0.0)]
+        event = Event(label, start, start + len(x) / self.rate, 0.0, self._times(label, x))
+        return np.pad(x, (int(start * self.rate), 0)), [event]
 
     def _sequence(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
         parts, events, at = [], [], 0
@@ -229,7 +271,8 @@ class SceneMaker:
         for label, level in zip(labels, levels - levels.max(), strict=True):
             x = self._sound(label, rng.uniform(0.5, 1.0) * share, rng) * np.float32(10 ** (level / 20))
             gap = int(rng.uniform(0, min(0.6, share - len(x) / self.rate)) * self.rate)
-            events.append(Event(label, at / self.rate, (at + len(x)) / self.rate, float(level)))
+            end, times = (at + len(x)) / self.rate, self._times(label, x)
+            events.append(Event(label, at / self.rate, end, float(level), times))
             parts += [x, np.zeros(gap, np.float32)]
             at += len(x) + gap
         return np.concatenate(parts), events
@@ -245,6 +288,7 @@ class SceneMaker:
             rms = float(np.sqrt(np.square(x).mean())) or 1.0
             start = int(rng.integers(len(mix) - len(x) + 1)) if len(x) < len(mix) else 0
             x = x[: len(mix) - start]
+            times = self._times(label, x)
             mix[start : start + len(x)] += x / np.float32(rms) * np.float32(10 ** (level / 20))
-            events.append(Event(label, start / self.rate, (start + len(x)) / self.rate, level))
+            events.append(Event(label, start / self.rate, (start + len(x)) / self.rate, level, times))
         return mix, events

@@ -65,6 +65,8 @@ class ConvEncoder(nn.Module):
         self.stem = nn.Conv2d(1, widths[0], 5, 2, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         strides = [(1, 1), (2, 2), (2, 2)] + [(1, 2)] * len(widths)
+        # what a convolution sees does not tell it how high it is: a learnt map, added once
+        self.place = nn.Parameter(torch.zeros(1, widths[0], 1, (mels + 1) // 2))
         self.blocks = nn.ModuleList(
             Block(i, o, s) for i, o, s in zip((widths[0], *widths), widths, strides, strict=False)
         )
@@ -103,7 +105,7 @@ class ConvEncoder(nn.Module):
             spectrum = torch.stft(
                 signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
             )
-            power = spectrum.abs().square().transpose(1, 2)  # (B, frames, bins)
+            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
             decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
         frames = mask.sum(1) // self.hop + 1
         valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)
@@ -119,7 +121,7 @@ class ConvEncoder(nn.Module):
         x = log_mel[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, frames, mels)
         m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
         x, m = self.stem(x * m), m[:, :, ::2]  # (B, C, frames / 2, mels / 2)
-        x = F.relu(self.stem_norm(x)) * m
+        x = F.relu(self.stem_norm(x) + self.place) * m
         for block in self.blocks:
             x, m = block(x, m)
         tokens = x.mean(3) + x.amax(3)  # (B, D, N)
