@@ -9,9 +9,9 @@ From the paper (LAMB, section 2 of docs/method.md), the Two-Stream Adapter:
 
 Our choice where the paper is silent: heads are concatenated with no output projection and no biases (the
 formula has none); the convolutions have several odd kernels, D -> D each, concatenated, mapped back to D by a
-1x1, then GELU; the GRU has D/2 units per direction; queries start at a standard deviation of 0.02. Padding is
-masked everywhere, so that a clip has the same z_a alone and in a padded batch. `LinearProjector` and
-`QFormer` are the baselines that the paper compares with, their details ours.
+1x1, then GELU; the GRU has D/2 units per direction; queries start with the standard deviation `query_std`.
+Padding is masked everywhere, so that a clip has the same z_a alone and in a padded batch. `LinearProjector`
+and `QFormer` are the baselines that the paper compares with, their details ours.
 
 Every adapter maps (h_a, mask) to (z_a, mask of z_a) and ends in a linear layer named `out`.
 Letters: B batch, N_a encoder tokens, D encoder width, N_s / N_t / N_g query counts, D_llm LLM width.
@@ -25,14 +25,28 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
+def sinusoids(mask: Tensor, dim: int) -> Tensor:
+    """The place in time of tokens with mask (B, N): (B, N, dim). [O]
+
+    For encoders that do not know it, such as a convolutional one; CED has learnt position embeddings. A half counts in
+    parts of the clip (periods from its double length down to an eighth), the other half in tokens (periods of 4 to 256).
+    """
+    index = torch.arange(mask.shape[1], device=mask.device) + 0.5  # (N,)
+    steps = torch.linspace(0, 1, dim // 4, device=mask.device)
+    part = index[:, None] / mask.sum(1)[:, None, None] * torch.pi * 16**steps  # (B, N, dim / 4)
+    token = (index[:, None] * 2 * torch.pi / (4 * 64**steps)).expand_as(part)
+    places = torch.cat([part.sin(), part.cos(), token.sin(), token.cos()], -1)
+    return F.pad(places, (0, dim % 4))
+
+
 class QueryAttention(nn.Module):
     """LN(MHA(Q, h) + Q): learnable queries Q that read from h. The block of all three modules."""
 
-    def __init__(self, dim: int, queries: int, head_dim: int) -> None:
+    def __init__(self, dim: int, queries: int, head_dim: int, std: float) -> None:
         super().__init__()
         _require_heads(dim, head_dim)
         self.head_dim = head_dim
-        self.queries = nn.Parameter(0.02 * torch.randn(queries, dim))
+        self.queries = nn.Parameter(std * torch.randn(queries, dim))
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -57,7 +71,7 @@ class TemporalModule(nn.Module):
     Multi-scale 1-D convolutions, then a 2-layer bidirectional GRU.
     """
 
-    def __init__(self, dim: int, queries: int, kernels: Sequence[int], head_dim: int) -> None:
+    def __init__(self, dim: int, queries: int, kernels: Sequence[int], head_dim: int, std: float) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"the bidirectional GRU needs an even encoder width, not {dim}")
@@ -66,7 +80,7 @@ class TemporalModule(nn.Module):
         self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2) for kernel in kernels)
         self.merge = nn.Linear(len(kernels) * dim, dim)  # the 1x1 convolution, on channels-last tokens
         self.gru = nn.GRU(dim, dim // 2, num_layers=2, batch_first=True, bidirectional=True)
-        self.attention = QueryAttention(dim, queries, head_dim)
+        self.attention = QueryAttention(dim, queries, head_dim, std)
 
     def forward(self, h_a: Tensor, mask: Tensor) -> Tensor:
         # Zero padding in the batch is what the convolution itself pads a lone clip with.
@@ -96,15 +110,16 @@ class TwoStreamAdapter(nn.Module):
         fusion_queries: int,
         kernels: Sequence[int],
         head_dim: int,
+        query_std: float,
         semantic: bool,
         temporal: bool,
     ) -> None:
         super().__init__()
         if not (semantic or temporal):
             raise ValueError("both streams of the adapter are off: switch semantic or temporal on")
-        self.semantic = QueryAttention(dim, semantic_queries, head_dim) if semantic else None
-        self.temporal = TemporalModule(dim, temporal_queries, kernels, head_dim) if temporal else None
-        self.fusion = QueryAttention(dim, fusion_queries, head_dim)
+        self.semantic = QueryAttention(dim, semantic_queries, head_dim, query_std) if semantic else None
+        self.temporal = TemporalModule(dim, temporal_queries, kernels, head_dim, query_std) if temporal else None
+        self.fusion = QueryAttention(dim, fusion_queries, head_dim, query_std)
         self.out = nn.Linear(dim, dim_llm)
 
     def forward(self, h_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,6 +46,8 @@ class AdapterConfig:
     """Two-Stream Adapter [P], or a baseline in its place."""
 
     kind: Literal["two_stream", "linear", "qformer"] = "two_stream"
+    place: bool = False  # sinusoids of their place in time are added to the encoder's tokens, if it knows none [O]
+    query_std: float = 0.02  # of the learnable queries at first [O]
     semantic: bool = True  # the semantic stream is there
     temporal: bool = True  # the temporal stream is there
     semantic_queries: int = 8  # N_s [P]

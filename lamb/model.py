@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .adapter import LinearProjector, QFormer, TwoStreamAdapter
+from .adapter import LinearProjector, QFormer, TwoStreamAdapter, sinusoids
 from .alignment import CrossModalAligner
 from .config import AdapterConfig, ConfigError, EncoderConfig, LambConfig
 from .encoders import ENCODERS
@@ -98,6 +98,8 @@ class LambModel(nn.Module):
 
     def audio_tokens(self, h_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """h_a (B, N_a, D), mask (B, N_a) -> z_a (B, N, D_llm), mask (B, N)."""
+        if self.config.adapter.place:
+            h_a = h_a + sinusoids(mask, h_a.shape[-1])
         return self.adapter(h_a, mask)
 
     def bias(self, z_a: Tensor, mask: Tensor) -> Tensor | None:
@@ -141,6 +143,7 @@ def build_adapter(config: AdapterConfig, dim: int, dim_llm: int) -> Any:
         fusion_queries=config.fusion_queries,
         kernels=config.kernels,
         head_dim=config.head_dim,
+        query_std=config.query_std,
         semantic=config.semantic,
         temporal=config.temporal,
     )

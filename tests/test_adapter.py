@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lamb.adapter import LinearProjector, QFormer, QueryAttention, TwoStreamAdapter
+from lamb.adapter import LinearProjector, QFormer, QueryAttention, TwoStreamAdapter, sinusoids
 
 DIM, DIM_LLM, HEAD_DIM = 16, 24, 8
 
 
 def two_stream(semantic: bool = True, temporal: bool = True, **changes) -> TwoStreamAdapter:
     options = {"semantic_queries": 3, "temporal_queries": 4, "fusion_queries": 5, "kernels": (3, 5, 7)}
-    options |= {"head_dim": HEAD_DIM, "semantic": semantic, "temporal": temporal} | changes
+    options |= {"head_dim": HEAD_DIM, "query_std": 0.02, "semantic": semantic, "temporal": temporal} | changes
     return TwoStreamAdapter(options.pop("dim", DIM), DIM_LLM, **options)
 
 
@@ -43,7 +43,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_query_attention_is_the_formula():
     torch.manual_seed(0)
-    block = QueryAttention(DIM, 3, HEAD_DIM)
+    block = QueryAttention(DIM, 3, HEAD_DIM, 0.02)
     h = torch.randn(7, DIM)
     heads = []
     for rows in torch.arange(DIM).split(HEAD_DIM):
@@ -138,3 +138,23 @@ def test_padding_before_a_token_is_caught(adapter, batch):
 def test_what_cannot_be_built_says_why(build, remedy):
     with pytest.raises(ValueError, match=remedy):
         build()
+
+
+def test_places_in_time(batch):
+    _, mask = batch
+    places = sinusoids(mask, 18)
+    assert places.shape == (4, 12, 18)
+    alone = sinusoids(torch.ones(1, 4, dtype=torch.bool), 18)
+    torch.testing.assert_close(places[2:3, :4], alone)  # a clip's own length counts, not the batch's
+    whole = places[3]
+    assert torch.cdist(whole, whole).fill_diagonal_(1).min() > 0.1  # no two places alike
+    # the slowest sinusoid of the first half: half a period over the clip
+    torch.testing.assert_close(whole[:, 0], ((torch.arange(12) + 0.5) / 12 * torch.pi).sin())
+    torch.testing.assert_close(whole[:, 4], ((torch.arange(12) + 0.5) / 12 * torch.pi).cos())
+
+
+def test_queries_start_as_far_apart_as_asked():
+    torch.manual_seed(0)
+    near, far = (two_stream(dim=128, head_dim=64, query_std=std).fusion.queries.std() for std in (0.02, 0.5))
+    assert float(near.detach()) == pytest.approx(0.02, rel=0.1)
+    assert float(far.detach()) == pytest.approx(0.5, rel=0.1)

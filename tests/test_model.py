@@ -15,6 +15,7 @@ CED = {"name": "ced", "source": None, "options": {"dim": 32, "heads": 2, "depth"
 ENCODERS = {"conv": {}, "ced": CED | {"train": "frozen"}, "ced-lora": CED | {"train": "lora"}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "two_stream": {},
+    "place": {"place": True},
     "semantic": {"temporal": False},
     "temporal": {"semantic": False},
     "linear": {"kind": "linear"},
