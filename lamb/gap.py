@@ -270,11 +270,16 @@ def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = F
         figure.subplots(1, len(panels), squeeze=False)[0], panels, projected, reach, strict=True
     ):
         a, t = points.reshape(2, -1, 2)
-        axes.add_collection(LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1))
+        axes.add_collection(
+            LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1)
+        )
         axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
         axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
         shown = measures(found)
-        axes.set_title(f"{title}\nL2 {shown['l2']:.3g}, cosine {shown['cosine']:.2f}, {len(a)} clips", fontsize=10)
+        axes.set_title(
+            f"{title}\nL2 {shown['l2']:.3g}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips",
+            fontsize=10,
+        )
         axes.set(xlabel=labels[0], ylabel=labels[1])
         limit = max(reach) if together else own
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
@@ -300,12 +305,12 @@ def _projected(found: Embeddings, umap: bool) -> tuple[np.ndarray, tuple[str, st
 
 
 def _umap(points: np.ndarray) -> np.ndarray:
+    if len(points) < 6:
+        raise PlotError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
     try:
         from umap import UMAP
     except ImportError:
         raise PlotError("--umap needs umap-learn; pip install 'lamb-aac[plot]', or leave --umap out") from None
-    if len(points) < 6:
-        raise PlotError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
     # a seed makes it repeatable and single-threaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
