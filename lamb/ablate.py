@@ -78,6 +78,8 @@ def ablate(
         gap.format_of(Path("chart.png"))  # hours before there is anything to draw
         runs = planned(config)
         stages = {run: read_recipe(config.base, run.settings) for run in runs}
+        if any(stage.stage != "lamb" or stage.init for stage in stages.values()):
+            raise ConfigError(f"base: {config.base} must be of stage lamb, with a section model and no init")
     except ConfigError as error:
         raise ConfigError(f"{recipe}: {error}") from None
     if (out / "runs").exists() and not resume:

@@ -277,7 +277,7 @@ def gap(
 
     _tidy_warnings(quiet=False)
     if plot:
-        gap.format_of(plot)
+        gap.format_of(plot, umap)
     clips = gap.clips_of(data, split)
     panels = []
     for name in filter(None, (model, against)):

@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -228,17 +229,16 @@ def scores(model: LambModel, clips: Sequence[Clip]) -> dict[str, float]:
     return {f"gap_{name}": value for name, value in found.items() if name not in ("clips", "captions", "failed")}
 
 
-def format_of(file: Path) -> str:
-    """The format that the ending of `file` names; PlotError for another one, or where matplotlib is not installed."""
+def format_of(file: Path, umap: bool = False) -> str:
+    """The format that the ending of `file` names; PlotError for another one, or without what draws it."""
     ending = file.suffix[1:].lower()
     if ending not in FORMATS:
         raise PlotError(f"{file}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
     if not file.absolute().parent.is_dir():
         raise PlotError(f"{file}: there is no folder {file.parent}; make it first")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise PlotError(f"{file}: pictures need matplotlib; pip install 'lamb-aac[plot]'") from None
+    for module, name in (("matplotlib", "matplotlib"), *([("umap", "umap-learn")] if umap else [])):
+        if find_spec(module) is None:
+            raise PlotError(f"{file}: this picture needs {name}; pip install 'lamb-aac[plot]'")
     return ending
 
 
@@ -258,7 +258,7 @@ def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = F
     A line joins a clip to its caption; the audio is turned to the right. Two PCA panels share their axes unless one
     spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own.
     """
-    format_of(file)
+    format_of(file, umap)
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
@@ -307,10 +307,8 @@ def _projected(found: Embeddings, umap: bool) -> tuple[np.ndarray, tuple[str, st
 def _umap(points: np.ndarray) -> np.ndarray:
     if len(points) < 6:
         raise PlotError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
-    try:
-        from umap import UMAP
-    except ImportError:
-        raise PlotError("--umap needs umap-learn; pip install 'lamb-aac[plot]', or leave --umap out") from None
+    from umap import UMAP
+
     # a seed makes it repeatable and single-threaded
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

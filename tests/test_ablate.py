@@ -64,7 +64,7 @@ def test_two_variants_two_seeds(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "_report", lambda *inputs: reported.append(report(*inputs)) or reported[-1])
     document = tmp_path / "claims.md"
     document.write_text(
-        "Before.\n<!-- lamb ablate: one -->\nold\n<!-- end -->\nBetween.\n"
+        "Before.\n<!-- lamb ablate: one -->\nstale\n<!-- end -->\nBetween.\n"
         "<!-- lamb ablate: setting -->\n<!-- end -->\nAfter.\n"
     )
     text = ablate(recipe(), document=document)
@@ -91,7 +91,7 @@ def test_two_variants_two_seeds(recipe, tmp_path, monkeypatch):
 
     filled = document.read_text()
     assert filled.startswith("Before.\n<!-- lamb ablate: one -->\n**Table 1**")
-    assert "old" not in filled
+    assert "stale" not in filled
     assert "4 of 4 runs: 2 variants" in filled
     assert filled.endswith("<!-- end -->\nAfter.\n")
     assert len(reported) == 4, "a report after every run"
@@ -171,6 +171,7 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
         ({"variant": {}}, [], "variant: unknown key; did you mean 'variants'"),
         ({}, ["scenes.trian=3"], "scenes.trian: unknown key; did you mean 'train'"),
         ({}, ["base=nosuch.yaml"], "nosuch.yaml: no such recipe"),
+        ({"settings": ["init=tiny"]}, [], "must be of stage lamb, with a section model and no init"),
         ({"scenes": {}}, [], "scenes.sounds: is missing"),
         ({"variants": {"full": ["model.adaptor.kind=linear"]}}, [], "tables.one.rows.neither: 'plain' is not known"),
         ({"variants": {"full": ["model.adaptor.kind=linear"], "plain": []}}, [], "model.adaptor: unknown key; did you"),

@@ -254,12 +254,13 @@ def test_pictures_that_cannot_be_made(tmp_path, monkeypatch):
         gap.format_of(tmp_path / "gap.gif")
     with pytest.raises(PlotError, match="there is no folder"):
         gap.format_of(tmp_path / "none" / "gap.png")
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PlotError, match=r"pip install 'lamb-aac\[plot\]'"):
-        gap.format_of(tmp_path / "gap.png")
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(PlotError, match=r"pip install 'lamb-aac\[plot\]'"):
-        gap._projected(cloud(), umap=True)
+    assert gap.format_of(tmp_path / "gap.png") == "png"
+    with pytest.raises(PlotError, match=r"needs umap-learn; pip install 'lamb-aac\[plot\]'"):
+        gap.format_of(tmp_path / "gap.png", umap=True)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(PlotError, match=r"needs matplotlib; pip install 'lamb-aac\[plot\]'"):
+        gap.format_of(tmp_path / "gap.png")
 
 
 @pytest.fixture
