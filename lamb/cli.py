@@ -267,11 +267,14 @@ def gap(
         str | None, typer.Option(metavar="MODEL", help="A second model, for comparison.", show_default=False)
     ] = None,
     umap: Annotated[bool, typer.Option("--umap", help="Draw by UMAP, not by PCA.", **_flag)] = False,
+    unit: Annotated[bool, typer.Option("--unit", help="Draw directions only: vectors of length 1.", **_flag)] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.", **_flag)] = False,
 ) -> None:
     """Measure how far a model's audio tokens lie from its text embeddings, and draw it."""
-    if umap and plot is None:
-        raise typer.BadParameter("draws the picture; say where with --plot FILE.", param_hint="--umap")
+    if (umap or unit) and plot is None:
+        raise typer.BadParameter(
+            "they are about the picture; say where it goes: --plot FILE.", param_hint="--umap, --unit"
+        )
     from lamb import gap
     from lamb.captioner import Captioner
 
@@ -286,7 +289,7 @@ def gap(
         panels.append((name, gap.embed(captioner.model, clips)))
     found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
     if plot:
-        gap.picture(panels, plot, umap)
+        gap.picture(panels, plot, umap, unit)
     if as_json:
         _print_json(found)
     else:

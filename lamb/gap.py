@@ -252,20 +252,21 @@ def save_figure(figure: Any, file: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False) -> None:
+def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, unit: bool = False) -> None:
     """The paper's Figure 2: clips and their first captions in two dimensions, a panel (title, embeddings) a model.
 
     A line joins a clip to its caption; the audio is turned to the right. Two PCA panels share their axes unless one
-    spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own.
+    spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own. With `unit`
+    all vectors have length 1 and only directions are compared, as in the aligner's own kernel [O].
     """
     format_of(file, umap)
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    projected = [_projected(found, umap) for _, found in panels]
+    projected = [_projected(found, umap, unit) for _, found in panels]
     reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
     together = not umap and max(reach) < 10 * min(reach)
-    figure = Figure(figsize=(5.2 * len(panels), 5.4), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(panels), 5.8), layout="constrained")
     for axes, (title, found), (points, labels), own in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, projected, reach, strict=True
     ):
@@ -276,10 +277,9 @@ def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = F
         axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
         axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
         shown = measures(found)
-        axes.set_title(
-            f"{title}\nL2 {shown['l2']:.3g}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips",
-            fontsize=10,
-        )
+        distance = f"L2 at unit length {shown['l2_unit']:.2f}" if unit else f"L2 {shown['l2']:.3g}"
+        about = f"{distance}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips"
+        axes.set_title(f"{title}\n{about}", fontsize=10)
         axes.set(xlabel=labels[0], ylabel=labels[1])
         limit = max(reach) if together else own
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
@@ -287,10 +287,11 @@ def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = F
     save_figure(figure, file)
 
 
-def _projected(found: Embeddings, umap: bool) -> tuple[np.ndarray, tuple[str, str]]:
+def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:
     """The clips to show, then their first captions, as (2 S', 2) about 0, and what the axes are called."""
     chosen = torch.linspace(0, len(found.audio) - 1, min(SHOWN, len(found.audio))).long()
     points = torch.cat([found.audio[chosen], found.text[found.first[chosen]]]).double()
+    points = F.normalize(points, dim=-1) if unit else points
     points -= points.mean(0)
     if umap:
         flat, labels = _umap(points.float().numpy()), ("UMAP 1", "UMAP 2")

@@ -224,6 +224,14 @@ def test_the_projection_keeps_distances_of_a_plane():
     assert sum(shares) == pytest.approx(100, abs=1)
 
 
+def test_directions_alone():
+    near = cloud()
+    far = replace(near, audio=near.audio * torch.linspace(1, 9, 8)[:, None])
+    same, other = (gap._projected(found, umap=False, unit=True)[0] for found in (near, far))
+    assert np.allclose(same, other, atol=1e-5)
+    assert not np.allclose(gap._projected(near, umap=False)[0], gap._projected(far, umap=False)[0], atol=1)
+
+
 def test_one_clip_can_be_drawn(tmp_path):
     picture([("one", cloud(size=1))], tmp_path / "gap.svg")
     with pytest.raises(PlotError, match="1 clips are too few for UMAP"):
