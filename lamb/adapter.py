@@ -29,7 +29,7 @@ def sinusoids(mask: Tensor, dim: int) -> Tensor:
     """The place in time of tokens with mask (B, N): (B, N, dim). [O]
 
     For encoders that do not know it, such as a convolutional one; CED has learnt position embeddings. A half counts in
-    parts of the clip (periods from its double length down to an eighth), the other half in tokens (periods of 4 to 256).
+    parts of the clip (periods from its double length to an eighth), the other half in tokens (periods of 4 to 256).
     """
     index = torch.arange(mask.shape[1], device=mask.device) + 0.5  # (N,)
     steps = torch.linspace(0, 1, dim // 4, device=mask.device)
