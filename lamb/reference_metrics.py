@@ -255,7 +255,10 @@ def spice(rounds: Sequence[Round]) -> list[Floats]:
         asked.write_text(json.dumps(items))
         cache.mkdir()
         options = [*opens, "-Xmx8G", "-cp", path, "edu.anu.spice.SpiceScorer", str(asked), "-cache", str(cache)]
-        with _process(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder) as (_, answer):
+        with _process(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder) as (
+            _,
+            answer,
+        ):
             answer.read()
         if not told.is_file():
             raise RuntimeError("SPICE ended without a result")
@@ -417,7 +420,9 @@ def _unpacked(archive: Path, name: str, target: Path) -> Path:
         with ZipFile(archive) as zipped, zipped.open(name) as source, part.open("wb") as file:
             shutil.copyfileobj(source, file)
     except (BadZipFile, KeyError) as error:
-        raise DownloadError(f"{archive}: not the archive that was published ({error}); delete it and run again") from None
+        raise DownloadError(
+            f"{archive}: not the archive that was published ({error}); delete it and run again"
+        ) from None
     part.replace(target)
     return target
 
