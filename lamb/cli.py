@@ -242,8 +242,8 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL] DATA",
-            help="A bundled model, a folder or a hub id; then a manifest, a folder of labelled recordings, or a caption "
-            "table of AudioCaps or Clotho. DATA alone with --predictions, --compare and --human.",
+            help="A bundled model, a folder or a hub id; then a manifest, a folder of labelled recordings, or a "
+            "caption table of AudioCaps or Clotho. DATA alone with --predictions, --compare and --human.",
             show_default=False,
         ),
     ] = None,
@@ -299,9 +299,9 @@ def evaluate(
       [cyan]lamb evaluate --human data/clotho --split test[/]
     """
     if download:
-        from lamb.reference_metrics import SBERT, download as fetch
+        from lamb import reference_metrics
 
-        for path in fetch(sbert or SBERT):
+        for path in reference_metrics.download(sbert or reference_metrics.SBERT):
             print(path)
         return
     systems = [str(predictions)] if predictions else list(compare or ())
@@ -311,11 +311,12 @@ def evaluate(
     if len(given or ()) != wanted:
         names = "DATA alone" if wanted == 1 else "MODEL and DATA"
         raise typer.BadParameter(f"{names} wanted here, got: {' '.join(given or ()) or 'nothing'}.", param_hint="DATA")
-    *model, data = given or ()
+    assert given
+    *model, data = given
     systems = systems or model
-    for path, option in ((csv, "--csv"), (report, "--report"), (out, "--out")):
-        if path and path.exists() and path.is_dir() == (option == "--csv"):
-            raise typer.BadParameter(f"{path} is a {'folder' if path.is_dir() else 'file'}.", param_hint=option)
+    for option, target in (("--csv", csv), ("--report", report), ("--out", out)):
+        if target and target.exists() and target.is_dir() == (option == "--csv"):
+            raise typer.BadParameter(f"{target} is a {'folder' if target.is_dir() else 'file'}.", param_hint=option)
     _tidy_warnings(quiet)
 
     from lamb import evaluate as evaluation
@@ -362,9 +363,7 @@ def _print_scores(found: Sequence[Evaluation], test: dict[str, dict[str, float]]
     names = [name for name, value in tables[0].items() if isinstance(value, int | float)]
     rows = []
     for name in names:
-        cells = [
-            "" if name not in t else f"{t[name]:.4f}" if isinstance(t[name], float) else f"{t[name]}" for t in tables
-        ]
+        cells = [f"{value:.4f}" if isinstance(value := t.get(name, ""), float) else f"{value}" for t in tables]
         if test:
             more = [f"{test[name]['difference']:+.4f}", f"{test[name]['p']:.4f}"] if name in test else ["", ""]
         else:

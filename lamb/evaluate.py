@@ -33,9 +33,7 @@ class Evaluation:
     results: list[Caption]  # one a clip
     labels: dict[str, float]  # label measures; empty where the clips have no labels
     measures: dict[str, Measure]  # (S,): of all clips
-    left_out: dict[str, str] = field(
-        default_factory=dict
-    )  # measures that are missing here -> why, and what brings them
+    left_out: dict[str, str] = field(default_factory=dict)  # measure -> why it is missing, and what brings it
     notes: list[str] = field(default_factory=list)
     coverage: Coverage | None = None
 
@@ -46,7 +44,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `lamb evaluate --json`: measures by name, `intervals` of 95 % and what else is known."""
-        values = {"clips": len(self.clips), "failed": self.failed}
+        values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed}
         values |= {"missing": len(self.coverage.missing)} if self.coverage else {}
         values |= {"captioned_by_people": n} if (n := sum(bool(clip.captions) for clip in self.clips)) else {}
         values |= {name: number for name, number in self.labels.items() if name not in values}

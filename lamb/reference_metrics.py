@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
@@ -41,7 +41,7 @@ CORENLP_URL = f"https://nlp.stanford.edu/software/{CORENLP}.zip"
 CORENLP_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 JAVA_VERSIONS = range(8, 22)  # METEOR and SPICE run on these
 DOWNLOAD = "lamb evaluate --download"
-_PUNCTUATION = frozenset(["''", "'", "``", "`", *"-LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split()])  # removed
+_PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "--", "...", *".?!,:-;"])  # removed
 _LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # of java.base, which SPICE looks into
 
 
@@ -101,7 +101,8 @@ def _process(java: Java, arguments: Sequence[str], folder: Path) -> Iterator[tup
             encoding="utf-8",
             errors="replace",
         )
-        assert process.stdin and process.stdout
+        assert process.stdin
+        assert process.stdout
         try:
             yield process.stdin, process.stdout
             process.stdin.close()
@@ -145,10 +146,8 @@ def _aside(work: Any) -> Iterator[None]:
     """`work` in another thread meanwhile, so that neither side of a pipe waits for the other."""
 
     def quietly() -> None:
-        try:
+        with suppress(BrokenPipeError, ValueError):  # the process is gone; its reader tells
             work()
-        except (BrokenPipeError, ValueError):  # the process is gone; its reader tells
-            pass
 
     thread = Thread(target=quietly, daemon=True)
     thread.start()
@@ -244,15 +243,13 @@ def spice(rounds: Sequence[Round]) -> list[Floats]:
     opens = [f"--add-opens={name}=ALL-UNNAMED" for name in packages] if version > 8 else []
     path = os.pathsep.join(["spice-1.0.jar", "lib/*", *map(str, models)])
     items = [
-        {"image_id": [k, n], "test": candidate, "refs": list(group)}
-        for k, (candidates, references) in enumerate(rounds)
-        for n, (candidate, group) in enumerate(zip(candidates, references, strict=True))
+        {"test": candidate, "refs": list(group)}
+        for candidates, references in rounds
+        for candidate, group in zip(candidates, references, strict=True)
     ]
-    for number, item in enumerate(items):
-        item["image_id"] = number
     with tempfile.TemporaryDirectory(prefix="lamb-spice-") as scratch:
         asked, told, cache = (Path(scratch, name) for name in ("in.json", "out.json", "cache"))
-        asked.write_text(json.dumps(items))
+        asked.write_text(json.dumps([{"image_id": number, **item} for number, item in enumerate(items)]))
         cache.mkdir()
         options = [*opens, "-Xmx8G", "-cp", path, "edu.anu.spice.SpiceScorer", str(asked), "-cache", str(cache)]
         with _process(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder) as (

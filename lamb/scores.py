@@ -74,7 +74,7 @@ def _ratio(sums: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Round:
-    """What is scored together: a candidate a clip (empty: it could not be captioned) and its references (one or more)."""
+    """What is scored together: a candidate a clip (empty: there is none) and its references, one or more."""
 
     candidates: Sequence[str]
     references: Sequence[Sequence[str]]
@@ -139,17 +139,19 @@ def _combine(
 ) -> None:
     """SPIDEr = (CIDEr-D + SPICE) / 2 (Liu et al. 2017); SPIDEr-FL and FENSE lose 90 % where the detector fires."""
     for k, found in enumerate(done.rounds):
-        kept = 1.0 if errors is None else 1 - reference.PENALTY * errors[k]
-        spider = None if spices is None else (found["cider_d"].per_clip + spices[k]) / 2
-        scores = {
-            "spice": spices and spices[k],
-            "spider": spider,
-            "spider_fl": None if spider is None or errors is None else spider * kept,
-            "sbert": similarity and similarity[k],
-            "fense": None if similarity is None or errors is None else similarity[k] * kept,
-            "fluency_errors": errors and errors[k],
-        }
-        found.update({name: mean(values) for name, values in scores.items() if values is not None})
+        scores: dict[str, Floats] = {}
+        if similarity is not None:
+            scores["sbert"] = similarity[k]
+        if spices is not None:
+            cider = found["cider_d"].per_clip
+            assert cider is not None
+            scores |= {"spice": spices[k], "spider": (cider + spices[k]) / 2}
+        if errors is not None:
+            scores["fluency_errors"] = errors[k]
+            for base, penalised in (("sbert", "fense"), ("spider", "spider_fl")):
+                if base in scores:
+                    scores[penalised] = scores[base] * (1 - reference.PENALTY * errors[k])
+        found.update({name: mean(values) for name, values in scores.items()})
 
 
 def _tokenize(rounds: Sequence[Round], done: Scored) -> dict[str, list[str]]:
@@ -213,7 +215,7 @@ def averaged(rounds: Sequence[dict[str, Measure]], places: Sequence[Sequence[int
     found = {}
     for name in rounds[0]:
         measures = [one[name] for one in rounds]
-        value = float(weight @ [measure.value for measure in measures])
+        value = float(weight @ [measure.value for measure in measures]) if len(rounds) > 1 else measures[0].value
         if measures[0].counts is None:
             found[name] = Measure(value)
             continue

@@ -2,7 +2,7 @@
 
 `sounds` reads the project's folder of labelled recordings (ESC-50, UrbanSound8K and RAVDESS clips); `caption_texts` the
 caption tables of AudioCaps and Clotho, `caption_table` one of them as clips without audio. What was published as
-evaluation material stays out of training. Published collections that `lamb data` fetches are in `lamb/data/collections`.
+evaluation material stays out of training. Collections that `lamb data` fetches are in `lamb/data/collections`.
 """
 
 from collections.abc import Collection
