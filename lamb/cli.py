@@ -359,7 +359,6 @@ def evaluate(
 def _print_scores(found: Sequence[Evaluation], test: dict[str, dict[str, float]], quiet: bool) -> None:
     """The measures of each system, their intervals or their test, and on standard error what was left out."""
     tables = [one.to_dict() for one in found]
-    notes = [tables[0].pop("notes"), tables[0].pop("left_out")]
     names = [name for name, value in tables[0].items() if isinstance(value, int | float)]
     rows = []
     for name in names:
@@ -376,12 +375,9 @@ def _print_scores(found: Sequence[Evaluation], test: dict[str, dict[str, float]]
     for letter, one in zip("AB", found, strict=False) if test else ():
         print(f"{letter}: {one.system}")
     if not quiet:
-        for note in notes[0]:
+        for note in found[0].notes:
             _say("note", note)
-        reasons: dict[str, list[str]] = {}
-        for name, reason in notes[1].items():
-            reasons.setdefault(reason, []).append(name)
-        for reason, left in reasons.items():
+        for reason, left in found[0].reasons().items():
             _say("left out", f"{', '.join(left)}: {reason}")
 
 

@@ -42,6 +42,13 @@ class Evaluation:
         """Clips that could not be captioned."""
         return sum(not result.ok for result in self.results)
 
+    def reasons(self) -> dict[str, list[str]]:
+        """Why measures were left out, and which ones."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            found.setdefault(reason, []).append(name)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `lamb evaluate --json`: measures by name, `intervals` of 95 % and what else is known."""
         values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed}
