@@ -89,7 +89,7 @@ def java() -> Java:
 
 @contextmanager
 def _process(java: Java, arguments: Sequence[str], folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """A Java program's standard input and output; RuntimeError with its last words where it fails."""
+    """A Java program's standard input and output; Unavailable with what it said where it fails."""
     command = [java.program, "-Dfile.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8", *arguments]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -117,7 +117,7 @@ def _process(java: Java, arguments: Sequence[str], folder: Path) -> Iterator[tup
             errors.seek(0)
             words = errors.read().decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
             problem = next((line for line in words if "Exception" in line or "Error" in line), words[-1])
-            raise RuntimeError(f"{' '.join(command[:8])} ... in {folder} failed: {problem}")
+            raise Unavailable(f"{folder.name} by Java failed ({problem.strip()})", "java -version && free -h")
 
 
 class _Ended(Exception):
@@ -137,7 +137,7 @@ def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
         with _aside(ask):
             found = [[token for token in line.split() if token not in _PUNCTUATION] for line in answer]
     if len(found) != len(texts):
-        raise RuntimeError(f"the PTB tokenizer gave {len(found)} lines for {len(texts)} captions")
+        raise Unavailable(f"the PTB tokenizer gave {len(found)} lines for {len(texts)} captions", "java -version")
     return found
 
 
@@ -258,7 +258,7 @@ def spice(rounds: Sequence[Round]) -> list[Floats]:
         ):
             answer.read()
         if not told.is_file():
-            raise RuntimeError("SPICE ended without a result")
+            raise Unavailable("SPICE ended without a result", "java -version && free -h")
         found = {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads(told.read_text())}
     scores = np.array([float(found[number] or 0.0) for number in range(len(items))])
     ends = np.cumsum([len(candidates) for candidates, _ in rounds])[:-1]

@@ -102,7 +102,7 @@ def _title(title: str) -> str:
 def _facts(one: Evaluation) -> list[str]:
     """How many clips there were."""
     captioned = sum(bool(clip.captions) for clip in one.clips)
-    people = f", {captioned} of them captioned by people" if captioned else ""
+    people = f", {captioned} of them captioned by people: caption scores are of these" if captioned else ""
     said = [f"{len(one.clips)} clips{people}; {one.failed} could not be captioned and count as empty captions."]
     if one.coverage:
         there, missing = one.coverage.published - len(one.coverage.missing), one.coverage.missing
