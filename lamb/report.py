@@ -203,7 +203,7 @@ def _histogram(name: str, values: Sequence[np.ndarray]) -> str:
         axes = figure.add_subplot()
         edges = np.histogram_bin_edges(np.concatenate(values), bins=20)
         for own, colour in zip(values, COLOURS, strict=False):
-            axes.hist(own, bins=edges, color=colour, alpha=0.75)
+            axes.hist(own, bins=edges.tolist(), color=colour, alpha=0.75)
         axes.set_title(name, color=grey)
         axes.patch.set_alpha(0)
         axes.tick_params(colors=grey)

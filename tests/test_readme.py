@@ -91,7 +91,7 @@ def test_the_commands_of_the_training_page(clone: Path) -> None:
 
 @needs_sounds
 def test_the_commands_of_the_evaluation_page(clone: Path) -> None:
-    """With the sentence model left out by nature of a machine without a network; the table of people is what they print."""
+    """All four run, and the table of people has what they print."""
     page = (ROOT / "docs" / "evaluation.md").read_text()
     for command in commands("docs/evaluation.md"):
         result = run(f"{command} --json", clone)
