@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from lamb.captions import Caption
+    from lamb.evaluate import Evaluation
 
 DEFAULT_MODEL = "tiny"
 
@@ -237,20 +238,162 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, _model()],
-    data: Annotated[str, typer.Argument(help="A data set by name, or a manifest (JSONL, CSV).")],
-    split: Annotated[str | None, typer.Option(metavar="NAME", help="The part of the data, such as test.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.", **_flag)] = False,
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="A bundled model, a folder or a hub id; then a manifest, a folder of labelled recordings, or a "
+            "caption table of AudioCaps or Clotho. DATA alone with --predictions, --compare and --human.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str | None, _input(metavar="NAME", help="The part of the data, such as test.")] = None,
+    predictions: Annotated[
+        Path | None, _input(metavar="FILE", help="Score these captions (CSV or JSONL: id, caption), not a model's.")
+    ] = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        _input(metavar="A B", help="Two models or files of captions, and a paired test of them.", show_default=False),
+    ] = None,
+    human: Annotated[
+        bool, _input("--human", help="Score people: each human caption against the clip's others.", **_flag)
+    ] = False,
+    partial: Annotated[
+        bool, _input("--partial", help="Leave out clips that a file of captions does not have.", **_flag)
+    ] = False,
+    probe: Annotated[
+        bool,
+        _input("--probe", help="Also ask about pairs of the labelled clips, silence, noise and tones.", **_flag),
+    ] = False,
+    report: Annotated[
+        Path | None, _output(metavar="DIR", help="Write a page here: tables, pictures, clips to listen to.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        _output(
+            metavar="DIR",
+            help="Keep predictions.jsonl here; a run that was stopped goes on.",
+            show_default="that of --report, else runs/evaluate/MODEL-DATA",
+        ),
+    ] = None,
+    csv: Annotated[Path | None, _output("--csv", metavar="FILE", help="Write the scores of every clip here.")] = None,
+    as_json: Annotated[bool, _output("--json", help="Print JSON, not a table.", **_flag)] = False,
+    quiet: Annotated[bool, _output("--quiet", help="No progress and no messages; only errors.", **_flag)] = False,
+    sbert: Annotated[
+        str | None,
+        _machine(metavar="NAME", help="Sentence model of SBERT similarity and FENSE.", show_default="that of FENSE"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        _machine(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="a GPU if there is one"),
+    ] = None,
+    download: Annotated[
+        bool, _machine("--download", help="Fetch what SPICE and FENSE need (1.1 GB), and do nothing else.", **_flag)
+    ] = False,
 ) -> None:
-    """Measure how good a model's captions are on a data set."""
-    from lamb.evaluate import evaluate
+    """Measure how good captions are: a model's, another system's, or people's.
 
-    scores = evaluate(model, data, split)
-    if as_json:
-        _print_json(scores)
+    Prints each measure with its 95 % interval, and what was left out and why.
+
+    \b
+    [bold]Examples[/]
+      [cyan]lamb evaluate tiny data/clotho --split test --report clotho[/]
+      [cyan]lamb evaluate --predictions captions.csv data/clotho --split test[/]
+      [cyan]lamb evaluate --compare runs/a runs/b data/clotho --split test[/]
+      [cyan]lamb evaluate --human data/clotho --split test[/]
+    """
+    if download:
+        from lamb import reference_metrics
+
+        for path in reference_metrics.download(sbert or reference_metrics.SBERT):
+            print(path)
         return
-    rows = [(name, f"{score:.4f}") for name, score in scores.items()]
-    sys.stdout.write(_table(sys.stdout, ("measure", "score"), rows))
+    systems = [str(predictions)] if predictions else list(compare or ())
+    if probe and (human or predictions):
+        raise typer.BadParameter("only a model can be asked about other sounds.", param_hint="--probe")
+    if sum([predictions is not None, compare is not None, human]) > 1:
+        raise typer.BadParameter("one of --predictions, --compare and --human at a time.")
+    wanted = 1 if systems or human else 2
+    if len(given or ()) != wanted:
+        names = "DATA alone" if wanted == 1 else "MODEL and DATA"
+        raise typer.BadParameter(f"{names} wanted here, got: {' '.join(given or ()) or 'nothing'}.", param_hint="DATA")
+    assert given
+    *model, data = given
+    systems = systems or model
+    for option, target in (("--csv", csv), ("--report", report), ("--out", out)):
+        if target and target.exists() and target.is_dir() == (option == "--csv"):
+            raise typer.BadParameter(f"{target} is a {'folder' if target.is_dir() else 'file'}.", param_hint=option)
+    _tidy_warnings(quiet)
+
+    from lamb import evaluate as evaluation
+
+    sbert = sbert or evaluation.SBERT
+    if human:
+        found = [evaluation.evaluate_people(data, split, sbert=sbert)]
+    else:
+        outs = [evaluation.folder_of(system, data, split, out or report, len(systems) > 1) for system in systems]
+        with _progress(1, quiet) as progress:
+
+            def move(done: int, total: int) -> None:
+                progress.update(progress.task_ids[0], completed=done, total=total)
+
+            def say(message: str) -> None:
+                if not quiet:
+                    _say("note", message)
+
+            found = evaluation.evaluate_models(
+                systems,
+                data,
+                split,
+                outs,
+                sbert=sbert,
+                device=device,
+                partial=partial,
+                probe=probe,
+                progress=move,
+                say=say,
+            )
+    if csv:
+        evaluation.write_csv(found, csv)
+    if report:
+        from lamb.report import write
+
+        _say("report", write(found, report))
+    test = evaluation.compare(*found) if compare else {}
+    if as_json:
+        _print_json({"systems": [f.to_dict() for f in found], "test": test} if compare else found[0].to_dict())
+    else:
+        _print_scores(found, test, quiet)
+    failures = [(f.system, f.failed, len(f.clips)) for f in found if f.failed]
+    for system, failed, clips in failures:
+        _say("warning", f"{system}: {failed} of {clips} clips could not be captioned; they count as empty captions")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _print_scores(found: Sequence[Evaluation], test: dict[str, dict[str, float]], quiet: bool) -> None:
+    """The measures of each system, their intervals or their test, and on standard error what was left out."""
+    tables = [one.to_dict() for one in found]
+    names = [name for name, value in tables[0].items() if isinstance(value, int | float)]
+    rows = []
+    for name in names:
+        cells = [f"{value:.4f}" if isinstance(value := t.get(name, ""), float) else f"{value}" for t in tables]
+        if test:
+            more = [f"{test[name]['difference']:+.4f}", f"{test[name]['p']:.4f}"] if name in test else ["", ""]
+        else:
+            interval = tables[0]["intervals"].get(name)
+            more = [f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""]
+        rows.append([name, *cells, *more])
+    heads = ["difference", "p"] if test else ["95 % interval"]
+    systems = [f"score {letter}" for letter in "AB"] if test else ["score"]
+    sys.stdout.write(_table(sys.stdout, ["measure", *systems, *heads], rows))
+    for letter, one in zip("AB", found, strict=False) if test else ():
+        print(f"{letter}: {one.system}")
+    if not quiet:
+        for note in found[0].notes:
+            _say("note", note)
+        for reason, left in found[0].reasons().items():
+            _say("left out", f"{', '.join(left)}: {reason}")
 
 
 @app.command()
@@ -545,7 +688,15 @@ def _table(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
     table = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     rows = list(rows)
     for column in columns:
-        numbers = column in ("length", "confidence", "score", "parameters", "trained")
+        numbers = column.startswith("score") or column in (
+            "length",
+            "confidence",
+            "parameters",
+            "trained",
+            "difference",
+            "p",
+            "95 % interval",
+        )
         short = column == "file" and all(len(row[0]) <= 40 for row in rows)  # names to copy, while there is room
         table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=short)
     for row in rows:

@@ -9,7 +9,7 @@ Letters: S clips, n the order of an n-gram (n tokens in a row).
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -179,16 +179,19 @@ def bleu(
     BLEU-N = BP (p_1 ... p_N)^(1/N); p_n: share of the candidates' n-grams that are in a reference of their clip, each
     counted at most as often as in the reference that has it most; BP = exp(min(0, 1 - r/c)) with c the candidates'
     length and r that of the nearest reference in length (the shorter of two). Papineni et al. 2002, "BLEU: a method for
-    automatic evaluation of machine translation". For the collection, counts and lengths are summed first. As in
-    pycocoevalcap, 1e-15 is added to a number of matches and 1e-9 to what it is divided by.
+    automatic evaluation of machine translation". For the collection, counts and lengths are summed first.
     """
+    counts = bleu_counts(candidates, references, orders)
+    return bleu_of(counts.sum(0)), bleu_of(counts).T
+
+
+def bleu_counts(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], orders: int = 4) -> Floats:
+    """What BLEU adds up over clips, (S, 2 orders + 2): matches and n-grams of each order, and the lengths c and r."""
     _check(candidates, references)
-    clips, tiny, small = len(candidates), 1e-15, 1e-9
+    clips = len(candidates)
     texts, clip = _joined(candidates, references)
     length = np.array([len(candidate) for candidate in candidates], dtype=np.int64)
-    nearest = np.array(
-        [min((abs(len(r) - c), len(r)) for r in group)[1] for c, group in zip(length, references, strict=True)]
-    )
+    nearest = [min((abs(len(r) - c), len(r)) for r in group)[1] for c, group in zip(length, references, strict=True)]
     matches, possible = np.zeros((orders, clips)), np.zeros((orders, clips))
     for n, grams in enumerate(_ngrams(texts, orders)):
         own = grams.caption < clips  # candidates come first
@@ -199,14 +202,19 @@ def bleu(
         clipped = np.minimum(grams.times[own], _look_up(keys, most, pair[own]))
         matches[n] = np.bincount(grams.caption[own], clipped, minlength=clips)
         possible[n] = np.maximum(length - n, 0)
+    return np.stack([*matches, *possible, length, nearest], axis=1)
 
-    def score(matches: Floats, possible: Floats, c: NDArray, r: NDArray) -> Floats:  # (orders, any)
-        precision = np.cumprod((matches + tiny) / (possible + small), axis=0)
-        brevity = np.exp(np.minimum(0, 1 - (r + small) / (c + tiny)))
-        return precision ** (1 / np.arange(1, orders + 1)[:, None]) * brevity
 
-    total = score(matches.sum(1, keepdims=True), possible.sum(1, keepdims=True), length.sum(), nearest.sum())
-    return total[:, 0], score(matches, possible, length, nearest)
+def bleu_of(counts: Floats) -> Floats:
+    """BLEU-1 ... of counts (..., 2 orders + 2), of a clip or summed over clips: (..., orders).
+
+    As in pycocoevalcap, 1e-15 is added to a number of matches and 1e-9 to what it is divided by.
+    """
+    tiny, small, orders = 1e-15, 1e-9, counts.shape[-1] // 2 - 1
+    matches, possible, c, r = np.split(counts, [orders, 2 * orders, 2 * orders + 1], axis=-1)
+    precision = np.cumprod((matches + tiny) / (possible + small), axis=-1)
+    brevity = np.exp(np.minimum(0, 1 - (r + small) / (c + tiny)))
+    return precision ** (1 / np.arange(1, orders + 1)) * brevity
 
 
 def _joined(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[list[Tokens], Ints]:
@@ -298,50 +306,65 @@ def mean_length(captions: Sequence[Tokens]) -> float:
     return sum(map(len, captions)) / len(captions)
 
 
-def _per_clip(values: ArrayLike) -> Floats:
-    """`values` as a finite array (S,), S > 0; ValueError for anything else."""
+def _per_clip(values: ArrayLike, ndim: int = 1) -> Floats:
+    """`values` as a finite array (S,) or, with `ndim` 2, (S, F), S > 0; ValueError for anything else."""
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or not array.size or not np.isfinite(array).all():
+    if array.ndim != ndim or not array.size or not np.isfinite(array).all():
         raise ValueError(
             f"one finite score a clip is wanted; got an array of shape {array.shape} or one with nan or inf"
         )
     return array
 
 
-def _resampled_means(values: Floats, samples: int, seed: int) -> Floats:
-    """(samples,) means of as many values, drawn with replacement."""
-    random = np.random.default_rng(seed)
-    return np.array([values[random.integers(0, len(values), len(values))].mean() for _ in range(samples)])
+def _resampled_sums(values: Floats, samples: int, seed: int) -> Floats:
+    """(samples, ...) sums of as many values, drawn with replacement along the first axis."""
+    random, clips = np.random.default_rng(seed), len(values)
+    draws = (random.integers(0, clips, clips) for _ in range(samples))
+    return np.stack([np.bincount(draw, minlength=clips) @ values for draw in draws])
+
+
+Total = Callable[[Floats], Floats]
+"""From sums over clips of what is counted in each, (..., F), to the score, (...,)."""
 
 
 def confidence_interval(
-    per_clip: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0
+    per_clip: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0, of: Total | None = None
 ) -> tuple[float, float]:
     """Bootstrap interval (low, high) of the mean of `per_clip`: other clips of the same kind, the same captioner.
 
     The percentiles (1 ± level) / 2 of the means of resampled clips (Efron 1979, "Bootstrap methods: another look at
-    the jackknife"). Right for scores that are means over clips (ROUGE-L, CIDEr-D with its document frequencies held);
-    BLEU of a collection is not the mean of its clips' BLEU.
+    the jackknife"). Right for scores that are means over clips (ROUGE-L, CIDEr-D with its document frequencies held).
+    One that is not, such as BLEU, is `of` counts: `per_clip` is then what is counted in each clip, (S, F), and `of` the
+    score from the sums of the counts.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; a share between 0 and 1 is wanted, such as 0.95")
-    means = _resampled_means(_per_clip(per_clip), samples, seed)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    values = _per_clip(per_clip, 1 if of is None else 2)
+    sums = _resampled_sums(values, samples, seed)
+    scores = sums / len(values) if of is None else of(sums)
+    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def paired_test(a: ArrayLike, b: ArrayLike, samples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def paired_test(
+    a: ArrayLike, b: ArrayLike, samples: int = 10_000, seed: int = 0, of: Total | None = None
+) -> tuple[float, float]:
     """(difference, p): mean of a - b over the clips that both scored, and how often chance alone gives as large a one.
 
-    Paired bootstrap, two-sided: the differences are moved to mean 0, clips are resampled, and p is the share of
-    resampled means at least as far from 0 as the one observed, which is counted in (Efron and Tibshirani 1993, "An
-    introduction to the bootstrap", 16.4). p is never below 1 / (samples + 1).
+    Paired bootstrap, two-sided: clips are resampled, the same for both, and p is the share of resampled differences
+    at least as far from the one observed as that is from 0; the one observed is counted in (Efron and Tibshirani 1993,
+    "An introduction to the bootstrap", 16.4). p is never below 1 / (samples + 1). With `of`, the difference is that of
+    two scores of counts (see `confidence_interval`).
     """
-    first, second = _per_clip(a), _per_clip(b)
+    first, second = (_per_clip(values, 1 if of is None else 2) for values in (a, b))
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} scores: both systems must be scored on the same clips")
-    differences = first - second
-    mean = differences.mean()
-    means = _resampled_means(differences - mean, samples, seed)
-    extreme = np.count_nonzero(np.abs(means) >= np.abs(mean) * (1 - 1e-12))
-    return float(mean), float((extreme + 1) / (samples + 1))
+    if of is None:
+        observed = (first - second).mean()
+        moved = _resampled_sums(first - second - observed, samples, seed) / len(first)
+    else:
+        sums, columns = _resampled_sums(np.concatenate([first, second], axis=1), samples, seed), first.shape[1]
+        observed = of(first.sum(0)) - of(second.sum(0))
+        moved = of(sums[:, :columns]) - of(sums[:, columns:]) - observed
+    extreme = np.count_nonzero(np.abs(moved) >= np.abs(observed) * (1 - 1e-12))
+    return float(observed), float((extreme + 1) / (samples + 1))

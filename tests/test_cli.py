@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -313,19 +314,85 @@ def test_info(lamb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(lamb("info", "--json")[1]) == facts
 
 
-def test_evaluate_and_train_call_the_library(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_train_calls_the_library(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called: list[tuple[object, ...]] = []
-    evaluate = types.SimpleNamespace(evaluate=lambda *given: called.append(given) or {"spider": 0.5})
     train = types.SimpleNamespace(train=lambda *given: called.append(given))
-    monkeypatch.setitem(sys.modules, "lamb.evaluate", evaluate)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "lamb.train", train)  # type: ignore[arg-type]
     recipe = tmp_path / "tiny.yaml"
     recipe.touch()
-    assert json.loads(lamb("evaluate", "tiny", "clotho", "--split", "test", "--json")[1]) == {"spider": 0.5}
-    assert "0.5000" in lamb("evaluate", "tiny", "clotho")[1]
     assert lamb("train", recipe, "train.steps=1", "--resume")[0] == 0
-    assert called == [("tiny", "clotho", "test"), ("tiny", "clotho", None), (recipe, ["train.steps=1"], True)]
+    assert called == [(recipe, ["train.steps=1"], True)]
     assert lamb("train", tmp_path / "no.yaml")[0] == 2
+
+
+@pytest.fixture
+def two_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Captions of two systems, then the manifest; scored without Java and models."""
+    from lamb import reference_metrics, scores
+
+    def missing(*given: object) -> None:
+        raise reference_metrics.Unavailable("left out here", "lamb evaluate --download")
+
+    for name in ("java", "Sentences", "FluencyDetector"):
+        monkeypatch.setattr(reference_metrics, name, missing)
+    monkeypatch.setattr(scores, "find_spec", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    rows = {"m": ["captions", ["A dog barks.", "A dog"]], "a": ["caption", "A dog barks."], "b": ["caption", "Rain."]}
+    for name, (key, value) in rows.items():
+        more = {"path": "x.wav"} if name == "m" else {}
+        lines = [json.dumps({"id": id, key: value, **more}) for id in ("one", "two")]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return ["a.jsonl", "b.jsonl", "m.jsonl"]
+
+
+def test_evaluate_predictions(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
+    a, _, data = two_systems
+    code, out, err = lamb("evaluate", "--predictions", a, data)
+    assert code == 0
+    assert re.search(r"rouge_l +1\.0000 +1\.0000 to 1\.0000", out)
+    assert "lamb: note: tokens by lamb's own tokenizer" in err
+    assert "lamb: left out: meteor, spice, spider, spider_fl, fense, sbert, fluency_errors: left out here" in err
+    code, out, err = lamb("evaluate", "--predictions", a, data, "--json", "--quiet", "--csv", "clips.csv")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["rouge_l"] == 1.0
+    assert len((tmp_path / "clips.csv").read_text().splitlines()) == 3
+
+
+def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
+    a, b, data = two_systems
+    code, out, _ = lamb("evaluate", "--compare", a, b, data)
+    assert code == 0
+    assert re.search(r"rouge_l +1\.0000 +0\.0000 +\+1\.0000 +0\.\d{4}", out)
+    assert f"A: {a}\nB: {b}\n" in out
+    compared = json.loads(lamb("evaluate", "--compare", a, b, data, "--json")[1])
+    assert [one["rouge_l"] for one in compared["systems"]] == [1.0, 0.0]
+    assert compared["test"]["rouge_l"]["difference"] == 1.0
+    assert json.loads(lamb("evaluate", "--human", data, "--json")[1])["clips"] == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ([], "MODEL and DATA wanted here, got: nothing"),
+        (["data"], "MODEL and DATA wanted here, got: data"),
+        (["--human", "tiny", "data"], "DATA alone wanted here, got: tiny data"),
+        (["--human", "--compare", "a", "b", "data"], "one of --predictions, --compare and --human at a time"),
+        (["tiny", "data", "--csv", "."], ". is a folder"),
+        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: no such manifest"),
+    ],
+)
+def test_evaluate_given_what_does_not_fit(lamb: Run, two_systems: list[str], given: list[str], problem: str) -> None:
+    code, out, err = lamb("evaluate", *given)
+    assert (code, out) == (2, "")
+    assert problem in " ".join(err.replace("│", "").split())
+
+
+def test_evaluate_fails_where_clips_fail(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"id": "one", "caption": "A dog"}\n{"id": "two", "error": "broken"}')
+    code, out, err = lamb("evaluate", "--predictions", "c.jsonl", two_systems[2])
+    assert code == 1
+    assert "rouge_l" in out
+    assert "c.jsonl: 1 of 2 clips could not be captioned; they count as empty captions" in err
 
 
 def test_an_empty_folder_does_not_keep_the_rest_from_being_captioned(lamb: Run, tmp_path: Path) -> None:

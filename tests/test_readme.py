@@ -89,6 +89,21 @@ def test_the_commands_of_the_training_page(clone: Path) -> None:
             assert result.returncode == 0, result.stderr[-2000:]
 
 
+@needs_sounds
+def test_the_commands_of_the_evaluation_page(clone: Path) -> None:
+    """All four run, and the table of people has what they print."""
+    page = (ROOT / "docs" / "evaluation.md").read_text()
+    for command in commands("docs/evaluation.md"):
+        result = run(f"{command} --json", clone)
+        assert result.returncode == 0, result.stderr
+        if "--human" in command:
+            scores = json.loads(result.stdout)
+            for name in ("cider_d", "meteor", "bleu_1", "rouge_l"):
+                assert name not in scores or f"{scores[name]:.3f}" in page, name
+    assert (clone / "runs" / "report" / "report.html").read_text().endswith("</html>\n")
+    assert (clone / "runs" / "clips.csv").read_text().count("\n") == 624
+
+
 def test_the_table_is_what_make_caption_prints(clone: Path) -> None:
     """The README's table has the captions that the bundled model gives today."""
     shown = blocks("README.md", "text")[0]

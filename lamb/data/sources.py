@@ -1,8 +1,8 @@
 """What the recipes in this repository are trained on, read as it lies in a folder.
 
 `sounds` reads the project's folder of labelled recordings (ESC-50, UrbanSound8K and RAVDESS clips); `caption_texts` the
-caption tables of AudioCaps and Clotho. What was published as evaluation material stays out of training. Published
-collections that `lamb data` fetches are in `lamb/data/collections`.
+caption tables of AudioCaps and Clotho, `caption_table` one of them as clips without audio. What was published as
+evaluation material stays out of training. Collections that `lamb data` fetches are in `lamb/data/collections`.
 """
 
 from collections.abc import Collection
@@ -10,6 +10,14 @@ from pathlib import Path
 
 from .manifest import Clip, ManifestError, parse, table
 
+CLOTHO_PARTS = {
+    "train": "development",
+    "valid": "validation",
+    "test": "evaluation",
+    "development": "development",
+    "validation": "validation",
+    "evaluation": "evaluation",
+}  # in names of files and folders -> as published
 DEVELOPMENT_FOLDS = {"4", "us8k-fold3", *(f"ravdess-actor{n}" for n in range(17, 21))}
 
 
@@ -40,3 +48,21 @@ def caption_texts(folder: str | Path, without: Collection[str] = ()) -> list[str
     files = [Path(folder) / f"{name}_train.csv" for name in ("audiocaps", "clotho")]
     texts = [row["caption"].strip() for file in files for _, row in table(file, ("caption",))]
     return [text for text in texts if text and text not in held]
+
+
+def caption_table(path: str | Path) -> list[Clip]:
+    """The clips of a caption table as AudioCaps (a row a caption) or Clotho (a row a clip) publishes it, without audio;
+    their ids are those that `lamb data` gives them. ManifestError for any other table."""
+    path = Path(path)
+    clips: dict[str, list[str]] = {}
+    for number, row in table(path, ()):
+        if {"youtube_id", "start_time", "caption"} <= row.keys():
+            id, said = f"audiocaps/{row['youtube_id']}_{row['start_time'].partition('.')[0]}", [row["caption"]]
+        elif {"caption_1", "caption_2"} <= row.keys() and (file := row.get("file_path") or row.get("file_name")):
+            part = next((part for part in CLOTHO_PARTS if part in (*Path(file).parts[:-1], *path.stem.split("_"))), "")
+            id = f"clotho/{CLOTHO_PARTS.get(part, part)}/{Path(file).stem}.wav"
+            said = [text for column, text in row.items() if column.startswith("caption_")]
+        else:
+            raise ManifestError(f"{path}, line {number}: not a caption table of AudioCaps or Clotho")
+        clips.setdefault(id, []).extend(text.strip() for text in said if text and text.strip())
+    return [Clip(id, "", captions=tuple(captions)) for id, captions in clips.items()]
