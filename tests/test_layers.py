@@ -14,16 +14,17 @@ PACKAGE = Path(__file__).parents[1] / "lamb"
 # fmt: off
 FLOORS = [
     ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data", "data.phrases",
-     "data.download", "data.archives", "metrics"],
-    ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
+     "data.download", "data.archives", "metrics", "serving"],
+    ["serving.decoding", "serving.gate", "serving.schema", "encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
     ["encoders", "labels", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
     ["model", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
      "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k", "data.collections.folder"],
     ["losses", "decode", "fit", "data.collections"],
     ["checkpoint"],
     ["captioner"],
-    ["evaluate"],
-    ["train"],
+    ["evaluate", "serving.batching"],
+    ["train", "serving.service"],
+    ["server"],
     ["cli"],
     ["__main__"],
 ]
@@ -37,6 +38,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "metrics": {"numpy"},
     "checkpoint": set(),  # `lamb info` does without torch
     "audio": {"numpy"},
+    "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
     "cli": {"typer"},
     "__main__": set(),
 }
