@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "lamb"
 FLOORS = [
     ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data", "data.phrases",
      "data.download", "data.archives", "metrics", "serving"],
-    ["serving.decoding", "serving.gate", "serving.schema", "encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
+    ["serving.decoding", "serving.gate", "serving.schema",
+     "encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
     ["encoders", "labels", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
     ["model", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
      "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k", "data.collections.folder"],

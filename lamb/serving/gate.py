@@ -79,7 +79,7 @@ class Gate:
         async def answer(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                if not whole and message["status"] >= 400 and "expect" not in headers:
+                if not whole and message["status"] not in (200, 408) and "expect" not in headers:
                     await _linger(take, lambda: whole or received > 2 * self.most)
                 status = message["status"]
                 MutableHeaders(scope=message)["x-request-id"] = request_id
