@@ -34,7 +34,7 @@ class Held:
 
     def caption(self, files: Sequence[Any], **options: Any) -> Any:
         """As `Captioner.caption`."""
-        assert self.go.wait(60)
+        assert self.go.wait(120)
         self.batches.append(len(files))
         return self.captioner.caption(files, **options)
 
@@ -64,10 +64,10 @@ def running(
         if isinstance(captioner, Held):
             captioner.go.set()
         server.should_exit = True
-        thread.join(60)
+        thread.join(120)
 
 
-def until(condition: Any, seconds: float = 20.0) -> None:
+def until(condition: Any, seconds: float = 60.0) -> None:
     """Wait for `condition()`."""
     end = time.monotonic() + seconds
     while not condition():

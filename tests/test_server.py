@@ -40,7 +40,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served.url, timeout=60) as it:
+    with httpx.Client(base_url=served.url, timeout=120) as it:
         yield it
 
 
@@ -56,7 +56,7 @@ def post(
     content = file if isinstance(file, bytes) else file.read_bytes()
     name = name or (file.name if isinstance(file, Path) else "sound")
     if isinstance(client, Served):
-        return httpx.post(f"{client.url}/v1/caption", files={"file": (name, content)}, data=fields, timeout=60)
+        return httpx.post(f"{client.url}/v1/caption", files={"file": (name, content)}, data=fields, timeout=120)
     return client.post("/v1/caption", files={"file": (name, content)}, data=fields)
 
 
@@ -337,7 +337,7 @@ def test_keys(tmp_path, monkeypatch):
     file.write_text("# clients\nthird-key-of-16-chars  # anna\n\n")
     keys = read_keys(file)
     assert keys == ["first-key-of-16-chars", "second-key-of-16-chars", "third-key-of-16-chars"]
-    with running(keys=keys) as it, httpx.Client(base_url=it.url, timeout=60) as client:
+    with running(keys=keys) as it, httpx.Client(base_url=it.url, timeout=120) as client:
         for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": keys[0]}, {"x-api-key": keys[0]}):
             client.headers = httpx.Headers(given)
             for answer in (post(client), client.get("/v1/models"), client.post("/v1/audio/transcriptions")):
@@ -451,7 +451,7 @@ def test_the_service_is_what_its_description_says(description, method, path, mod
     @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     @given(case=description[path][method].as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
     def ask(case: schemathesis.Case) -> None:
-        case.call_and_validate(timeout=60, headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=no_sound)
+        case.call_and_validate(timeout=120, headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=no_sound)
 
     ask()
 
@@ -479,10 +479,10 @@ def test_what_was_taken_is_finished_on_sigterm(tmp_path):
         assert (first["event"], first["model"]) == ("listening", "tiny")
         assert first["url"].startswith("http://127.0.0.1:")
         answers: list[httpx.Response] = []
-        ask = lambda: answers.append(httpx.post(f"{first['url']}/v1/caption", content=SIREN.read_bytes(), timeout=60))
+        ask = lambda: answers.append(httpx.post(f"{first['url']}/v1/caption", content=SIREN.read_bytes(), timeout=120))
         asking = threading.Thread(target=ask)
         asking.start()
-        until(lambda: "lamb_requests_taken 1.0" in httpx.get(f"{first['url']}/metrics").text)
+        until(lambda: "lamb_requests_taken 1.0" in httpx.get(f"{first['url']}/metrics", timeout=60).text)
         process.send_signal(signal.SIGTERM)
         asking.join(60)
         rest = [json.loads(line) for line in process.stderr]

@@ -26,7 +26,7 @@ def post(served: Served, content: bytes, name: str = "sound") -> httpx.Response:
     return httpx.post(f"{served.url}/v1/caption", files={"file": (name, content)}, timeout=120)
 
 
-@pytest.mark.parametrize("count", [90, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_broken_files_harm_nobody(served, count, capsys):
     """Each is captioned or refused with a reason; no 5xx, and all decoders are there afterwards."""
     said: Counter[int] = Counter()
@@ -36,6 +36,8 @@ def test_broken_files_harm_nobody(served, count, capsys):
         ):
             said[answer.status_code] += 1
             assert answer.status_code in (200, 422), (kind, answer.text)
+            assert answer.status_code == 422 or kind not in hostile.strange(), kind
+            assert "root:" not in answer.text, "no playlist opens other files"
             if answer.status_code == 422:
                 assert "; " in answer.json()["error"]["message"], "a problem and a remedy"
     assert said[422] > count / 3
@@ -51,13 +53,6 @@ def test_broken_files_harm_nobody(served, count, capsys):
 
 def _replaced(served: Served) -> list:
     return [sample for metric in served.service.metrics.replaced.collect() for sample in metric.samples]
-
-
-def test_every_strange_file_is_refused(served):
-    for kind, content in hostile.strange().items():
-        answer = post(served, content)
-        assert answer.status_code == 422, (kind, answer.text)
-        assert "root:" not in answer.text
 
 
 def test_a_decoder_killed_in_the_middle(served):
@@ -123,7 +118,7 @@ def test_forms_in_odd_charsets(served, charset):
     ):
         body = b"--x\r\n" + part + b"\r\n--x--\r\n"
         headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
-        answer = httpx.post(f"{served.url}/v1/caption", content=body, headers=headers)
+        answer = httpx.post(f"{served.url}/v1/caption", content=body, headers=headers, timeout=120)
         assert answer.status_code in (200, 400, 422), answer.text
         assert answer.json()
 
@@ -150,6 +145,6 @@ def test_forms_in_odd_charsets(served, charset):
     ],
 )
 def test_forms_that_are_none(served, kind, body):
-    answer = httpx.post(f"{served.url}/v1/caption", content=body, headers={"content-type": kind})
+    answer = httpx.post(f"{served.url}/v1/caption", content=body, headers={"content-type": kind}, timeout=120)
     assert answer.status_code in (400, 422)
     assert answer.json()["error"]["message"]

@@ -83,7 +83,7 @@ def test_a_lone_request_waits_and_a_full_batch_does_not():
         return alone, time.monotonic() - began - alone
 
     alone, together = run(Model(), ask, wait=0.5)
-    assert 0.5 <= alone
+    assert alone >= 0.5
     assert together < 0.5
 
 
@@ -139,11 +139,8 @@ def test_a_stream_that_fails():
             yield Segment(0, 1, "a")
             raise RuntimeError("no")
 
-    async def ask(batcher: Batcher) -> int:
-        count = 0
-        with pytest.raises(RuntimeError, match="no"):
-            async for _ in batcher.segments(sound(1), None, None):
-                count += 1
-        return count
+    async def ask(batcher: Batcher) -> list[Segment]:
+        return [segment async for segment in batcher.segments(sound(1), None, None)]
 
-    assert run(Broken(), ask) == 1
+    with pytest.raises(RuntimeError, match="no"):
+        run(Broken(), ask)

@@ -1,4 +1,4 @@
-"""Decoding in processes: the reader's samples and words, limits of time and memory, nothing to lose, nothing to leak."""
+"""Decoding in processes: the reader's samples and words, a limit of memory, nothing to lose, nothing to leak."""
 
 import asyncio
 import io
@@ -48,9 +48,9 @@ def test_words_are_the_readers():
 
 def test_a_file_that_takes_too_much_memory(tmp_path):
     path = tmp_path / "long.flac"
-    soundfile.write(path, np.zeros(RATE * 3500, np.int16), RATE)
-    with pytest.raises(audio.AudioError, match="name: needs more than 280 MB to decode"):
-        decode(path.read_bytes(), decode_memory=280, max_duration=4000)
+    soundfile.write(path, np.zeros(RATE * 1500, np.int16), RATE)
+    with pytest.raises(audio.AudioError, match="name: needs more than 250 MB to decode"):
+        decode(path.read_bytes(), decode_memory=250, max_duration=4000)
 
 
 def test_what_our_code_does_not_expect(monkeypatch):
@@ -108,8 +108,8 @@ def test_no_process_is_lost_when_clients_leave():
         decoders = Decoders(RATE, ServeConfig(decoders=2), reasons.append)
         await decoders.start()
         content = FILES[0].read_bytes()
-        for wait in (0.0, 0.001, 0.01):
-            asked = [asyncio.ensure_future(decoders.decode(io.BytesIO(content))) for _ in range(5)]
+        for wait in (0.0, 0.01):
+            asked = [asyncio.ensure_future(decoders.decode(io.BytesIO(content))) for _ in range(3)]
             await asyncio.sleep(wait)
             for one in asked[::2]:
                 one.cancel()
@@ -125,4 +125,4 @@ def test_no_process_is_lost_when_clients_leave():
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
 
-    asyncio.run(asyncio.wait_for(run(), 60))
+    asyncio.run(asyncio.wait_for(run(), 120))
