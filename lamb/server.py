@@ -186,7 +186,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     async def readyz() -> Response:
         """Whether a sound would be captioned; 503 if not."""
         if not service.ready:
-            raise HTTPException(503, "no decoding process is there", {"Retry-After": "1"})
+            raise HTTPException(503, "not able to work; the log says why", {"Retry-After": "1"})
         return JSONResponse({"status": "ready"})
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -251,7 +251,7 @@ def read_keys(file: Path | None) -> list[str]:
     """API keys of the environment variable LAMB_API_KEYS and of `file`, one a line. Raises ValueError, OSError."""
     text = os.environ.get(KEYS, "")
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         text += " " + " ".join(line.partition("#")[0] for line in lines)
     keys = re.split(r"[\s,]+", text.strip()) if text.strip() else []
     if file is not None and not keys:
@@ -290,7 +290,8 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{listening.getsockname()[1]}"
         log.info("listening", extra={"fields": {"url": url, "model": service.model, "keys": bool(keys)}})
-        signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again at its end; to have ended is success
+        # From now on, and when uvicorn raises the signal again at its end: to be told to end, and to, is success.
+        signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[listening])
         if not server.started:
             raise OSError("the service could not start; the log above says why")

@@ -70,6 +70,27 @@ def test_a_process_that_cannot_start(monkeypatch):
         decode(b"")
 
 
+def test_a_worker_that_cannot_be_replaced(monkeypatch):
+    """It is tried again until it can; in the meantime the service says that it is not ready."""
+
+    async def run() -> None:
+        decoders = Decoders(RATE, ServeConfig(decoders=1))
+        await decoders.start()
+        with monkeypatch.context() as broken:
+            broken.setattr(sys, "executable", "/bin/false")
+            os.kill(decoders.pids[0], 9)
+            with pytest.raises(audio.AudioError, match="its decoder died"):
+                await decoders.decode(io.BytesIO(b"abc"))
+            assert decoders.alive, "another one is on its way"
+            while decoders.alive:
+                await asyncio.sleep(0.01)
+        assert len(await decoders.decode(io.BytesIO(FILES[0].read_bytes())))
+        assert decoders.alive
+        await decoders.stop()
+
+    asyncio.run(asyncio.wait_for(run(), 120))
+
+
 def test_a_decoder_knows_no_secret_and_writes_no_file(monkeypatch):
     monkeypatch.setenv("LAMB_API_KEYS", "a-key-of-16-characters")
 

@@ -45,6 +45,7 @@ class Decoders:
         self._idle: asyncio.Queue[asyncio.subprocess.Process] = asyncio.Queue()
         self._living: set[asyncio.subprocess.Process] = set()
         self._starting: set[asyncio.Task[None]] = set()
+        self._failing = False  # to replace a worker
 
     async def start(self) -> None:
         """Start all workers. Raises OSError if one cannot be started."""
@@ -57,6 +58,11 @@ class Decoders:
             task.cancel()
         for process in list(self._living):
             await self._end(process)
+
+    @property
+    def alive(self) -> bool:
+        """Whether a file would be decoded, if need be once a worker has been replaced."""
+        return bool(self._living) or not self._failing
 
     @property
     def pids(self) -> list[int]:
@@ -144,8 +150,11 @@ class Decoders:
         await self._end(process)
         while True:
             try:
-                return self._idle.put_nowait(await self._spawn())
+                self._idle.put_nowait(await self._spawn())
+                self._failing = False
+                return
             except OSError as error:
+                self._failing = True
                 log.error("decoder not replaced", extra={"fields": {"error": str(error)}})
                 await asyncio.sleep(1)
 

@@ -56,12 +56,13 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a request would be worked on."""
-        return self.batcher.alive and bool(self.decoders.pids)
+        return self.batcher.alive and self.decoders.alive
 
     async def take(self) -> AsyncIterator[AsyncExitStack]:
         """A place in the queue, and what is held, until the answer has been sent. Raises HTTPException 503."""
         if self.taken >= self.settings.queue or not self.ready:
-            raise HTTPException(503, "more requests than this service takes at a time; try again", {"Retry-After": "1"})
+            problem = "as many requests as this service takes at a time" if self.ready else "not able to work"
+            raise HTTPException(503, f"{problem}; try again later", {"Retry-After": "1"})
         self.taken += 1
         self.metrics.taken.inc()
         try:
@@ -112,7 +113,10 @@ class Service:
         async def work() -> Caption:
             return await self.batcher.caption(await self.decode(file, name, request, held), options)
 
-        return replace(await while_there(request, work()), file=name)
+        result = replace(await while_there(request, work()), file=name)
+        if result.error is not None:  # what is left of a file after decoding may be too short
+            raise HTTPException(422, f"{name}: {result.error}")
+        return result
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
