@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +31,7 @@ from lamb.cli import app as command_line
 from lamb.server import KEYS, model_name, read_keys
 from lamb.serving.gate import JsonLines
 
+ROOT = Path(__file__).parents[1]
 SIREN, LONG = SAMPLES / "siren.flac", SAMPLES / "horn_then_rain.flac"
 
 
@@ -469,7 +472,7 @@ def test_the_page_has_examples(client):
 # --- the command
 
 
-def test_what_was_taken_is_finished_on_sigterm(tmp_path):
+def test_what_was_taken_is_finished_on_sigterm():
     """The real command, with a request on its way when it is told to end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lamb", "serve", "--port", "0", "--batch-wait", "1.5", "--decoders", "1"]
@@ -494,10 +497,36 @@ def test_what_was_taken_is_finished_on_sigterm(tmp_path):
 
 
 def test_mistakes_of_the_command(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = [sys.executable, "-m", "lamb", "serve", "--port", str(port), "--model", str(tmp_path / "none")]
-        said = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "lamb", "serve", "--keys", str(tmp_path / "none")]
+    said = subprocess.run(command, capture_output=True, text=True)
     assert said.returncode == 1
     assert said.stderr.startswith("lamb: error: ")
+    assert "No such file" in said.stderr
     assert said.stderr.count("\n") == 1
+
+
+# --- its document
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "serve.md").read_text(), re.DOTALL)
+
+
+def test_the_documents_program(served, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    (program,) = blocks("python")
+    exec(program.replace("http://127.0.0.1:8000", served.url), {})
+    assert capsys.readouterr().out == expected(SIREN).text + "\n"
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not here")
+def test_the_documents_requests(served):
+    lines = [
+        line for block in blocks("sh") for line in block.splitlines() if line.startswith("curl") and "$" not in line
+    ]
+    assert len(lines) == 4
+    for line in lines:
+        command = line.replace("http://127.0.0.1:8000", served.url)
+        said = subprocess.run(["bash", "-c", f"{command} --fail -sS"], cwd=ROOT, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+        assert "siren" in said.stdout or "horn" in said.stdout, line
