@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn, TextIO, ca
 
 import typer
 
+from lamb.config import ServeConfig
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -535,6 +537,99 @@ def info(
     columns = ("part", "kind", "parameters", "trained")
     parts = [[_cell(part.get(column)) for column in columns] for part in facts.get("parts", ())]
     sys.stdout.write(_table(sys.stdout, columns, parts))
+
+
+SERVE = ServeConfig()
+_limit = partial(typer.Option, rich_help_panel="Limits")
+_share = partial(typer.Option, rich_help_panel="Sharing the machine")
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.")] = SERVE.host,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="0 is any free one.")] = SERVE.port,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="API keys, one a line; those of the environment variable LAMB_API_KEYS count too.",
+            show_default="no key is asked for",
+        ),
+    ] = None,
+    max_size: Annotated[float, _limit(metavar="MB", min=0.001, help="Of an upload.")] = SERVE.max_size,
+    max_duration: Annotated[float, _limit(metavar="SECONDS", min=0.1, help="Of a recording.")] = SERVE.max_duration,
+    max_channels: Annotated[int, _limit(metavar="N", min=1, help="Of a recording.")] = SERVE.max_channels,
+    max_rate: Annotated[int, _limit(metavar="HZ", min=4000, help="Of a recording.")] = SERVE.max_rate,
+    upload_timeout: Annotated[
+        float, _limit(metavar="SECONDS", min=0.1, help="For a request to arrive.")
+    ] = SERVE.upload_timeout,
+    decode_timeout: Annotated[
+        float, _limit(metavar="SECONDS", min=0.1, help="For a recording to be decoded.")
+    ] = SERVE.decode_timeout,
+    decode_memory: Annotated[
+        float, _limit(metavar="MB", min=256, help="Of a process that decodes.")
+    ] = SERVE.decode_memory,
+    queue: Annotated[
+        int, _share(metavar="N", min=1, help="Requests at a time; more are answered with 503.")
+    ] = SERVE.queue,
+    decoders: Annotated[int, _share(metavar="N", min=1, help="Processes that decode.")] = SERVE.decoders,
+    batch_wait: Annotated[
+        float, _share(metavar="SECONDS", min=0, help="How long a sound waits for others to be captioned with.")
+    ] = SERVE.batch_wait,
+    drain: Annotated[
+        float, _share(metavar="SECONDS", min=0, help="For requests to be finished, at the end.")
+    ] = SERVE.drain,
+    model: Annotated[
+        str, _machine(metavar="NAME", help="A bundled model, a folder, or a Hugging Face hub id.")
+    ] = DEFAULT_MODEL,
+    device: Annotated[
+        str | None,
+        _machine(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="a GPU if there is one"),
+    ] = None,
+    threads: Annotated[
+        int | None, _machine(metavar="N", min=1, help="Processor threads.", show_default="one a core")
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _machine(metavar="N", min=1, help="Clips at a time; fewer need less memory.", show_default=OWN),
+    ] = None,
+) -> None:
+    """Answer captions over HTTP, for example `curl -F file=@dog.wav http://127.0.0.1:8000/v1/caption`.
+
+    Logs, a JSON object a line, go to standard error. What is answered: http://127.0.0.1:8000/docs
+    """
+    try:
+        from lamb.server import Service, model_name, read_keys, serve
+    except ImportError as error:
+        raise OSError(f"{error}; the service needs: pip install 'lamb-aac[serve]'") from None
+
+    settings = ServeConfig(
+        host=host,
+        port=port,
+        batch_wait=batch_wait,
+        queue=queue,
+        max_size=max_size,
+        max_duration=max_duration,
+        max_channels=max_channels,
+        max_rate=max_rate,
+        upload_timeout=upload_timeout,
+        decoders=decoders,
+        decode_timeout=decode_timeout,
+        decode_memory=decode_memory,
+        drain=drain,
+    )
+    known = read_keys(keys)
+    if not known and host not in ("127.0.0.1", "::1", "localhost"):
+        _say("warning", f"anybody who reaches {host} can use this service; see --keys")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from lamb.captioner import Captioner
+
+    with _loading():
+        captioner = Captioner.load(model, device=device)
+    serve(Service(captioner, model_name(model), settings, batch_size), known)
 
 
 def main() -> None:

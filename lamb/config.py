@@ -240,6 +240,25 @@ class AblationConfig:
     out: str = "runs/ablation"
 
 
+@dataclass(frozen=True)
+class ServeConfig:
+    """What `lamb serve` allows strangers, and how it shares the machine among them. [O]"""
+
+    host: str = "127.0.0.1"  # others come through a reverse proxy, see docs/serve.md
+    port: int = 8000  # 0: any free one
+    batch_wait: float = 0.01  # seconds that a request waits for others, to be captioned together
+    queue: int = 128  # requests taken at a time; one more is answered with 503
+    max_size: float = 25.0  # MB of an upload
+    max_duration: float = 600.0  # seconds of a recording
+    max_channels: int = 8  # of a recording
+    max_rate: int = 192_000  # Hz of a recording
+    upload_timeout: float = 60.0  # seconds for a request to arrive in full
+    decoders: int = 2  # processes that decode
+    decode_timeout: float = 30.0  # seconds for a recording to be decoded
+    decode_memory: float = 1024.0  # MB of address space of a decoder, of which 210 are taken at its start
+    drain: float = 30.0  # seconds for what was taken to be finished, when asked to end
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
     return typing.cast(dict[str, Any], _plain(config))

@@ -1,0 +1,133 @@
+"""One model, many clients: requests with the same options are captioned together, in one thread.
+
+While the model works, requests gather; a lone one waits `wait` seconds for company. Recordings streamed segment by
+segment take turns with the batches, a segment at a time. All but the model's own work happens in the event loop, so
+nothing here needs a lock; a request whose task is cancelled (its client is gone) is passed over.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lamb.captioner import Captioner
+from lamb.captions import Caption, Segment
+
+Options = tuple[tuple[str, Any], ...]  # keywords of Captioner.stream
+
+
+@dataclass(eq=False)
+class _Job:
+    sound: np.ndarray
+    options: Options
+    deadline: float  # when it waits no longer for others, in the time of the event loop
+    result: asyncio.Future[Caption]
+
+
+class Batcher:
+    """`captioner` for many tasks at a time: at most `size` clips, or as many windows, in a batch."""
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        wait: float,
+        size: int | None = None,
+        on_batch: Callable[[int], object] = lambda _: None,
+    ):
+        self.captioner, self.wait, self.on_batch = captioner, wait, on_batch
+        self.size = size or captioner.options.batch_size
+        self.sample_rate = captioner.model.encoder.sample_rate
+        self._most = self.size * captioner.options.window * self.sample_rate  # samples in a batch of several
+        self._jobs: list[_Job] = []
+        self._came = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lamb-model")
+        self._loop_task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work, in the running event loop."""
+        self._loop_task = asyncio.ensure_future(self._run())
+
+    async def stop(self) -> None:
+        """End, once the model has finished what it is at."""
+        if self._loop_task:
+            self._loop_task.cancel()
+        await asyncio.to_thread(self._thread.shutdown)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are worked on."""
+        return self._loop_task is not None and not self._loop_task.done()
+
+    async def caption(self, sound: np.ndarray, options: Options) -> Caption:
+        """The caption of samples (T,) at the encoder's rate; options as of `Captioner.stream`."""
+        loop = asyncio.get_running_loop()
+        job = _Job(sound, options, loop.time() + self.wait, loop.create_future())
+        self._jobs.append(job)
+        self._came.set()
+        return await job.result
+
+    async def segments(self, sound: np.ndarray, window: float | None, hop: float | None) -> AsyncIterator[Segment]:
+        """The timeline of samples (T,), each segment as soon as it is final."""
+        loop = asyncio.get_running_loop()
+        source = (sound, self.sample_rate)
+        found = await loop.run_in_executor(self._thread, _timeline, self.captioner, source, window, hop)
+        while (segment := await loop.run_in_executor(self._thread, next, found, None)) is not None:
+            yield segment
+
+    async def _run(self) -> None:
+        while True:
+            batch = await self._next()
+            self.on_batch(len(batch))
+            for job, outcome in zip(batch, await self._captions(batch), strict=True):
+                if job.result.done():  # its client left in the meantime
+                    continue
+                if isinstance(outcome, Exception):
+                    job.result.set_exception(outcome)
+                else:
+                    job.result.set_result(outcome)
+
+    async def _next(self) -> list[_Job]:
+        """The jobs that go with the oldest one, when there are enough of them or it has waited enough."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._came.clear()
+            self._jobs = [job for job in self._jobs if not job.result.done()]
+            left = self._jobs[0].deadline - loop.time() if self._jobs else None
+            batch = self._fitting()
+            if batch and (len(batch) == self.size or (left is not None and left <= 0)):
+                self._jobs = [job for job in self._jobs if job not in batch]
+                return batch
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._came.wait(), left)
+
+    def _fitting(self) -> list[_Job]:
+        batch: list[_Job] = []
+        held = 0
+        for job in self._jobs:
+            fits = not batch or held + len(job.sound) <= self._most
+            if fits and len(batch) < self.size and job.options == self._jobs[0].options:
+                batch.append(job)
+                held += len(job.sound)
+        return batch
+
+    async def _captions(self, batch: list[_Job]) -> list[Caption | Exception]:
+        sounds = [(job.sound, self.sample_rate) for job in batch]
+        options = {**dict(batch[0].options), "batch_size": self.size}
+        work = lambda: self.captioner.caption(sounds, **options)
+        try:
+            return list(await asyncio.get_running_loop().run_in_executor(self._thread, work))
+        except Exception as error:
+            if len(batch) == 1:
+                return [error]
+            return [(await self._captions([job]))[0] for job in batch]  # one of them must not fail the others
+
+
+def _timeline(captioner: Any, source: Any, window: float | None, hop: float | None) -> Iterator[Segment]:
+    if hasattr(captioner, "timeline"):  # on merge: only this line's call stays, in `segments`
+        return captioner.timeline(source, window=window, hop=hop)
+    (caption,) = captioner.caption([source], timeline=True, window=window, hop=hop)
+    return iter(caption.segments)
