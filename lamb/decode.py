@@ -15,6 +15,17 @@ from torch import Tensor
 from .config import DecodeConfig
 from .model import LambModel, caption_labels
 
+WORD_STARTS = ("\u0120", "\u2581")  # what a tokenizer writes for the blank before a word: byte-level BPE, SentencePiece
+# words of four letters and more that two different sounds may share
+SHARED = frozenset(
+    word
+    for line in (
+        "then with while background distance followed before after several times person people someone another water",
+        "sound sounds loudly steadily being into onto over their that from slowly quickly once twice three many",
+    )
+    for word in line.split()
+)
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -32,6 +43,25 @@ class GuideBias:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return scores.float() + self.bias.repeat_interleave(len(scores) // len(self.bias), 0)
+
+
+class OneMention:
+    """Logits processor: a token that begins a word of what sounds is not generated twice. [O]
+
+    A small model that hears a sound change tells it as two of a kind, "a baby cries with a baby crying". Words of fewer
+    than four letters, and those in SHARED, may come again: "a person coughs, then a person sneezes".
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int):
+        self.once = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
+        for token, number in tokenizer.get_vocab().items():
+            word = token[1:].lower()
+            self.once[number] = token[:1] in WORD_STARTS and len(word) > 3 and word.isalpha() and word not in SHARED
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        said = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)  # (B * k, V)
+        said.scatter_(1, input_ids, True)
+        return scores.masked_fill(said & self.once.to(scores.device), -torch.inf)
 
 
 class GumbelNoise:
@@ -67,6 +97,8 @@ def generate(
     processors: list[Any] = [] if bias is None else [GuideBias(bias)]
     if options.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram))
+    if options.no_repeat_word:
+        processors.append(OneMention(model.llm.tokenizer, len(model.llm.table)))
     if seed is not None:
         processors += [TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)]
         processors += [GumbelNoise(n_best, seed)]

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamb.decode import GuideBias, GumbelNoise, Hypothesis, clean, generate, score
+from lamb.decode import GuideBias, GumbelNoise, Hypothesis, OneMention, clean, generate, score
 
 WORDS = ("</s>", "ah", "be", "cow", "dog", "eel")
 EOS, V = 0, len(WORDS)
@@ -300,3 +300,44 @@ def test_clean_makes_one_sentence_and_is_idempotent(text):
     assert len(cleaned.splitlines()) <= 1
     assert cleaned == "" or cleaned[-1] in ".!?"
     assert cleaned == cleaned.strip()
+
+
+class Vocabulary:
+    """What OneMention asks of a tokenizer: the start of a word is marked as BPE does."""
+
+    tokens = (
+        "</s>",
+        "\u0120a",
+        "\u0120baby",
+        "\u0120cries",
+        "\u0120person",
+        "\u0120then",
+        "ing",
+        "\u0120cow",
+        "\u2581waves",
+    )
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.tokens)}
+
+
+def test_one_mention_of_what_sounds():
+    names = Vocabulary.tokens
+    processor = OneMention(Vocabulary(), len(names) + 2)  # a table may have more rows than the tokenizer has tokens
+    scores = torch.zeros(3, len(names) + 2)
+    said = torch.tensor([[1, 2, 3, 5], [1, 4, 8, 7], [0, 6, 6, 0]])
+    after = processor(said, scores)
+    barred = [{names[k] for k in row.isinf().nonzero()[:, 0]} for row in after]
+    assert barred == [{"\u0120baby", "\u0120cries"}, {"\u2581waves"}, set()]
+    assert not processor(torch.zeros(3, 0, dtype=torch.long), scores).any()  # nothing said yet
+
+
+def test_the_option_bars_repeats(make_toy, monkeypatch):
+    model = make_toy(decode={"no_repeat_word": True})
+    seen = []
+    monkeypatch.setattr(OneMention, "__call__", lambda self, ids, scores: (seen.append(len(self.once)), scores)[1])
+    generate(model, *audio(model), model.config.decode)
+    assert set(seen) == {V}
+    seen.clear()
+    generate(model, *audio(model), replace(model.config.decode, no_repeat_word=False))
+    assert not seen
