@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -80,6 +80,43 @@ class Caption:
             **scores,
             "segments": [segment.to_dict() for segment in self.segments],
         }
+
+
+class Timeline(Iterator[Segment]):
+    """The segments of a recording that is still being heard, each as soon as it is final.
+
+    `caption` is that of the whole, with all segments in it, once they are through.
+    """
+
+    def __init__(self, file: str, segments: Generator[Segment, None, Caption]) -> None:
+        self.file = file
+        self.caption: Caption | None = None
+        self._segments = segments
+        self._begun: list[Segment] = []
+
+    def __next__(self) -> Segment:
+        if self._begun:
+            return self._begun.pop()
+        try:
+            return next(self._segments)
+        except StopIteration as end:
+            self.caption = self.caption or end.value
+            raise
+
+    def begin(self) -> None:
+        """Find the first segment now: what cannot be read is an error here."""
+        self._begun = [next(self)]
+
+    def finish(self) -> Caption:
+        """Hear the rest: the caption of the whole."""
+        for _ in self:
+            pass
+        assert self.caption is not None
+        return self.caption
+
+    def close(self) -> None:
+        """Leave the rest unheard."""
+        self._segments.close()
 
 
 Writer = Callable[[Iterable[Caption]], Iterator[str]]
