@@ -53,9 +53,17 @@ _BLOCK = 65_536  # frames decoded at a time
 _UNKNOWN = 2**63 - 1  # libsndfile's "frames" of a FLAC that does not say
 _DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
-_TIMED = ("mov", "matroska", "asf")  # containers whose header holds the length; for others ffmpeg guesses it
-_STREAMED = (b"RIFF", b"RF64", b"fLaC", b"OggS", b".snd", b"\x1aE\xdf\xa3")  # and mp3, aac: read as they come from a pipe
+_TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the length; for others ffmpeg guesses it
+_STREAMED = (
+    b"RIFF",
+    b"RF64",
+    b"fLaC",
+    b"OggS",
+    b".snd",
+    b"\x1aE\xdf\xa3",
+)  # and mp3, aac: read as they come from a pipe
 _BELIEVED = 3600.0  # seconds that a clock in a damaged file may jump
+_LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
 _CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
 
@@ -549,19 +557,34 @@ def _pyav(
 
 
 def _intact(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames of a stream that can be decoded."""
+    """The frames of a stream that can be decoded, at the times where they belong.
+
+    mp3 and aac have no clock: more bytes between two frames than frames ever have are so much time, at the mean rate.
+    """
     import av
 
+    clockless = container.format.name in ("mp3", "aac")
     patience = 100  # errors of the container, not of a packet, that do not lead on
+    end, sizes, count, late = 0, 0, 0, 0  # bytes, bytes, packets, units of the stream's clock
     while patience:
         try:
             for packet in container.demux(stream):
+                if clockless and packet.pos is not None and packet.size:
+                    size = packet.pos + packet.size - (end if count else packet.pos)
+                    end = packet.pos + packet.size
+                    if size > _LARGEST and count:
+                        late += round((size * count / sizes - 1) * (packet.duration or 0))
+                    else:
+                        sizes, count = sizes + size, count + 1
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
                     continue
                 patience = 100
-                yield from frames
+                for frame in frames:
+                    if late and frame.pts is not None:
+                        frame.pts += late
+                    yield frame
             return
         except av.FFmpegError:
             patience -= 1

@@ -93,47 +93,45 @@ class Captioner:
             raise TypeError("files are given as a list, also a single one: caption([file])")
         choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         if timeline:
-            plan = self._plan(n_best, sample, seed, **choices)
-            return (self._whole(file, plan) for file in files)
+            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, **choices)
+            return (result.finish() if isinstance(result, Timeline) else result for result in found)
         job = _Job(self.model, self._options(n_best, sample, **choices), n_best, (seed or 0) if sample else None)
         return job.run(files)
 
     def timeline(
-        self,
-        source: audio.Source,
-        window: float | None = None,
-        hop: float | None = None,
-        *,
-        n_best: int = 1,
-        beams: int | None = None,
-        sample: bool = False,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        listen: Callable[[np.ndarray], None] | None = None,
+        self, source: audio.Source, window: float | None = None, hop: float | None = None, **options: Any
     ) -> Timeline:
         """The segments of a recording of any length, each as soon as it is final; then its `caption` is the whole's.
 
         Args:
             source: also a pipe: wav, flac, ogg, mp3, aac and webm are read as they come.
             window, hop: None: segments follow the sound. Else a fixed grid: windows of `window` seconds, one every
-                `hop` seconds (each None: as the model's own, in proportion).
-            n_best, sample, seed: of the whole's captions; `beams`: of the whole's and the segments' captions (None: the
-                model's own for the whole and the grid, greedy for segments that follow the sound).
-            listen: is handed the samples, in order, at the encoder's rate.
+                `hop` seconds (one of the two left None: as the model's own, in proportion).
+            options: `n_best`, `sample` and `seed` for the captions of the whole; `beams` for those of the segments too
+                (None: greedy for segments that follow the sound, else the model's own number); `batch_size`; `listen`, a
+                function that is handed the samples, in order, at the encoder's rate.
 
-        The first segment is asked for before anything is opened; from there on AudioError is raised for what cannot be
-        read at all. What cannot be decoded in the middle is a segment "(unreadable)", with an AudioWarning.
+        Nothing is opened before the first segment is asked for, which raises AudioError for what cannot be read at all.
+        What cannot be decoded later on is a segment "(unreadable)", with an AudioWarning.
         """
-        choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
-        plan = replace(self._plan(n_best, sample, seed, **choices), listen=listen)
+        plan = self._plan(window, hop, **options)
         return Timeline(audio.name(source), timeline(self.model, source, plan))
 
-    def _whole(self, source: audio.Source, plan: Plan) -> Caption:
-        segments = Timeline(audio.name(source), timeline(self.model, source, plan))
-        try:
-            return segments.finish()
-        except audio.AudioError as error:
-            return Caption(segments.file, error=f"{error.problem}; {error.remedy}")
+    def timelines(self, files: Iterable[audio.Source], **options: Any) -> Iterator[Caption | Timeline]:
+        """The `timeline` of each file as soon as its first segment is known; a caption with `error` if it has none."""
+        plan = self._plan(**options)
+
+        def found() -> Iterator[Caption | Timeline]:
+            for file in files:
+                segments = Timeline(audio.name(file), timeline(self.model, file, plan))
+                try:
+                    segments.begin()
+                except audio.AudioError as error:
+                    yield Caption(segments.file, error=f"{error.problem}; {error.remedy}")
+                else:
+                    yield segments
+
+        return found()
 
     def _options(self, n_best: int, sample: bool, **choices: Any) -> DecodeConfig:
         """The model's own options with the choices that are not None. Raises ValueError."""
@@ -145,14 +143,25 @@ class Captioner:
             options = replace(options, beams=max(options.beams, n_best))
         return options
 
-    def _plan(self, n_best: int, sample: bool, seed: int | None, **choices: Any) -> Plan:
-        whole = self._options(n_best, sample, **choices)
-        segments = replace(whole, beams=choices["beams"] or self.options.beams)
-        grid = choices["window"] is not None or choices["hop"] is not None
+    def _plan(
+        self,
+        window: float | None = None,
+        hop: float | None = None,
+        *,
+        n_best: int = 1,
+        beams: int | None = None,
+        sample: bool = False,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        listen: Callable[[np.ndarray], None] | None = None,
+    ) -> Plan:
+        whole = self._options(n_best, sample, beams=beams, batch_size=batch_size, window=window, hop=hop)
+        segments = replace(whole, beams=beams or self.options.beams)
+        grid = window is not None or hop is not None
         if not grid:
             hop = max(1, round(whole.window / 2 / CELL)) * CELL
-            segments = replace(segments, window=2 * hop, hop=hop, beams=choices["beams"] or SEGMENT_BEAMS)
-        return Plan(segments, whole, grid, n_best, (seed or 0) if sample else None)
+            segments = replace(segments, window=2 * hop, hop=hop, beams=beams or SEGMENT_BEAMS)
+        return Plan(segments, whole, grid, n_best, (seed or 0) if sample else None, listen)
 
 
 def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) -> None:
