@@ -10,7 +10,6 @@ With `--hours` a day of that length is written as wav and captioned by the real 
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import soundfile
 
 from lamb import audio
+from lamb.captioner import Captioner
 from lamb.captions import Segment
 from lamb.data import sources
 from lamb.data.manifest import Clip
@@ -99,3 +99,82 @@ def matched(found: Sequence[float], true: Sequence[float]) -> int:
         else:
             j += 1
     return pairs
+
+
+def scores(day: Day, segments: Sequence[Segment]) -> np.ndarray:
+    """(boundaries found, of them true, true boundaries, events, events named) of one day."""
+    found = [s.start for s in segments[1:]]
+    named = 0
+    for start, end, label in day.events:
+        main = max(segments, key=lambda s: min(end, s.end) - max(start, s.start))
+        named += names(main.caption, label)
+    true = [t for t in day.boundaries() if t < segments[-1].end - 0.1]
+    return np.array([len(found), matched(found, true), len(true), len(day.events), named])
+
+
+def report(name: str, counts: np.ndarray) -> None:
+    found, right, true, events, named = counts
+    shares = f"precision {right / found:.3f}, recall {right / true:.3f}"
+    print(f"{name:8} boundary F1 {2 * right / (found + true):.3f} ({shares})", end=", ")
+    print(f"label named {named / events:.3f} of {events} events", flush=True)
+
+
+def long_day(clips: Sequence[Clip], hours: float, model: str, suffix: str) -> None:
+    """Time and peak memory of the real command, beside those of a ten-second clip."""
+    with tempfile.TemporaryDirectory() as folder:
+        peaks = []
+        for name, seconds in (("clip", 10), ("day", 3600 * hours)):
+            path = Path(folder) / f"{name}.wav"
+            with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
+                for block in Day(clips, 7, seconds, "noisy").blocks():
+                    file.write(block)
+            if suffix != "wav":
+                subprocess.run(["ffmpeg", "-loglevel", "error", "-i", path, path.with_suffix(f".{suffix}")], check=True)
+                path.unlink()
+                path = path.with_suffix(f".{suffix}")
+            began = time.perf_counter()
+            command = ["caption", str(path), "--timeline", "--model", model, "--format", "srt", "--output", os.devnull]
+            process = subprocess.Popen([sys.executable, "-m", "lamb", *command])
+            _, status, usage = os.wait4(process.pid, 0)
+            if status:
+                sys.exit(f"lamb caption failed: {status}")
+            peaks.append(usage.ru_maxrss / 1024)
+            wall, cpu = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+            print(
+                f"{name}.{suffix}: {seconds:.0f} s in {wall:.1f} s ({cpu:.0f} s CPU), peak {peaks[-1]:.0f} MB",
+                flush=True,
+            )
+        print(f"memory above the clip's: {peaks[1] - peaks[0]:.0f} MB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=900, help="length of a scored day")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[11, 12, 13, 14])
+    parser.add_argument("--hours", type=float, default=0, help="also time a day of this length")
+    parser.add_argument("--suffix", default="wav", help="format of the long day; others than wav need ffmpeg")
+    parser.add_argument("--beams", type=int, help="of the segments' captions, in place of the timeline's own")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    clips = [clip for clip in sources.sounds(SOUNDS) if clip.split == "development"]
+    if args.seeds:
+        captioner = Captioner.load(args.model, args.device)
+        total = np.zeros(5, int)
+        for bed in BEDS:
+            counts = np.zeros(5, int)
+            began = time.perf_counter()
+            for seed in args.seeds:
+                day = Day(clips, seed, args.seconds, bed)
+                x = np.concatenate(list(day.blocks()))
+                counts += scores(day, list(captioner.timeline((x, RATE), beams=args.beams)))
+            report(bed, counts)
+            total += counts
+            print(f"{'':8} {args.seconds * len(args.seeds) / (time.perf_counter() - began):.0f} times real time")
+        report("both", total)
+    if args.hours:
+        long_day(clips, args.hours, args.model, args.suffix)
+
+
+if __name__ == "__main__":
+    main()

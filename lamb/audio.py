@@ -167,9 +167,9 @@ def windows(
     Each holds `window` seconds, the last one what is left; it stops before a window that lies within the previous
     one. Raises AudioError; for a sound that breaks off, after the windows before the break.
 
-    With a list `lost` damage costs what is damaged: zeros are in its place, and before the window that holds them comes,
-    their (start, end) in seconds is in the list. A file that ends early gives an AudioWarning, and a pipe is read as it
-    comes (STREAMED), not copied.
+    With a list `lost` damage costs what is damaged: zeros are in its place, and their (start, end) in seconds is in the
+    list when the window that holds them comes. A file that ends early gives an AudioWarning. A pipe is read as it
+    comes, not copied, if its format can be read forwards: wav, flac, ogg, opus, mp3, aac, webm, mka, au.
     """
     if not 0 < hop <= window:
         raise ValueError(f"hop must be > 0 and at most the window of {window} s, not {hop}")
@@ -317,11 +317,10 @@ class _Stream:
         self.read_some = getattr(file, "read1", file.read)  # what is there now, where it can be had
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes, none at the end."""
-        if self.head:
-            some, self.head = self.head[:size], self.head[size:]
-            return some
-        return self.read_some(size)
+        """At most `size` bytes, none at the end. PyAV would write any more past its buffer."""
+        some = self.head or self.read_some(size)
+        self.head = some[size:]
+        return some[:size]
 
 
 def _seekable(file: Any) -> bool:
@@ -371,11 +370,11 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
             with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, to be found by the next lines
                 x = block[: None if stop is None else stop - at].mean(axis=1, dtype=np.float32)
             bad = ~np.isfinite(x)
-            if (count := int(bad.sum())) > max(64, len(x) // 10):
-                if sound.lost is not None:
-                    sound.lost.append((at / sound.rate, (at + len(x)) / sound.rate))
-                    x, bad, count = np.zeros_like(x), np.zeros_like(bad), 0
-            if count > max(64, len(x) // 10):
+            count = int(bad.sum())
+            if (many := count > max(64, len(x) // 10)) and sound.lost is not None:
+                sound.lost.append((at / sound.rate, (at + len(x)) / sound.rate))
+                x, count = np.zeros_like(x), 0
+            elif many:
                 problem = f"{count} of {len(x)} samples near {at / sound.rate:.1f} s are NaN or infinite"
                 raise AudioError(sound.name, problem, "record or export it again")
             if count:

@@ -108,8 +108,8 @@ class Captioner:
             window, hop: None: segments follow the sound. Else a fixed grid: windows of `window` seconds, one every
                 `hop` seconds (one of the two left None: as the model's own, in proportion).
             options: `n_best`, `sample` and `seed` for the captions of the whole; `beams` for those of the segments too
-                (None: greedy for segments that follow the sound, else the model's own number); `batch_size`; `listen`, a
-                function that is handed the samples, in order, at the encoder's rate.
+                (None: greedy for segments that follow the sound, else the model's own number); `batch_size`;
+                `listen`, a function that is handed the samples, in order, at the encoder's rate.
 
         Nothing is opened before the first segment is asked for, which raises AudioError for what cannot be read at all.
         What cannot be decoded later on is a segment "(unreadable)", with an AudioWarning.

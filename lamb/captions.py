@@ -203,7 +203,7 @@ def write_vtt(results: Iterable[Result]) -> Iterator[str]:
 
 
 def write_audacity(results: Iterable[Result]) -> Iterator[str]:
-    """A label track of Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT, `FILE: ` before the text with several."""
+    """Labels for Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT; `FILE: ` before the text with several."""
     results, several = _several(results)
     for result in results:
         for cue in _cues(result):

@@ -1,9 +1,9 @@
-"""Where a recording changes: boundaries from encoder tokens and level, and which of its windows stand for all of it. [O]
+"""Where a recording changes, from encoder tokens and level; and which of its windows stand for all of it. [O]
 
-Time runs in cells of CELL seconds. A stretch of sound is cut where that pays: every segment costs the squared distances of
-its cells to their mean and a fixed PENALTY, and the cheapest segmentation is found exactly (dynamic programming, "optimal
-partitioning"). A cell's features are its token as a unit vector, so that PENALTY does not depend on the encoder's scale,
-and its level. Silence and what could not be decoded are boundaries by themselves.
+Time runs in cells of CELL seconds. A stretch of sound is cut where that pays: every segment costs the squared distances
+of its cells to their mean and a fixed PENALTY, and the cheapest segmentation is found exactly (dynamic programming,
+"optimal partitioning"). A cell's features are its token as a unit vector, so that PENALTY does not depend on the
+encoder's scale, and its level. Silence, and what could not be decoded, is a segment by itself.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 CELL = 0.2  # seconds
-PENALTY = 4.0  # chosen on made-up days (benchmarks/timeline.py); 3 to 6 give nearly the same
-LEVEL_WEIGHT = 0.02  # of a decibel beside the unit vector: 50 dB count as much as two tokens at a right angle, about
+PENALTY = 4.0  # chosen on made-up days (benchmarks/timeline.py, seeds 1 and 2); 3 to 6 give nearly the same
+LEVEL_WEIGHT = 0.02  # of a decibel, beside a vector of length 1
 FLOOR_DB = -90.0  # lower levels count as this
 SHORTEST = 3  # cells in a segment of sound
 PAUSE = 5  # cells of silence that are a segment; shorter ones belong to the sound around them
@@ -120,8 +120,8 @@ class Segmenter:
 class Summary:
     """At most KEPT windows of a recording of any length: what is most present and most distinct, in the order of time.
 
-    Where there are more, the two are joined that are closest by Ward's criterion (the seconds that they stand for, times
-    the squared distance of their mean tokens); the tokens of the one that stands for more stay.
+    Where there are more, the two are joined that are closest by Ward's criterion: a b / (a + b) times the squared
+    distance of their mean tokens, where they stand for a and b tokens. The tokens of the one that stands for more stay.
     """
 
     def __init__(self) -> None:

@@ -63,13 +63,15 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
     name, found = audio.name(source), []
     sound = _Sound(model, source, plan)
     joiner = _Joiner(plan.options)
+    count = 0
     for part in sound.parts():
+        count += 1
         for segment in joiner.add(part):
             found.append(_told(segment, name))
             yield segment
     hypotheses = sound.whole()
     last = joiner.end()
-    if not found and last.caption not in (SILENCE.text, UNREADABLE.text):  # a single segment is the whole
+    if count == 1 and last.caption not in (SILENCE.text, UNREADABLE.text):  # the whole has a better search
         last = replace(last, caption=hypotheses[0].text, confidence=confidence(hypotheses[0], plan.whole))
     found.append(_told(last, name))
     yield last
@@ -119,7 +121,7 @@ class _Sound:
 
     def whole(self) -> list[Hypothesis]:
         """The captions of all that was heard, best first."""
-        if self.rest and self.end > self.summarised:  # what of the last window is not in the summary
+        if self.rest and self.end - self.summarised >= audio.MIN_DURATION:  # the end, which no summarised window has
             start, h_a = self.rest
             share = (self.summarised - start) / (self.end - start)
             self.summary.add(h_a[min(round(share * len(h_a)), len(h_a) - 1) :])
@@ -129,7 +131,7 @@ class _Sound:
         return describe(self.model, [h_a], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
     def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, Tensor | None]]:
-        """The windows with their tokens (N_a, D), None for silence; without a last sliver too short to hold anything."""
+        """The windows with their tokens (N_a, D), None for silence; not a last sliver too short to hold anything."""
         held = [(start, x) for start, x in group if not start or len(x) >= audio.MIN_DURATION * self.rate]
         tokens = iter(encode(self.model, [x for _, x in held if not audio.is_silent(x)], self.plan.options.batch_size))
         for k, (start, x) in enumerate(group):
