@@ -27,7 +27,7 @@ from .decode import Hypothesis
 from .labels import LABEL_WORDS, names
 from .model import LambModel
 
-UNREADABLE = Hypothesis("(unreadable)", -math.inf)
+UNREADABLE = Hypothesis("(unreadable)", 0.0)
 LIVE = 4  # windows that are waited for where the sound still comes; elsewhere a batch
 
 
@@ -249,7 +249,7 @@ class _Cells:
             held = [c - at for c in range(a, b) if self.kinds[c - at] is Kind.SOUND]
             h_a = (self.tokens[held] / self.weight[held, None, None]).flatten(0, 1) if held else None  # (N_a, D)
             known = UNREADABLE if piece.kind is Kind.LOST else SILENCE
-            parts.append(_Part(a * CELL, b * CELL, h_a, piece.goes_on or k < count - 1, known))
+            parts.append(_Part(round(a * CELL, 3), round(b * CELL, 3), h_a, piece.goes_on or k < count - 1, known))
         return parts
 
 
@@ -263,7 +263,7 @@ class _Joiner:
 
     def add(self, part: _Part) -> Iterator[Segment]:
         """The segment that `part` closes, if it does."""
-        sure = confidence(part.hypothesis, self.options)
+        sure = 0.0 if part.hypothesis is UNREADABLE else confidence(part.hypothesis, self.options)
         self.unchanged.append(Segment(part.start, part.end, part.hypothesis.text, sure))
         if part.goes_on:
             return

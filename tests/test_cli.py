@@ -32,7 +32,7 @@ class Captioner:
             raise ValueError("no model is called nosuch; there is: tiny")
         return cls()
 
-    def stream(self, inputs, n_best, beams, timeline, **options):
+    def stream(self, inputs, n_best, beams, timeline=False, **options):
         calls.append({"n_best": n_best, "beams": beams, "timeline": timeline, **options})
         if n_best > (beams or 4):
             raise ValueError("n_best is more than beams")
@@ -176,7 +176,7 @@ def test_formats(lamb: Run, name: str) -> None:
     assert sorted(cli.Format) == sorted([*WRITERS, "table"])
     code, out, err = lamb("caption", "a.wav", "b.wav", "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == {"json": 6, "jsonl": 6}.get(name, 2)
+    assert out.count("A dog barks.") == {"json": 6, "jsonl": 6, "text": 4}.get(name, 2)
 
 
 def test_table(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -130,15 +130,15 @@ def test_it_is_deterministic_and_ignores_the_batch(captioner: Captioner) -> None
 
 
 def test_bounded_memory_and_many_hours_of_the_same(captioner: Captioner) -> None:
-    """An hour that is made while it is read; a segment of it is one, and memory does not follow its length."""
+    """Twenty minutes that are made while they are read: one segment, and memory does not follow the length."""
 
     class Endless(io.RawIOBase):
-        """A wav file of an hour that is not there."""
+        """A wav file that is not there."""
 
         def __init__(self) -> None:
             head = io.BytesIO()
             soundfile.write(head, np.zeros(16, np.int16), RATE, format="WAV")
-            self.head, self.left = head.getvalue()[:44], 2 * RATE * 3600
+            self.head, self.left = head.getvalue()[:40] + b"\xff" * 4, 2 * RATE * 1200
 
         def readable(self) -> bool:
             return True
@@ -157,8 +157,8 @@ def test_bounded_memory_and_many_hours_of_the_same(captioner: Captioner) -> None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(segments) == 1
-    assert segments[0].end == pytest.approx(3600, abs=1)
-    assert peak < 80e6, "an hour at 16 kHz in float32 is 230 MB"
+    assert segments[0].end == pytest.approx(1200, abs=1)
+    assert peak < 40e6, "in float32 they are 77 MB"
 
 
 # --- as it comes
@@ -202,7 +202,9 @@ def test_segments_come_while_the_sound_does(captioner: Captioner, tmp_path: Any,
     gate.set()
     assert (first.start, first.caption) == (0, "3.")
     segments = [first, *found]
-    assert rows(segments) == rows(captioner.timeline(str(path)))
+    whole = list(captioner.timeline(str(path)))
+    assert rows(segments[:-1]) == rows(whole[:-1])
+    assert segments[-1].end == pytest.approx(whole[-1].end, abs=0.1), "a pipe's mp3 does not say how much is padding"
 
 
 def test_a_pipe_of_a_format_that_jumps_is_copied(captioner: Captioner, tmp_path: Any) -> None:
