@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamb import audio, timeline
@@ -130,7 +130,7 @@ def test_it_is_deterministic_and_ignores_the_batch(captioner: Captioner) -> None
 
 
 def test_bounded_memory_and_many_hours_of_the_same(captioner: Captioner) -> None:
-    """Twenty minutes that are made while they are read: one segment, and memory does not follow the length."""
+    """Ten minutes that are made while they are read: one segment, and memory does not follow the length."""
 
     class Endless(io.RawIOBase):
         """A wav file that is not there."""
@@ -138,7 +138,7 @@ def test_bounded_memory_and_many_hours_of_the_same(captioner: Captioner) -> None
         def __init__(self) -> None:
             head = io.BytesIO()
             soundfile.write(head, np.zeros(16, np.int16), RATE, format="WAV")
-            self.head, self.left = head.getvalue()[:40] + b"\xff" * 4, 2 * RATE * 1200
+            self.head, self.left = head.getvalue()[:40] + b"\xff" * 4, 2 * RATE * 600
 
         def readable(self) -> bool:
             return True
@@ -157,8 +157,8 @@ def test_bounded_memory_and_many_hours_of_the_same(captioner: Captioner) -> None
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(segments) == 1
-    assert segments[0].end == pytest.approx(1200, abs=1)
-    assert peak < 40e6, "in float32 they are 77 MB"
+    assert segments[0].end == pytest.approx(600, abs=1)
+    assert peak < 24e6, "in float32 they are 38 MB"
 
 
 # --- as it comes
@@ -284,6 +284,7 @@ def test_a_file_that_breaks_off_gives_what_is_there(captioner: Captioner, tmp_pa
 spans = st.integers(1, 40).flatmap(lambda hop: st.tuples(st.just(hop), st.integers(hop, 80), st.integers(1, 400)))
 
 
+@settings(deadline=None)
 @given(spans, st.randoms(use_true_random=False))
 def test_the_grid_covers_any_recording(spans: tuple[int, int, int], rng: Any) -> None:
     """The arithmetic alone, without a model: times in tenths of a second, captions at random."""
