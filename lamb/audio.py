@@ -54,14 +54,8 @@ _UNKNOWN = 2**63 - 1  # libsndfile's "frames" of a FLAC that does not say
 _DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
 _TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the length; for others ffmpeg guesses it
-_STREAMED = (
-    b"RIFF",
-    b"RF64",
-    b"fLaC",
-    b"OggS",
-    b".snd",
-    b"\x1aE\xdf\xa3",
-)  # and mp3, aac: read as they come from a pipe
+# what these formats begin with, besides mp3 and aac, is read from a pipe as it comes: the last is webm and mka
+_STREAMED = (b"RIFF", b"RF64", b"fLaC", b"OggS", b".snd", b"\x1aE\xdf\xa3")
 _BELIEVED = 3600.0  # seconds that a clock in a damaged file may jump
 _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"

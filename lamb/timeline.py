@@ -29,6 +29,7 @@ from .model import LambModel
 
 UNREADABLE = Hypothesis("(unreadable)", 0.0)
 LIVE = 4  # windows that are waited for where the sound still comes; elsewhere a batch
+ENCODED = 4  # windows that are encoded together: more are no faster on a CPU, and take 10 MB each
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _Sound:
     def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, Tensor | None]]:
         """The windows with their tokens (N_a, D), None for silence; not a last sliver too short to hold anything."""
         held = [(start, x) for start, x in group if not start or len(x) >= audio.MIN_DURATION * self.rate]
-        tokens = iter(encode(self.model, [x for _, x in held if not audio.is_silent(x)], self.plan.options.batch_size))
+        tokens = iter(encode(self.model, [x for _, x in held if not audio.is_silent(x)], ENCODED))
         for k, (start, x) in enumerate(group):
             if self.plan.listen:
                 self.plan.listen(x[round(self.end * self.rate) - round(start * self.rate) :])
