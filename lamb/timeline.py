@@ -126,10 +126,10 @@ class _Sound:
             start, h_a = self.rest
             share = (self.summarised - start) / (self.end - start)
             self.summary.add(h_a[min(round(share * len(h_a)), len(h_a) - 1) :])
-        h_a = self.summary.tokens()
-        if h_a is None:
+        tokens = self.summary.tokens()
+        if tokens is None:
             return [SILENCE]
-        return describe(self.model, [h_a], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
+        return describe(self.model, [tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
     def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, Tensor | None]]:
         """The windows with their tokens (N_a, D), None for silence; not a last sliver too short to hold anything."""
