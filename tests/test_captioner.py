@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
-from hypothesis import strategies as st
 
+from lamb import batches
 from lamb import captioner as door
 from lamb.captioner import Captioner
 from lamb.captions import Caption
@@ -58,7 +57,7 @@ def captioner(make_config) -> Captioner:
 def no_model(monkeypatch: pytest.MonkeyPatch, captioner: Captioner) -> None:
     """Neither the encoder nor the language model may be asked."""
     refuse = lambda *_args, **_options: pytest.fail("the model was asked")
-    monkeypatch.setattr(door, "generate", refuse)
+    monkeypatch.setattr(batches, "generate", refuse)
     monkeypatch.setattr(captioner.model, "encode", refuse)
 
 
@@ -218,7 +217,7 @@ def test_a_file_that_breaks_off_late_fails_whole(captioner, alone, tmp_path):
     soundfile.write(path, sound(70, 1), RATE)  # beyond the windows that are decoded ahead
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 4 // 5])
-    results = captioner.caption([CLIPS[0], path, CLIPS[1]], timeline=True)
+    results = captioner.caption([CLIPS[0], path, CLIPS[1]])
     assert results[1].error is not None
     assert "truncated" in results[1].error
     assert (results[1].text, results[1].segments) == ("", ())
@@ -275,28 +274,6 @@ def test_segments_cover_the_recording(captioner, seconds, window, hop):
         assert 0 <= segment.confidence <= 1
 
 
-spans = st.integers(1, 40).flatmap(lambda hop: st.tuples(st.just(hop), st.integers(hop, 80), st.integers(1, 400)))
-
-
-@given(spans, st.randoms(use_true_random=False))
-def test_segments_cover_any_recording(spans, rng):
-    """The arithmetic alone, without a model: times in tenths of a second, captions at random."""
-    hop, window, length = spans
-    recording = door._Recording("x", "x", duration=length / 10)
-    job = door._Job(None, door.DecodeConfig(), 1, None, True)  # type: ignore[arg-type]
-    for k in itertools.count():
-        recording.spans.append((k * hop / 10, min(k * hop + window, length) / 10))
-        recording.window_hypotheses[k] = door.Hypothesis(rng.choice("abc"), -1.0)
-        if k * hop + window >= length:
-            break
-    segments = list(job._segments(recording, door.Hypothesis("whole", -1.0)))
-    assert (segments[0].start, segments[-1].end) == (0, length / 10)
-    for one, following in itertools.pairwise(segments):
-        assert one.end == following.start
-        assert one.caption != following.caption
-    assert all(s.start < s.end for s in segments)
-
-
 def test_equal_neighbours_are_joined(captioner):
     tone = np.tile(sound(2, 1), 10)
     one, long = captioner.caption([(tone[: 2 * RATE], RATE), (tone, RATE)], timeline=True, window=2)
@@ -326,7 +303,7 @@ def test_windows_are_heard_in_their_order(captioner):
         texts = []
         for h_a in (torch.cat(tokens, 1), torch.cat(tokens[::-1], 1)):
             z_a, mask = model.audio_tokens(h_a, torch.ones(h_a.shape[:2], dtype=torch.bool))
-            texts.append(door.generate(model, z_a, mask, captioner.options)[0][0])
+            texts.append(batches.generate(model, z_a, mask, captioner.options)[0][0])
     (result,) = captioner.caption([(x, RATE)])
     assert (result.text, result.score) == (texts[0].text, pytest.approx(texts[0].score, abs=1e-4))
     assert texts[1].score != pytest.approx(texts[0].score, abs=1e-3), "else the order would not show"
@@ -431,8 +408,7 @@ def test_a_seed_alone_does_not_sample(captioner, alone):
 
 def test_confidence_follows_the_models_own_curve(captioner):
     def confidence(score: float, a: float, b: float) -> float:
-        job = door._Job(captioner.model, door.DecodeConfig(confidence=(a, b)), 1, None, False)
-        return job._confidence(door.Hypothesis("A dog.", score))
+        return batches.confidence(door.Hypothesis("A dog.", score), door.DecodeConfig(confidence=(a, b)))
 
     assert confidence(math.log(0.3), 0.0, 1.0) == pytest.approx(0.3)
     assert confidence(math.log(0.5), 1.0, 7.0) == pytest.approx(1 / (1 + math.exp(-1)))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamb.captions import CSV_COLUMNS, WRITERS, Caption, Segment, one_line, span, timestamp
+from lamb.captions import CSV_COLUMNS, WRITERS, Caption, Segment, Timeline, one_line, span, timestamp
 
 DOG = Caption("dog.wav", 5.00049, "A dog barks.", -0.421234, 0.812345)
 RAIN = Caption(
@@ -74,9 +74,11 @@ def test_text() -> None:
     assert written("text", RAIN).splitlines() == [
         "[00:00.0 - 00:10.0] Rain falls.",
         "[00:05.0 - 00:12.5] A bell rings & <fades>.",
+        "Rain falls.",
     ]
     assert written("text", RAIN, DOG).splitlines()[1:] == [
         "rain.ogg\t[00:05.0 - 00:12.5] A bell rings & <fades>.",
+        "rain.ogg\tRain falls.",
         "dog.wav\tA dog barks.",
     ]
 
@@ -108,6 +110,57 @@ def test_srt() -> None:
     assert lines[::4] == ["1", "2", "3"]
     assert lines[6] == "rain.ogg: A bell rings & <fades>."
     assert lines[9:11] == ["00:00:00,000 --> 00:00:05,000", "dog.wav: A dog barks."]
+
+
+def test_audacity() -> None:
+    assert written("audacity", DOG) == "0.000000\t5.000490\tA dog barks.\n"
+    odd = Caption("a\tb.wav", 1.0, "A\nb\tc")
+    assert written("audacity", odd, BROKEN, DOG).splitlines() == [
+        "0.000000\t1.000000\ta\\tb.wav: A\\nb\\tc",
+        "0.000000\t5.000490\tdog.wav: A dog barks.",
+    ]
+
+
+def live(out: list[str] | None = None) -> Timeline:
+    """A recording of three segments that looks, before it says one, whether those before are written."""
+
+    def segments():
+        for k in range(3):
+            assert out is None or all(f"segment {j}" in "".join(out) for j in range(k - 1))
+            yield Segment(k, k + 1, f"segment {k}", 0.5)
+        return Caption("live.wav", 3.0, "The whole.", -1.0, 0.9, segments=(Segment(0, 1, "a"), Segment(1, 2, "b")))
+
+    return Timeline("live.wav", segments())
+
+
+@pytest.mark.parametrize("name", ["text", "csv", "srt", "vtt", "audacity"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_segments_are_written_as_they_come(name: str, begun: bool) -> None:
+    out: list[str] = []
+    timeline = live(out)
+    if begun:
+        timeline.begin()
+    for chunk in WRITERS[name]([timeline]):
+        out.append(chunk)
+    text = "".join(out)
+    assert [text.count(f"segment {k}") for k in range(3)] == [1, 1, 1]
+    assert ("The whole." in text) == (name == "text")
+    assert timeline.finish().text == "The whole."
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl"])
+def test_objects_hold_the_whole(name: str) -> None:
+    item = json.loads("".join(WRITERS[name]([live()])))
+    item = item[0] if name == "json" else item
+    assert (item["caption"], len(item["segments"])) == ("The whole.", 2)
+
+
+def test_a_timeline_that_is_left() -> None:
+    timeline = live()
+    next(timeline)
+    timeline.close()
+    assert list(timeline) == []
+    assert timeline.caption is None
 
 
 def test_vtt() -> None:

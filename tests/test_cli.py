@@ -24,7 +24,7 @@ from lamb.captions import WRITERS
 FAKE = """
 import time, warnings
 from lamb.audio import AudioWarning
-from lamb.captions import Caption, Segment
+from lamb.captions import Caption, Segment, Timeline
 
 class Captioner:
     @classmethod
@@ -33,7 +33,7 @@ class Captioner:
             raise ValueError("no model is called nosuch; there is: tiny")
         return cls()
 
-    def stream(self, inputs, n_best, beams, timeline, **options):
+    def stream(self, inputs, n_best, beams, timeline=False, **options):
         calls.append({"n_best": n_best, "beams": beams, "timeline": timeline, **options})
         if n_best > (beams or 4):
             raise ValueError("n_best is more than beams")
@@ -53,6 +53,15 @@ class Captioner:
             segments = (Segment(0, 10, text, 0.5), Segment(5, 15, "Rain.")) if timeline else ()
             n = (text, "A cat meows.")[:n_best]
             yield Caption(file, 15.0, text, -0.25, 0.75, n, (-0.25, -2.0)[:n_best], segments)
+
+    def timelines(self, inputs, listen, **options):
+        def one(caption):
+            for segment in caption.segments:
+                yield segment
+            return caption
+
+        for caption in self.stream(inputs, timeline=True, **options):
+            yield Timeline(caption.file, one(caption)) if caption.ok else caption
 
 calls = []
 """
@@ -168,7 +177,7 @@ def test_formats(lamb: Run, name: str) -> None:
     assert sorted(cli.Format) == sorted([*WRITERS, "table"])
     code, out, err = lamb("caption", "a.wav", "b.wav", "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == {"json": 6, "jsonl": 6}.get(name, 2)
+    assert out.count("A dog barks.") == {"json": 6, "jsonl": 6, "text": 4}.get(name, 2)
 
 
 def test_table(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

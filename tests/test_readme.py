@@ -104,6 +104,23 @@ def test_the_commands_of_the_evaluation_page(clone: Path) -> None:
     assert (clone / "runs" / "clips.csv").read_text().count("\n") == 624
 
 
+def test_the_commands_of_the_page_on_long_recordings(clone: Path) -> None:
+    for command in commands("docs/long-recordings.md"):
+        if command.startswith("ffmpeg") and not shutil.which("ffmpeg"):
+            continue
+        result = run(command, clone)
+        assert (result.returncode, result.stderr) == (0, ""), command
+        if "--output" in command:
+            assert (clone / command.split()[-1]).read_text().count("\n") >= 2
+        else:
+            assert result.stdout.count("\n") >= 2
+    assert (clone / "horn.png").stat().st_size > 10_000
+    (code,) = blocks("docs/long-recordings.md", "python")
+    result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 3
+
+
 def test_the_table_is_what_make_caption_prints(clone: Path) -> None:
     """The README's table has the captions that the bundled model gives today."""
     shown = blocks("README.md", "text")[0]
