@@ -7,7 +7,7 @@ nothing here needs a lock; a request whose task is cancelled (its client is gone
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -74,7 +74,7 @@ class Batcher:
         """The timeline of samples (T,), each segment as soon as it is final."""
         loop = asyncio.get_running_loop()
         source = (sound, self.sample_rate)
-        found = await loop.run_in_executor(self._thread, _timeline, self.captioner, source, window, hop)
+        found = self.captioner.timeline(source, window=window, hop=hop)
         while (segment := await loop.run_in_executor(self._thread, next, found, None)) is not None:
             yield segment
 
@@ -124,10 +124,3 @@ class Batcher:
             if len(batch) == 1:
                 return [error]
             return [(await self._captions([job]))[0] for job in batch]  # one of them must not fail the others
-
-
-def _timeline(captioner: Any, source: Any, window: float | None, hop: float | None) -> Iterator[Segment]:
-    if hasattr(captioner, "timeline"):  # on merge: only this line's call stays, in `segments`
-        return captioner.timeline(source, window=window, hop=hop)
-    (caption,) = captioner.caption([source], timeline=True, window=window, hop=hop)
-    return iter(caption.segments)
