@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lamb.config import (
+    AblationConfig,
     AdapterConfig,
     ConfigError,
     DecodeConfig,
@@ -16,6 +17,7 @@ from lamb.config import (
     LambConfig,
     TrainConfig,
     from_dict,
+    read,
     read_recipe,
     to_dict,
 )
@@ -101,7 +103,8 @@ def test_what_is_taken():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_recipe_loads(path):
-    assert read_recipe(path).out.startswith("runs/")
+    kind = AblationConfig if path.stem == "ablation" else TrainConfig
+    assert read(kind, path).out.startswith("runs/")
 
 
 def test_there_are_recipes():
