@@ -343,7 +343,9 @@ def evaluate(
     if report:
         from lamb.report import write
 
-        _say("report", write(found, report))
+        page = write(found, report)
+        if not quiet:
+            _say("report", page)
     test = evaluation.compare(*found) if compare else {}
     if as_json:
         _print_json({"systems": [f.to_dict() for f in found], "test": test} if compare else found[0].to_dict())

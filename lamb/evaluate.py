@@ -7,7 +7,7 @@ a list may have both. A clip that could not be captioned counts as one with an e
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out for one system."""
+    """What came out for one system. Of the clips of a published test set, `coverage` tells which are not there."""
 
     system: str
     data: str
@@ -36,6 +36,7 @@ class Evaluation:
     left_out: dict[str, str] = field(default_factory=dict)  # measure -> why it is missing, and what brings it
     notes: list[str] = field(default_factory=list)
     coverage: Coverage | None = None
+    dropped: tuple[str, ...] = ()  # ids of clips that were left out, as a file of captions does not have them
 
     @property
     def failed(self) -> int:
@@ -51,15 +52,14 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `lamb evaluate --json`: measures by name, `intervals` of 95 % and what else is known."""
-        values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed}
-        values |= {"missing": len(self.coverage.missing)} if self.coverage else {}
+        missing = self.coverage.missing if self.coverage else self.dropped
+        values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed, "missing": len(missing)}
         values |= {"captioned_by_people": n} if (n := sum(bool(clip.captions) for clip in self.clips)) else {}
         values |= {name: number for name, number in self.labels.items() if name not in values}
         values |= {name: measure.value for name, measure in self.measures.items()}
         intervals = {name: list(m.interval) for name, m in self.measures.items() if m.interval is not None}
         more: dict[str, Any] = {"intervals": intervals, "left_out": self.left_out, "notes": self.notes}
-        if self.coverage:
-            more |= {"test_set": self.coverage.test_set, "missing_clips": list(self.coverage.missing)}
+        more |= {"missing_clips": list(missing), "test_set": self.coverage and self.coverage.test_set}
         return {**values, **more}
 
 
@@ -124,13 +124,15 @@ def evaluate_models(
                 raise ManifestError(f"{data}: {absent} has no recording; a model needs some, see lamb data --help")
             pairs = zip(clips, caption_clips(system, clips, out, device, progress, say), strict=True)
         spoken.append({clip.id: caption for clip, caption in pairs})
-    clips = [clip for clip in clips if all(clip.id in captions for captions in spoken)]
+    listed, clips = clips, [clip for clip in clips if all(clip.id in captions for captions in spoken)]
     if not clips:
         raise ManifestError(f"{data}: the systems have no clip in common")
+    there = {clip.id for clip in clips}
+    dropped = tuple(clip.id for clip in listed if clip.id not in there)
     results = [[captions[clip.id] for clip in clips] for captions in spoken]
     scored = _scored(clips, results, sbert)
     return [
-        _evaluation(system, data, clips, own, scored, measures)
+        replace(_evaluation(system, data, clips, own, scored, measures), dropped=dropped)
         for system, own, measures in zip(systems, results, scored.rounds, strict=True)
     ]
 

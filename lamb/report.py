@@ -104,6 +104,8 @@ def _facts(one: Evaluation) -> list[str]:
     captioned = sum(bool(clip.captions) for clip in one.clips)
     people = f", {captioned} of them captioned by people: caption scores are of these" if captioned else ""
     said = [f"{len(one.clips)} clips{people}; {one.failed} could not be captioned and count as empty captions."]
+    if one.dropped:
+        said.append(f"{len(one.dropped)} clips of the data are left out, as they have no caption.")
     if one.coverage:
         there, missing = one.coverage.published - len(one.coverage.missing), one.coverage.missing
         said.append(f"{there} of the {one.coverage.published} clips of {TITLES[one.coverage.test_set]} are here.")

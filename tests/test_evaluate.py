@@ -90,7 +90,7 @@ def said(path: Path, **captions: str) -> str:
 
 def test_captions_and_labels_side_by_side(captioned, model_folder, tmp_path):
     scores = evaluate(str(model_folder), captioned, "test", tmp_path / "out")
-    assert (scores["clips"], scores["failed"], scores["captioned_by_people"]) == (3, 1, 2)
+    assert [scores[name] for name in ("clips", "failed", "missing", "captioned_by_people")] == [3, 1, 0, 2]
     assert {"label_named", "calibration_error", "distinct_captions", "cider_d", "bleu_4", "length"} <= scores.keys()
     assert scores["left_out"]["meteor"] == "left out here; lamb evaluate --download"
     low, high = scores["intervals"]["rouge_l"]
@@ -109,6 +109,7 @@ def test_captions_of_another_system(captioned, tmp_path):
         evaluate_models([said(tmp_path / "some.jsonl", a="x", b="y")], captioned)
     (some,) = evaluate_models([said(tmp_path / "some.jsonl", a="x", b="y")], captioned, partial=True)
     assert len(some.clips) == 2
+    assert (some.to_dict()["missing"], some.to_dict()["missing_clips"]) == (1, ["c"])
 
 
 def test_two_systems_compared(captioned, model_folder, tmp_path):
