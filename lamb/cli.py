@@ -393,7 +393,9 @@ def evaluate(
     if report:
         from lamb.report import write
 
-        _say("report", write(found, report))
+        page = write(found, report)
+        if not quiet:
+            _say("report", page)
     test = evaluation.compare(*found) if compare else {}
     if as_json:
         _print_json({"systems": [f.to_dict() for f in found], "test": test} if compare else found[0].to_dict())
@@ -455,11 +457,12 @@ def gap(
         )
     from lamb import gap
     from lamb.captioner import Captioner
+    from lamb.data import sources
 
     _tidy_warnings(quiet=False)
     if plot:
         gap.format_of(plot, umap)
-    clips = gap.clips_of(data, split)
+    clips = sources.clips(data, split)
     panels = []
     for name in filter(None, (model, against)):
         with _loading():

@@ -17,7 +17,7 @@ from .captioner import Captioner
 from .captions import Caption
 from .data import sources
 from .data.coverage import Coverage, coverage
-from .data.manifest import Clip, ManifestError, read, select, table
+from .data.manifest import Clip, ManifestError
 from .labels import LABEL_WORDS, label_scores, names
 from .metrics import paired_test
 from .predictions import Progress, caption_clips, read_predictions
@@ -27,7 +27,7 @@ from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out for one system."""
+    """What came out for one system. Of the clips of a published test set, `coverage` tells which are not there."""
 
     system: str
     data: str
@@ -38,6 +38,7 @@ class Evaluation:
     left_out: dict[str, str] = field(default_factory=dict)  # measure -> why it is missing, and what brings it
     notes: list[str] = field(default_factory=list)
     coverage: Coverage | None = None
+    dropped: tuple[str, ...] = ()  # ids of clips that were left out, as a file of captions does not have them
 
     @property
     def failed(self) -> int:
@@ -53,30 +54,15 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of `lamb evaluate --json`: measures by name, `intervals` of 95 % and what else is known."""
-        values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed}
-        values |= {"missing": len(self.coverage.missing)} if self.coverage else {}
+        missing = self.coverage.missing if self.coverage else self.dropped
+        values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed, "missing": len(missing)}
         values |= {"captioned_by_people": n} if (n := sum(bool(clip.captions) for clip in self.clips)) else {}
         values |= {name: number for name, number in self.labels.items() if name not in values}
         values |= {name: measure.value for name, measure in self.measures.items()}
         intervals = {name: list(m.interval) for name, m in self.measures.items() if m.interval is not None}
         more: dict[str, Any] = {"intervals": intervals, "left_out": self.left_out, "notes": self.notes}
-        if self.coverage:
-            more |= {"test_set": self.coverage.test_set, "missing_clips": list(self.coverage.missing)}
+        more |= {"missing_clips": list(missing), "test_set": self.coverage and self.coverage.test_set}
         return {**values, **more}
-
-
-def read_clips(data: str, split: str | None = None) -> list[Clip]:
-    """A manifest (JSONL, CSV), a folder with manifest.jsonl (as `lamb data` makes) or of labelled recordings, or a
-    caption table of AudioCaps or Clotho without audio. ManifestError for anything else."""
-    path = Path(data)
-    if path.is_dir():
-        manifest = path / "manifest.jsonl"
-        return read(manifest, split) if manifest.is_file() else select(sources.sounds(path), split, path)
-    if path.suffix.lower() == ".csv" and path.is_file():
-        _, first = next(table(path, ()), (0, {}))
-        if "path" not in first and ("caption" in first or "caption_1" in first):
-            return select(sources.caption_table(path), split, path)
-    return read(path, split)
 
 
 def evaluate(
@@ -117,7 +103,7 @@ def evaluate_models(
 
     Raises ManifestError for data that cannot be used, ValueError for clips with neither captions nor known labels.
     """
-    clips = read_clips(data, split)
+    clips = sources.clips(data, split)
     _check(clips, data)
     spoken: list[dict[str, Caption]] = []
     for system, out in zip(systems, outs or [None] * len(systems), strict=True):
@@ -128,13 +114,15 @@ def evaluate_models(
                 raise ManifestError(f"{data}: {absent} has no recording; a model needs some, see lamb data --help")
             pairs = zip(clips, caption_clips(system, clips, out, device, progress, say), strict=True)
         spoken.append({clip.id: caption for clip, caption in pairs})
-    clips = [clip for clip in clips if all(clip.id in captions for captions in spoken)]
+    listed, clips = clips, [clip for clip in clips if all(clip.id in captions for captions in spoken)]
     if not clips:
         raise ManifestError(f"{data}: the systems have no clip in common")
+    there = {clip.id for clip in clips}
+    dropped = tuple(clip.id for clip in listed if clip.id not in there)
     results = [[captions[clip.id] for clip in clips] for captions in spoken]
     scored = _scored(clips, results, sbert)
     found = [
-        _evaluation(system, data, clips, own, scored, measures)
+        replace(_evaluation(system, data, clips, own, scored, measures), dropped=dropped)
         for system, own, measures in zip(systems, results, scored.rounds, strict=True)
     ]
     if not probe:
@@ -173,7 +161,7 @@ def evaluate_people(data: str, split: str | None = None, *, sbert: str = SBERT) 
 
     Round k takes caption k of every clip that has one and another; scores are means over rounds.
     """
-    clips = [clip for clip in read_clips(data, split) if len(clip.captions) > 1]
+    clips = [clip for clip in sources.clips(data, split) if len(clip.captions) > 1]
     if not clips:
         raise ManifestError(f"{data}: no clip has two captions; people are compared with each other")
     most = max(len(clip.captions) for clip in clips)

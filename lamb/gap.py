@@ -33,8 +33,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from . import alignment, audio
 from .config import AlignerConfig
-from .data import loader, sources
-from .data.manifest import Clip, ManifestError, read, select
+from .data import loader
+from .data.manifest import Clip, ManifestError
 from .data.phrases import PHRASES
 from .data.scenes import Event, compose
 from .model import LambModel
@@ -82,14 +82,6 @@ def _composed(clip: Clip) -> Clip:
     rng = np.random.default_rng(zlib.crc32(clip.id.encode()))
     events = [Event(label, 0.0, 1.0, 0.0) for label in clip.labels]
     return replace(clip, captions=(compose("overlap" if len(events) > 1 else "single", events, rng),))
-
-
-def clips_of(data: str | Path, split: str | None = None) -> list[Clip]:
-    """The clips of a manifest (JSONL, CSV), or of a folder that holds a manifest.jsonl or labelled recordings."""
-    path = Path(data)
-    if path.is_dir() and not (path / "manifest.jsonl").is_file():
-        return select(sources.sounds(path), split, path)
-    return read(path / "manifest.jsonl" if path.is_dir() else path, split)
 
 
 @torch.inference_mode()

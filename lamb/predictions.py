@@ -81,18 +81,26 @@ def _captions(captioner: Captioner, clips: Sequence[Clip]) -> Iterator[tuple[Cli
 
 
 def _fingerprint(model: str, clips: Sequence[Clip]) -> str:
-    """Of the model's files and of the clips' recordings: other ones, other letters."""
+    """Of the model's files and of the clips' recordings: other ones, other letters. Recordings, and encoder and LLM
+    where a model only refers to them, are known by size and time of change."""
     folder = checkpoint.find(model)
+    config = checkpoint.read_facts(folder)["config"]
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in checkpoint.FILES[:3] for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for path in sorted(path for pattern in checkpoint.FILES for path in folder.glob(pattern)):
+        if path.suffix in (".json", ".safetensors"):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for source in filter(None, (config.encoder.source, config.llm.source)):
+        digest.update(f"{[_stamp(path) for path in sorted([Path(source), *Path(source).glob('*')])]}\n".encode())
     for clip in clips:
-        recording = Path(clip.path)
-        stat = recording.stat() if recording.is_file() else None
-        here = (stat.st_size, stat.st_mtime_ns) if stat else ()
-        digest.update(f"{clip.id!r} {clip.path!r} {clip.start} {clip.duration} {here}\n".encode("utf-8", "replace"))
+        about = (clip.id, clip.path, clip.start, clip.duration, _stamp(Path(clip.path)))
+        digest.update(f"{about!r}\n".encode("utf-8", "replace"))
     return digest.hexdigest()[:12]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    stat = path.stat() if path.is_file() else None
+    return (stat.st_size, stat.st_mtime_ns) if stat else None
 
 
 def _kept(file: Path, run: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from .evaluate import Evaluation
 from .scores import NAMES
 
 COLUMNS = ("meteor", "cider_d", "spice", "spider", "spider_fl", "fense")
-# As the paper reports them (Tables 1 and 2; people: leave-one-out), times 100, in the order of COLUMNS.
+# As the LAMB paper reports them, times 100, in the order of COLUMNS; people: leave-one-out.
 PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     "audiocaps-test": {
         "SLAM-AAC": (26.8, 84.1, 19.4, 51.8, 51.5, 66.8),
@@ -81,7 +81,8 @@ def write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
         _distributions(evaluations),
         *_clips(evaluations),
     ]
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">{_title(title)}'
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>lamb: {_text(title)}</title>"
     page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "report.html"
@@ -95,15 +96,13 @@ def _text(text: object) -> str:
     return html.escape(str(text), quote=True)
 
 
-def _title(title: str) -> str:
-    return f"<title>lamb: {_text(title)}</title>"
-
-
 def _facts(one: Evaluation) -> list[str]:
     """How many clips there were."""
     captioned = sum(bool(clip.captions) for clip in one.clips)
     people = f", {captioned} of them captioned by people: caption scores are of these" if captioned else ""
     said = [f"{len(one.clips)} clips{people}; {one.failed} could not be captioned and count as empty captions."]
+    if one.dropped:
+        said.append(f"{len(one.dropped)} clips of the data are left out, as they have no caption.")
     if one.coverage:
         there, missing = one.coverage.published - len(one.coverage.missing), one.coverage.missing
         said.append(f"{there} of the {one.coverage.published} clips of {TITLES[one.coverage.test_set]} are here.")

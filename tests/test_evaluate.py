@@ -10,8 +10,9 @@ import soundfile
 from conftest import SHARED
 
 from lamb import reference_metrics, scores
+from lamb.data import sources
 from lamb.data.manifest import ManifestError
-from lamb.evaluate import compare, evaluate, evaluate_models, evaluate_people, folder_of, read_clips, write_csv
+from lamb.evaluate import compare, evaluate, evaluate_models, evaluate_people, folder_of, write_csv
 from lamb.reference_metrics import Unavailable
 
 
@@ -90,7 +91,7 @@ def said(path: Path, **captions: str) -> str:
 
 def test_captions_and_labels_side_by_side(captioned, model_folder, tmp_path):
     scores = evaluate(str(model_folder), captioned, "test", tmp_path / "out")
-    assert (scores["clips"], scores["failed"], scores["captioned_by_people"]) == (3, 1, 2)
+    assert [scores[name] for name in ("clips", "failed", "missing", "captioned_by_people")] == [3, 1, 0, 2]
     assert {"label_named", "calibration_error", "distinct_captions", "cider_d", "bleu_4", "length"} <= scores.keys()
     assert scores["left_out"]["meteor"] == "left out here; lamb evaluate --download"
     low, high = scores["intervals"]["rouge_l"]
@@ -109,6 +110,7 @@ def test_captions_of_another_system(captioned, tmp_path):
         evaluate_models([said(tmp_path / "some.jsonl", a="x", b="y")], captioned)
     (some,) = evaluate_models([said(tmp_path / "some.jsonl", a="x", b="y")], captioned, partial=True)
     assert len(some.clips) == 2
+    assert (some.to_dict()["missing"], some.to_dict()["missing_clips"]) == (1, ["c"])
 
 
 def test_two_systems_compared(captioned, model_folder, tmp_path):
@@ -178,7 +180,7 @@ def test_people_on_audiocaps():
 
 def test_a_model_needs_recordings(tmp_path):
     (tmp_path / "test.csv").write_text("youtube_id,start_time,caption\nabc,30,A dog barks.\nabc,30,A dog.\n")
-    clips = read_clips(str(tmp_path / "test.csv"))
+    clips = sources.clips(str(tmp_path / "test.csv"))
     assert [(clip.id, clip.captions) for clip in clips] == [("audiocaps/abc_30", ("A dog barks.", "A dog."))]
     with pytest.raises(ManifestError, match="audiocaps/abc_30 has no recording"):
         evaluate("tiny", str(tmp_path / "test.csv"))
@@ -186,7 +188,7 @@ def test_a_model_needs_recordings(tmp_path):
 
 def test_a_folder_that_lamb_data_made(folder, captioned):
     Path(captioned).rename(folder / "manifest.jsonl")
-    assert [clip.id for clip in read_clips(str(folder), "test")] == ["a", "b", "c"]
+    assert [clip.id for clip in sources.clips(str(folder), "test")] == ["a", "b", "c"]
 
 
 def test_where_predictions_are_kept():

@@ -20,8 +20,9 @@ from lamb import cli, gap
 from lamb.alignment import cs_divergence
 from lamb.audio import AudioWarning
 from lamb.captioner import Captioner
+from lamb.data import sources
 from lamb.data.manifest import Clip, ManifestError, write
-from lamb.gap import Embeddings, PlotError, captioned, clips_of, embed, measures, picture, recall
+from lamb.gap import Embeddings, PlotError, captioned, embed, measures, picture, recall
 
 CAPTIONS = [("A dog barks.",), ("Rain falls, then a siren wails.", "Rain."), ("Church bells ring.", "A cat meows.")]
 
@@ -167,9 +168,9 @@ def test_what_cannot_be_read_is_left_out_and_told(make_model, clips, tmp_path):
 
 
 def test_labelled_clips_are_captioned_always_alike(sounds_folder):
-    clips = captioned(clips_of(sounds_folder, "development"))
+    clips = captioned(sources.clips(sounds_folder, "development"))
     assert [clip.labels[0] in clip.captions[0].lower() for clip in clips if clip.labels[0] != "rooster"] == [True] * 3
-    assert clips == captioned(clips_of(sounds_folder))[3::4]
+    assert clips == captioned(sources.clips(sounds_folder))[3::4]
     assert captioned([Clip("a", "a.wav", captions=("Mine.",), labels=("dog",))])[0].captions == ("Mine.",)
     assert captioned([Clip("a", "a.wav", captions=(" ",), labels=("dog", "rain"))])[0].captions[0].strip()
 

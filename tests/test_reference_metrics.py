@@ -200,7 +200,9 @@ def detector(tmp_path: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "barks", "and", "cat"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    config = BertConfig(len(words), 8, 1, 2, 16)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
     config.save_pretrained(tmp_path / "bert")
     torch.manual_seed(0)
     encoder, linear = BertModel(config), torch.nn.Linear(8, 6)
@@ -244,7 +246,7 @@ class Hostile:
 
 def test_a_hostile_detector_runs_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"model_type": Hostile()}))
+    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"model_type": Hostile()}, protocol=2))
     with pytest.raises(Unavailable, match="cannot be read as a detector; rm "):
         FluencyDetector(tmp_path / "bad.ckpt")
     assert not (tmp_path / "hacked").exists()

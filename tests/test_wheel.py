@@ -32,6 +32,7 @@ def test_a_wheel_captions_where_it_is_installed(tmp_path: Path) -> None:
         archive.extractall(site)
     for name in ("lamb.json", "model.safetensors", "llm/config.json", "llm/tokenizer.json"):
         assert f"lamb/models/tiny/{name}" in names
+    assert "lamb/data/test_sets/audiocaps-test.txt" in names
     assert not [name for name in names if name.startswith(("tests", "samples", "benchmarks"))]
     command = [sys.executable, "-c", "import lamb; print(lamb.__file__); from lamb.cli import main; main()"]
     result = subprocess.run(

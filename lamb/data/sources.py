@@ -8,7 +8,7 @@ evaluation material stays out of training. Collections that `lamb data` fetches 
 from collections.abc import Collection
 from pathlib import Path
 
-from .manifest import Clip, ManifestError, parse, table
+from .manifest import Clip, ManifestError, parse, read, select, table
 
 CLOTHO_PARTS = {
     "train": "development",
@@ -19,6 +19,20 @@ CLOTHO_PARTS = {
     "evaluation": "evaluation",
 }  # in names of files and folders -> as published
 DEVELOPMENT_FOLDS = {"4", "us8k-fold3", *(f"ravdess-actor{n}" for n in range(17, 21))}
+
+
+def clips(data: str | Path, split: str | None = None) -> list[Clip]:
+    """A manifest (JSONL, CSV), a folder with manifest.jsonl (as `lamb data` makes) or of labelled recordings, or a
+    caption table of AudioCaps or Clotho without audio. ManifestError for anything else."""
+    path = Path(data)
+    if path.is_dir():
+        manifest = path / "manifest.jsonl"
+        return read(manifest, split) if manifest.is_file() else select(sounds(path), split, path)
+    if path.suffix.lower() == ".csv" and path.is_file():
+        _, first = next(table(path, ()), (0, {}))
+        if "path" not in first and ("caption" in first or "caption_1" in first):
+            return select(caption_table(path), split, path)
+    return read(path, split)
 
 
 def sounds(folder: str | Path) -> list[Clip]:
