@@ -32,8 +32,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from . import alignment, audio
+from .batches import encode
 from .config import AlignerConfig
-from .data import loader
 from .data.manifest import Clip, ManifestError
 from .data.phrases import PHRASES
 from .data.scenes import Event, compose
@@ -142,13 +142,7 @@ def _audio_tokens(model: LambModel, sounds: Sequence[np.ndarray]) -> tuple[Tenso
     """Waveforms (T,) -> z_a (B, N, D_llm), mask (B, N); a long sound window by window, as `Captioner` hears it."""
     rate, options = model.encoder.sample_rate, model.config.decode
     windows = [[w for _, w in audio.windows((x, rate), rate, options.window, options.hop)] for x in sounds]
-    waveforms = [w for own in windows for w in own]
-    tokens: list[Tensor] = []
-    for k in range(0, len(waveforms), options.batch_size):
-        waveform, mask = loader.pad(waveforms[k : k + options.batch_size])
-        h_a, valid = model.encode(waveform.to(model.device), mask.to(model.device))
-        tokens += [row[row_mask] for row, row_mask in zip(h_a, valid, strict=True)]  # (N_a, D)
-    whole = iter(tokens)
+    whole = iter(encode(model, [w for own in windows for w in own], options.batch_size))  # (N_a, D) each
     joined = [torch.cat([next(whole) for _ in own]) for own in windows]
     lengths = torch.tensor([len(x) for x in joined], device=model.device)
     h_a = pad_sequence(joined, batch_first=True)  # (B, N_a, D)

@@ -15,12 +15,11 @@ import soundfile
 import torch
 from torch.nn import functional as F
 
-from lamb import captioner as door
-from lamb import cli, gap
+from lamb import batches, cli, gap
 from lamb.alignment import cs_divergence
 from lamb.audio import AudioWarning
 from lamb.captioner import Captioner
-from lamb.data import sources
+from lamb.data import loader, sources
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.gap import Embeddings, PlotError, captioned, embed, measures, picture, recall
 
@@ -114,7 +113,7 @@ def test_the_same_numbers_as_a_training_step(make_model, clips):
     short = [replace(clip, captions=clip.captions[:1]) for clip in clips]
     found = measures(embed(model, short))
     sounds = [soundfile.read(clip.path, dtype="float32")[0] for clip in short]
-    waveform, mask = gap.loader.pad(sounds)
+    waveform, mask = loader.pad(sounds)
     ids, ids_mask = model.llm.tokenize([clip.captions[0] for clip in short])
     with torch.no_grad():
         out = model(waveform, mask, ids, ids_mask)
@@ -140,9 +139,9 @@ def test_what_the_captioner_hears(make_model, clips, monkeypatch):
 
     def listen(model: Any, z_a: Any, mask: Any, *rest: Any) -> Any:
         heard.append((z_a, mask))
-        return [[door.SILENCE]] * len(z_a)
+        return [[batches.SILENCE]] * len(z_a)
 
-    monkeypatch.setattr(door, "generate", listen)
+    monkeypatch.setattr(batches, "generate", listen)
     Captioner(model).caption([clip.path for clip in clips])
     ((z_a, mask),) = heard  # sorted by length, as the clips are
     assert torch.allclose(embed(model, clips).audio, gap.alignment.pool(z_a, mask), atol=1e-5)
