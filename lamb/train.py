@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import audio, metrics
+from . import audio, metrics, sharding
 from .alignment import gap
 from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
@@ -26,7 +26,18 @@ from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
 from .data.manifest import Clip, select
 from .decode import clean
-from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
+from .fit import (
+    LESS_MEMORY,
+    Losses,
+    TrainingError,
+    device_of,
+    fit,
+    groups,
+    is_first_process,
+    require_memory,
+    run_facts,
+    write,
+)
 from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, token_share
@@ -51,7 +62,13 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    STAGES[config.stage](config, out)
+    if config.optim.shard and config.stage != "lamb":
+        raise ConfigError(f"optim.shard: stage {config.stage} trains no large LLM; leave it out")
+    try:
+        STAGES[config.stage](config, out)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+        raise TrainingError(f"the GPU's memory is full ({reason}): {LESS_MEMORY}") from None
     return out
 
 
@@ -146,7 +163,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(clips)}
 
-    writes = fit(
+    fit(
         config,
         out,
         tagger,
@@ -155,7 +172,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    if writes:
+    if is_first_process():
         write(out / "config.json", json.dumps(encoder.options))
         save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
 
@@ -198,7 +215,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         ids, mask = llm.tokenize(captions)
         return {"held_out": float(cross_entropy(writer(ids), caption_labels(ids, mask, tokenizer.eos_token_id)))}
 
-    writes = fit(
+    fit(
         config,
         out,
         writer,
@@ -207,7 +224,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    if writes:
+    if is_first_process():
         llm.model.save_pretrained(out)
         tokenizer.save_pretrained(out)
 
@@ -250,14 +267,10 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
 
     On captioned recordings (`data.manifest`) or on scenes mixed from labelled ones (`data.sounds`).
     """
-    if config.init is None:
-        model = build(config.model, device_of(config))
-    elif config.model == LambConfig():
-        model = load(config.init, str(device_of(config)))
-    else:
-        raise ConfigError("init: brings its own model; leave the section `model` out, or init")
+    model = _new_model(config)
+    clips = None
     if config.data.manifest:
-        make, check, finish, epoch = _captioned(config, model)
+        make, check, finish, epoch, clips = _captioned(config, model)
     elif config.optim.epochs:
         raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
     else:
@@ -291,9 +304,37 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
 
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
     standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
-    keep = partial(save, model, standalone=standalone, card=config.card, half=True)
-    if fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch):
-        keep(out, decode=finish())
+    keep = partial(save, model, standalone=standalone, card=config.card, half=True, write=is_first_process())
+    fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch, clips)
+    with sharding.gathered(model):
+        decode = finish() if is_first_process() else {}
+    keep(out, decode=decode)
+
+
+def _new_model(config: TrainConfig) -> LambModel:
+    """The model to train, on its device, what learns in float32, and sharded where the recipe says so."""
+    device = device_of(config)
+    if config.init is None:
+        model = build(config.model, device)
+    elif config.model == LambConfig():
+        model = load(config.init, str(device))
+    else:
+        raise ConfigError("init: brings its own model; leave the section `model` out, or init")
+    if config.data.spec_augment:
+        if not hasattr(model.encoder, "spec_augment"):
+            raise ConfigError(
+                f"data.spec_augment: encoder {model.config.encoder.name} has none, only ced; leave it out"
+            )
+        if model.config.encoder.train == "frozen":
+            raise ConfigError("data.spec_augment: a frozen encoder hears as in use; set model.encoder.train=lora")
+        model.encoder.spec_augment = True
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # in bf16 most steps of 5e-5 would round to nothing
+            parameter.data = parameter.data.float()
+    if config.optim.shard:
+        sharding.shard(model, model.llm.model, device)
+    require_memory(model, config, device)
+    return model.to(device)
 
 
 def _validation_loss(
@@ -356,13 +397,14 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     return partial(loader.scene_batch, maker, config.optim.batch), check, finish
 
 
-def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, int]:
-    """Captioned clips to train on, the check on the validation split, nothing at the end, and batches of an epoch."""
+def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, int, tuple[int, int]]:
+    """Captioned clips to train on, the check on the validation split, nothing at the end, batches of an epoch, and
+    how many clips there are to train and to check on."""
     path, data = Path(config.data.manifest or ""), config.data
     clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
-    if len(clips) < config.optim.batch:
-        raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
+    if len(clips) < config.optim.batch * config.optim.accumulate:
+        raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
     leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
     chosen = held[:: max(1, len(held) // 200)]
 
@@ -385,7 +427,8 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         clips, tokens, problems = cache.fill(clips, data.seconds, model.encoder.sample_rate, _encoding(model))
         _left_out(problems, config)
     reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed, tokens)
-    return partial(loader.clip_batch, reader, config.optim.batch), check, dict, len(clips) // config.optim.batch
+    make = partial(loader.clip_batch, reader, config.optim.batch)
+    return make, check, dict, len(clips) // config.optim.batch, (len(clips), len(held))
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {

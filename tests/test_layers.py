@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "lamb"
 # fmt: off
 FLOORS = [
     ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data", "data.phrases",
-     "data.download", "data.archives", "metrics"],
-    ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
+     "data.download", "data.archives", "metrics", "augment"],
+    ["sharding", "encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
     ["encoders", "labels", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
     ["model", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
      "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k", "data.collections.folder"],
