@@ -40,7 +40,7 @@ from .fit import (
 )
 from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
-from .losses import cross_entropy, loss_terms, token_share
+from .losses import cross_entropy, loss_terms, share_of, token_share
 from .model import LambModel, build, build_encoder, caption_labels
 
 
@@ -145,7 +145,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         nothing = (target.sum(2, keepdim=True) == 0).float()
         target = torch.cat([target, nothing], 2)
         share = target / target.sum(2, keepdim=True)
-        frame_loss = -(share * frames.log_softmax(2)).sum(2)[mask].mean()
+        frame_loss = share_of(mask.sum()) * -(share * frames.log_softmax(2)).sum(2)[mask].mean()
         present = target[..., :-1].amax(1)
         clip_loss = F.cross_entropy(clip, present / present.sum(1, keepdim=True), label_smoothing=0.05)
         return {"loss": frame_loss + clip_loss, "frame": frame_loss, "clip": clip_loss}
@@ -303,7 +303,8 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         return terms if model.guide is None else {**terms, "beta": model.guide.beta}
 
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
-    standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
+    nowhere = None in (model.config.encoder.source, model.config.llm.source)
+    standalone = (model.config.llm.train == "full" or nowhere) and hasattr(model.encoder, "options")
     keep = partial(save, model, standalone=standalone, card=config.card, half=True, write=is_first_process())
     fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch, clips)
     with sharding.gathered(model):
@@ -328,6 +329,9 @@ def _new_model(config: TrainConfig) -> LambModel:
         if model.config.encoder.train == "frozen":
             raise ConfigError("data.spec_augment: a frozen encoder hears as in use; set model.encoder.train=lora")
         model.encoder.spec_augment = True
+    for part, weight in ((model.aligner, model.config.loss.alignment), (model.guide, model.config.loss.guided)):
+        if part is not None and not weight:
+            part.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradient
     for parameter in model.parameters():
         if parameter.requires_grad:  # in bf16 most steps of 5e-5 would round to nothing
             parameter.data = parameter.data.float()
@@ -335,6 +339,16 @@ def _new_model(config: TrainConfig) -> LambModel:
         sharding.shard(model, model.llm.model, device)
     require_memory(model, config, device)
     return model.to(device)
+
+
+def _sound(clip: Clip, sample_rate: int) -> audio.Source:
+    """What the captioner is to hear: the file, or the part of it that is the clip."""
+    if not clip.start and clip.duration is None:
+        return clip.path
+    try:
+        return audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate
+    except audio.AudioError:
+        return clip.path  # cannot be read there either, and says why
 
 
 def _validation_loss(
@@ -412,7 +426,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         if not chosen:
             return {}
         captioner = Captioner(model, replace(model.config.decode, beams=1))
-        results = captioner.caption([clip.path for clip in chosen])
+        results = captioner.caption(_sound(clip, model.encoder.sample_rate) for clip in chosen)
         for result, clip in list(zip(results, chosen, strict=True))[:3]:
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
         texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read

@@ -163,6 +163,24 @@ def test_spec_augment_is_drawn_again_by_a_resumed_run(recipe, tmp_path):
     assert (whole / "model.safetensors").read_bytes() == weights
 
 
+def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatch):
+    heard = []
+    real = Captioner.caption
+
+    def listen(self: Captioner, files: Any, **options: Any) -> Any:
+        files = list(files)
+        heard.extend(files)
+        return real(self, files, **options)
+
+    monkeypatch.setattr(Captioner, "caption", listen)
+    part = Clip("part", clips[11].path, start=0.5, duration=1.0, captions=("Part.",), split="part")
+    file = Clip("file", clips[10].path, captions=("File.",), split="part")
+    train(recipe([part, file], validation="part"), ["optim.steps=1"])
+    (x, rate), path = heard
+    assert (len(x), rate, path) == (RATE, RATE, clips[10].path)
+    assert x[0] == pytest.approx(12 / 20 + 0.5 * RATE / 1e6, abs=1e-4)
+
+
 def test_spec_augment_wants_an_encoder_that_learns(recipe):
     with pytest.raises(ConfigError, match=r"data\.spec_augment: encoder conv has none, only ced"):
         train(recipe(spec_augment=True))

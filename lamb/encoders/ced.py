@@ -142,6 +142,7 @@ class CED(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, int(mlp_ratio * dim)) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.outputlayer = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, outputs))
+        self.outputlayer.requires_grad_(False)  # no part of the tokens: nothing here trains it
         self.train(self.training)
 
     @classmethod
