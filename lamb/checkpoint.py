@@ -42,6 +42,7 @@ def save(
     card: Mapping[str, str],
     half: bool = False,
     decode: Mapping[str, Any] | None = None,
+    write: bool = True,
 ) -> Path:
     """Write `model` into `folder`; a model that lies there is replaced once the new one is written in full.
 
@@ -50,9 +51,12 @@ def save(
         card: facts for people, such as trained_on and licence.
         half: store floats as fp16 (they are computed with in float32 on a CPU all the same).
         decode: decoding options that differ from the model's own configuration.
+        write: False in the processes that only give their part of a sharded model to the one that writes it.
     """
     import torch
     from safetensors.torch import save_file
+
+    from .sharding import whole
 
     config = model.config
     if standalone:
@@ -67,7 +71,9 @@ def save(
             raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
-    weights = {name: t.detach().cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    weights = {name: whole(t).cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    if not write:
+        return Path(folder)
     if half:
         weights = {name: t.to(torch.float16) if t.is_floating_point() else t for name, t in weights.items()}
     folder = Path(folder)

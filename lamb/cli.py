@@ -266,9 +266,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.", **_flag)] = False,
 ) -> None:
     """Train after a recipe and print the folder: `lamb train recipes/tiny/3-lamb.yaml optim.steps=2000`."""
+    from lamb.fit import is_first_process
     from lamb.train import train
 
-    print(train(recipe, overrides or [], resume))
+    out = train(recipe, overrides or [], resume)
+    if is_first_process():
+        print(out)
 
 
 @app.command()

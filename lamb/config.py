@@ -147,6 +147,7 @@ class DataConfig:
     split: str = "train"  # of the manifest, to train on
     validation: str | None = "val"  # of the manifest, to check on; None: no check
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
+    spec_augment: bool = False  # hide stretches of the spectrogram of an encoder that learns, CED's (lamb.augment) [A]
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
@@ -181,6 +182,7 @@ class OptimConfig:
     warmup: int = 50  # steps [O]
     epochs: int | None = None  # of a manifest, in place of steps; the paper: 30 [P]
     warmup_epochs: int = 2  # in place of warmup, where epochs are given [P]
+    shard: bool = False  # the LLM's blocks shared out over the processes (FSDP), where it is too large for each
     average: float = 0.0  # decay of an exponential moving average of the weights, kept in its place; 0: off [O]
 
 
@@ -196,7 +198,7 @@ class TrainConfig:
         None  # a lamb model to go on from (stage lamb), in place of `model`; pretraining, then fine-tuning
     )
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
-    save_every: int = 200  # steps between two saved states
+    save_every: int = 200  # steps between two saved states; a check comes with each, or with optim.epochs every epoch
     keep_states: int = 2  # saved states that stay, the last ones
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()

@@ -121,6 +121,7 @@ def generate(
         attention_mask=prefix_mask.long(),
         generation_config=config,
         logits_processor=LogitsProcessorList(processors),
+        synced_gpus=False,  # a sharded model is gathered before (lamb.sharding): this process goes on alone
     )  # (B * n_best, L)
     if seed is None:
         prefix, prefix_mask = prefix.repeat_interleave(n_best, 0), prefix_mask.repeat_interleave(n_best, 0)

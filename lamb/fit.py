@@ -5,6 +5,7 @@ run that was killed goes on from its last state and ends, on a CPU, with the sam
 
 Under `torchrun` each process makes its share of every batch, and the gradients are averaged (DDP, by `accelerate`).
 Terms over the whole batch (`lamb.losses`) gather it first, so that the processes learn what one process would.
+`lamb.sharding` shares out an LLM that is too large for each; a state is whole all the same.
 With `optim.accumulate` a step sums the gradients of several batches. The global divergence and InfoNCE still see one
 batch at a time: more processes, not more accumulation, give them more clips to compare.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
+from . import sharding
 from .config import OptimConfig, TrainConfig, to_dict
 from .data import loader
 
 Losses = dict[str, Tensor]
+WAIT = timedelta(hours=2)  # of the others while the first process checks and saves; 10 minutes by default on GPUs
+LESS_MEMORY = (
+    "a smaller optim.batch (with optim.accumulate), model.llm.train=lora, no optim.average, a smaller LLM, or several "
+    "GPUs with optim.shard=true"
+)
 
 
 class TrainingError(ValueError):
@@ -43,7 +51,15 @@ def device_of(config: TrainConfig) -> torch.device:
     """Where this process trains: its own GPU if there is one, unless the recipe says cpu."""
     from accelerate import PartialState
 
-    return PartialState(cpu=config.device == "cpu" or not torch.cuda.is_available()).device
+    cpu = config.device == "cpu" or not torch.cuda.is_available()
+    return PartialState(cpu=cpu, timeout=WAIT).device
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that checks, writes and prints; every one is that trains alone."""
+    from accelerate import PartialState
+
+    return PartialState().is_main_process
 
 
 def schedule(step: int, optim: OptimConfig) -> float:
@@ -71,9 +87,11 @@ def _learning(model: nn.Module) -> dict[str, Tensor]:
 
 def _put(state: dict[str, Tensor], model: nn.Module) -> None:
     """Load what `_learning` gave; ValueError when the model learns other tensors."""
-    if state.keys() != _learning(model).keys():
+    learning = _learning(model)
+    if state.keys() != learning.keys():
         raise ValueError("it holds other tensors than the model learns")
-    model.load_state_dict(state, strict=False)
+    for name, tensor in learning.items():
+        tensor.copy_(state[name])
 
 
 class _Average:
@@ -109,40 +127,49 @@ def fit(
     check: Callable[[], dict[str, float]],
     keep: Callable[[], object] | None = None,
     epoch: int = 0,
-) -> bool:
+    clips: tuple[int, int] | None = None,
+) -> None:
     """Train `model` in place and write recipe.json, log.jsonl and, every `save_every` steps, a state into `out`.
 
     Args:
         parameters: groups for AdamW.
         make: (batch number, share) -> this process's part of a batch, in a background process.
         losses: (model to call, batch) -> named terms to log; the term "loss" is minimised.
-        check: numbers to log at every save, taken with the averaged weights by the first process.
-        keep: called where the first of these numbers is the highest so far, with the averaged weights in `model`.
+        check: numbers to log, taken with the averaged weights by the first process: at the end of every epoch where
+            the recipe counts in epochs (then also a state is saved), else at every save.
+        keep: called by every process where the first of these numbers is the highest so far, with the averaged
+            weights in `model`.
         epoch: batches of an epoch, where the data has epochs.
+        clips: how many to train on and to check on, to show before the start.
 
-    Returns whether this is the first process, the one that writes the result. Raises TrainingError when a term or
-    gradient is not finite, or a state cannot be written or read.
+    TrainingError when a term or gradient is not finite, or a state cannot be written or read.
     """
     from accelerate import Accelerator
+    from accelerate.utils import gather_object
 
     optim = config.optim
+    check_every = config.save_every
     if optim.epochs:
-        steps = epoch // optim.accumulate
-        optim = replace(optim, steps=optim.epochs * steps, warmup=optim.warmup_epochs * steps)
+        check_every = epoch // optim.accumulate
+        optim = replace(optim, steps=optim.epochs * check_every, warmup=optim.warmup_epochs * check_every)
     on_cpu = device_of(config).type == "cpu"
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
     share = (accelerator.process_index, accelerator.num_processes)
     first_process = accelerator.is_main_process
+    parameters = [{**group, "params": kind} for group in parameters for kind in sharding.apart(group["params"])]
+    trained = [p for group in parameters for p in group["params"]]
     optimiser: Any = torch.optim.AdamW(parameters, betas=(0.9, 0.98))
     base = [group["lr"] for group in optimiser.param_groups]
     prepared, optimiser = accelerator.prepare(model, optimiser)
     average = _Average(model, optim.average) if optim.average else None
     first, best = _resume(out, model, optimiser, average)
+    if len(set(gather_object([first]))) > 1:
+        raise TrainingError(f"{out}: not every process finds the same states there; give a folder that all nodes share")
     if first_process:
         out.mkdir(parents=True, exist_ok=True)
         write(out / "recipe.json", json.dumps(run_facts(config), indent=1))  # from here on, the folder holds a run
     console = Console(stderr=True, quiet=not first_process)
-    _overview(console, config, model, f"{first} to {optim.steps}" if first else f"{optim.steps}", share[1])
+    _overview(console, config, model, f"{first} to {optim.steps}" if first else f"{optim.steps}", share[1], clips)
     batches = loader.background(
         lambda index: make(index, share), first * optim.accumulate, optim.steps * optim.accumulate, config.data.workers
     )
@@ -157,48 +184,35 @@ def fit(
                 group["lr"] = lr * factor
             optimiser.zero_grad(set_to_none=True)
             total, batch = _gradients(accelerator, prepared, losses, batches, optim.accumulate)
-            norm = accelerator.clip_grad_norm_([p for g in parameters for p in g["params"]], optim.clip)
+            norm = sharding.clip_grad_norm(trained, optim.clip)
             shown = _means(accelerator, {**total, "norm": norm})
             if not all(map(math.isfinite, shown.values())):
-                clips = batch.get("ids", batch.get("captions")) if isinstance(batch, dict) else batch
+                named = batch.get("ids", batch.get("captions")) if isinstance(batch, dict) else batch
                 raise TrainingError(
                     f"step {step + 1}: loss or gradient is not finite: {shown}; the last state is kept; "
-                    f"its clips: {clips}"
+                    f"its clips: {named}"
                 )
             optimiser.step()
             if average:
                 average.update(step)
             line = {"step": step + 1, **{name: round(value, 4) for name, value in shown.items()}}
             line |= {"lr": base[0] * factor, "seconds": round(time.time() - began, 1)}
-            save_now = step + 1 == optim.steps or (step + 1) % config.save_every == 0
-            if save_now and first_process:
-                with _averaged(model, average), torch.no_grad():
-                    checked = check()
-                    first_number = next(iter(checked.values()), -math.inf)
-                    if keep and first_number > best:
-                        best = first_number
-                        keep()
+            check_now = step + 1 == optim.steps or (step + 1) % check_every == 0
+            if check_now:
+                checked, best = _check(model, average, check, keep, best, first_process)
                 line |= checked
                 console.print("  ".join(f"{name} {value:g}" for name, value in line.items() if name != "seconds"))
             rate = (step + 1 - first) * optim.batch * optim.accumulate / (time.time() - began)
             progress.update(task, advance=1, description=f"loss {shown['loss']:.3f}, {rate:.0f} clips/s")
             log.write(line)  # before the state: a log may be ahead of it, never behind
-            if save_now and first_process:
-                state = {
-                    "step": step + 1,
-                    "best": best,
-                    "model": _learning(model),
-                    "optimiser": optimiser.state_dict(),
-                }
-                if average:
-                    state["average"] = average.state
-                _save(state, out, config.keep_states)
-            if save_now:
+            if check_now or (step + 1) % config.save_every == 0:
+                state = _state(step + 1, best, model, optimiser, average, first_process)
+                if first_process:
+                    _save(state, out, config.keep_states)
                 accelerator.wait_for_everyone()
     if average:
         average.swap()
     model.eval()
-    return first_process
 
 
 def _gradients(
@@ -224,6 +238,38 @@ def run_facts(config: TrainConfig) -> dict[str, Any]:
     return {**to_dict(config), "lists": sums}
 
 
+def _check(
+    model: nn.Module,
+    average: _Average | None,
+    check: Callable[[], dict[str, float]],
+    keep: Callable[[], object] | None,
+    best: float,
+    first_process: bool,
+) -> tuple[dict[str, float], float]:
+    """What `check` says of the averaged weights, in the first process; and the best first number so far, kept."""
+    from accelerate.utils import broadcast_object_list
+
+    with _averaged(model, average), torch.no_grad():
+        with sharding.gathered(model):
+            checked = check() if first_process else {}
+        number = next(iter(checked.values()), -math.inf)
+        (better,) = broadcast_object_list([number > best])
+        if keep and better:
+            keep()
+            best = number
+    return checked, best
+
+
+def _state(
+    step: int, best: float, model: nn.Module, optimiser: Any, average: _Average | None, first_process: bool
+) -> dict[str, Any]:
+    """All that a run goes on with; of a sharded model whole, in the first process."""
+    state = {"step": step, "best": best, "model": _learning(model), "optimiser": optimiser.state_dict()}
+    if average:
+        state["average"] = average.state
+    return sharding.to_cpu(state, keep=first_process) if sharding.is_sharded(model) else state
+
+
 def _states(out: Path) -> list[Path]:
     """The saved states, the oldest first."""
     return sorted(out.glob("state-*.pt"))
@@ -236,10 +282,19 @@ def _resume(out: Path, model: nn.Module, optimiser: Any, average: _Average | Non
         return 0, -math.inf
     try:
         state = torch.load(states[-1], weights_only=True, map_location="cpu")
-        _put(state["model"], model)
+        learning = _learning(model)
+        for name, value in (state["model"] | state.get("average", {})).items():
+            if value.shape != learning[name].shape:
+                raise ValueError(f"{name} has another shape")
+        _put({name: sharding.cut_as(value, learning[name]) for name, value in state["model"].items()}, model)
+        trained = [p for group in optimiser.param_groups for p in group["params"]]
+        for number, moments in state["optimiser"]["state"].items():
+            for name, value in moments.items():
+                if name != "step":
+                    moments[name] = sharding.cut_as(value, trained[number])
         optimiser.load_state_dict(state["optimiser"])
         if average:
-            average.state = {name: value.to(average.state[name].device) for name, value in state["average"].items()}
+            average.state = {name: sharding.cut_as(value, learning[name]) for name, value in state["average"].items()}
         return int(state["step"]), float(state["best"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -247,29 +302,47 @@ def _resume(out: Path, model: nn.Module, optimiser: Any, average: _Average | Non
         raise TrainingError(f"{states[-1]}: the state cannot be read ({reason}); {remedy}") from None
 
 
-def _overview(console: Console, config: TrainConfig, model: nn.Module, steps: str, processes: int) -> None:
-    """What is about to happen: the parts with their parameters, the steps and the memory that is certain."""
+def memory(model: nn.Module, config: TrainConfig) -> int:
+    """Bytes that a process needs for certain: weights; of what is trained also gradient, AdamW's moments, average."""
+    copies = 4 + bool(config.optim.average)
+    parts = [(sharding.own(p), p.requires_grad) for p in model.parameters()]
+    return sum(p.numel() * p.element_size() * (copies if trained else 1) for p, trained in parts)
+
+
+def require_memory(model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    """TrainingError when the GPU is plainly too small, before the model is moved there."""
+    if device.type != "cuda":
+        return
+    there, needed = torch.cuda.get_device_properties(device).total_memory, memory(model, config)
+    if needed > there:
+        raise TrainingError(
+            f"the GPU has {there / 1e9:.0f} GB, the model without any clip needs {needed / 1e9:.0f}: {LESS_MEMORY}"
+        )
+
+
+def _overview(
+    console: Console,
+    config: TrainConfig,
+    model: nn.Module,
+    steps: str,
+    processes: int,
+    clips: tuple[int, int] | None,
+) -> None:
+    """What is about to happen: the parts with their parameters, the clips, the steps, the memory that is certain."""
     table = Table("part", "trained", "frozen", box=SIMPLE_HEAD)
-    needed = 0
     for name, part in model.named_children():
         counts = {True: 0, False: 0}
         for p in part.parameters():
             counts[p.requires_grad] += p.numel()
-            # weights; of what is trained also the gradient, AdamW's two moments and the average
-            needed += p.numel() * (p.element_size() * (1 + p.requires_grad) + 8 * p.requires_grad)
-            needed += p.numel() * p.element_size() * bool(config.optim.average) * p.requires_grad
         table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
     console.print(table)
+    if clips:
+        console.print(f"{clips[0]:,} clips to train on, {clips[1]:,} to check on")
     optim = config.optim
-    clips = f"{optim.batch * optim.accumulate} clips" + (f" in {processes} processes" if processes > 1 else "")
-    console.print(f"stage {config.stage}: steps {steps}, {clips} each -> {config.out}")
-    console.print(f"memory for weights, gradients and optimiser: {needed / 1e9:.2f} GB, and what the clips take")
-    device = next(model.parameters()).device
-    if device.type == "cuda" and needed > torch.cuda.get_device_properties(device).total_memory:
-        raise TrainingError(
-            f"the GPU has {torch.cuda.get_device_properties(device).total_memory / 1e9:.0f} GB, the model alone needs "
-            f"{needed / 1e9:.0f}: train less of it (model.llm.train=lora), a smaller LLM, or without optim.average"
-        )
+    each = f"{optim.batch * optim.accumulate} clips each" + (f" in {processes} processes" if processes > 1 else "")
+    console.print(f"stage {config.stage}: steps {steps}, {each} -> {config.out}")
+    needed = f"{memory(model, config) / 1e9:.2f} GB" + (" in each process" if processes > 1 else "")
+    console.print(f"memory for weights, gradients and optimiser: {needed}, and what the clips take")
 
 
 def _progress(console: Console) -> Progress:

@@ -21,13 +21,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, bias: Tensor | None = None) ->
 
 
 def token_share(labels: Tensor) -> Tensor | float:
-    """Tokens of this process against the mean of all processes; 1 in a single one.
+    """`share_of` the labelled tokens: of labels (B, L) all but -100."""
+    return share_of((labels != -100).sum())
+
+
+def share_of(count: Tensor) -> Tensor | float:
+    """What this process has, such as tokens, against the mean of all processes; 1 in a single one.
 
     A mean over the process's own tokens, times this, averages over the processes to the mean over all tokens.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return 1.0
-    count = (labels != -100).sum().float()
+    count = count.float()
     total = count.clone()
     dist.all_reduce(total)
     return count * dist.get_world_size() / total

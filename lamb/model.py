@@ -173,7 +173,7 @@ def build_encoder(config: EncoderConfig) -> Any:
 
 
 def build(config: LambConfig, device: str | torch.device = "cpu") -> LambModel:
-    """A model to train: encoder and LLM from their sources, the rest new."""
+    """A model to train on `device`, where it is still to be moved: encoder and LLM from their sources, the rest new."""
     model = LambModel(config, build_encoder(config.encoder), LanguageModel.from_pretrained(config.llm, device))
     model.initialise()
-    return model.to(device)
+    return model

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import audio, metrics
+from . import audio, metrics, sharding
 from .alignment import gap
 from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
@@ -27,11 +27,22 @@ from .data import leakage, loader, manifest, scenes, sources
 from .data.manifest import Clip
 from .data.render import split_sounds
 from .decode import clean
-from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
+from .fit import (
+    LESS_MEMORY,
+    Losses,
+    TrainingError,
+    device_of,
+    fit,
+    groups,
+    is_first_process,
+    require_memory,
+    run_facts,
+    write,
+)
 from .gap import scores as gap_scores
 from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
-from .losses import cross_entropy, loss_terms, token_share
+from .losses import cross_entropy, loss_terms, share_of, token_share
 from .model import LambModel, build, build_encoder, caption_labels
 
 
@@ -53,7 +64,13 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    STAGES[config.stage](config, out)
+    if config.optim.shard and config.stage != "lamb":
+        raise ConfigError(f"optim.shard: stage {config.stage} trains no large LLM; leave it out")
+    try:
+        STAGES[config.stage](config, out)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(".")[0]
+        raise TrainingError(f"the GPU's memory is full ({reason}): {LESS_MEMORY}") from None
     return out
 
 
@@ -94,7 +111,7 @@ def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 12, frames: int = 40)
         width = torch.rand(size) * most
         start = torch.rand(size) * (n - width).clamp_min(0)
         index = torch.arange(n)
-        hidden = (index >= start[:, None]) & (index < (start + width)[:, None])  # (B, n)
+        hidden = ((index >= start[:, None]) & (index < (start + width)[:, None])).to(log_mel.device)  # (B, n)
         log_mel = torch.where(hidden[:, None] if axis == 2 else hidden[..., None], mean, log_mel)
     return log_mel
 
@@ -118,7 +135,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         nothing = (target.sum(2, keepdim=True) == 0).float()
         target = torch.cat([target, nothing], 2)
         share = target / target.sum(2, keepdim=True)
-        frame_loss = -(share * frames.log_softmax(2)).sum(2)[mask].mean()
+        frame_loss = share_of(mask.sum()) * -(share * frames.log_softmax(2)).sum(2)[mask].mean()
         present = target[..., :-1].amax(1)
         clip_loss = F.cross_entropy(clip, present / present.sum(1, keepdim=True), label_smoothing=0.05)
         return {"loss": frame_loss + clip_loss, "frame": frame_loss, "clip": clip_loss}
@@ -136,7 +153,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(clips)}
 
-    writes = fit(
+    fit(
         config,
         out,
         tagger,
@@ -145,7 +162,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    if writes:
+    if is_first_process():
         write(out / "config.json", json.dumps(encoder.options))
         save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
 
@@ -188,7 +205,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         ids, mask = llm.tokenize(captions)
         return {"held_out": float(cross_entropy(writer(ids), caption_labels(ids, mask, tokenizer.eos_token_id)))}
 
-    writes = fit(
+    fit(
         config,
         out,
         writer,
@@ -197,7 +214,7 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
         losses,
         check,
     )
-    if writes:
+    if is_first_process():
         llm.model.save_pretrained(out)
         tokenizer.save_pretrained(out)
 
@@ -239,14 +256,10 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
 
     On captioned recordings (`data.manifest`) or on scenes mixed from labelled ones (`data.sounds`).
     """
-    if config.init is None:
-        model = build(config.model, device_of(config))
-    elif config.model == LambConfig():
-        model = load(config.init, str(device_of(config)))
-    else:
-        raise ConfigError("init: brings its own model; leave the section `model` out, or init")
+    model = _new_model(config)
+    clips = None
     if config.data.manifest:
-        make, check, finish, epoch = _captioned(config, model)
+        make, check, finish, epoch, clips = _captioned(config, model)
     elif config.optim.epochs:
         raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
     else:
@@ -279,10 +292,52 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         return terms if model.guide is None else {**terms, "beta": model.guide.beta}
 
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
-    standalone = model.config.llm.train == "full" and hasattr(model.encoder, "options")
-    keep = partial(save, model, standalone=standalone, card=config.card, half=True)
-    if fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch):
-        keep(out, decode=finish())
+    nowhere = None in (model.config.encoder.source, model.config.llm.source)
+    standalone = (model.config.llm.train == "full" or nowhere) and hasattr(model.encoder, "options")
+    keep = partial(save, model, standalone=standalone, card=config.card, half=True, write=is_first_process())
+    fit(config, out, model, parameters, make, losses, check, lambda: keep(out / "best"), epoch, clips)
+    with sharding.gathered(model):
+        decode = finish() if is_first_process() else {}
+    keep(out, decode=decode)
+
+
+def _new_model(config: TrainConfig) -> LambModel:
+    """The model to train, on its device, what learns in float32, and sharded where the recipe says so."""
+    device = device_of(config)
+    if config.init is None:
+        model = build(config.model, device)
+    elif config.model == LambConfig():
+        model = load(config.init, str(device))
+    else:
+        raise ConfigError("init: brings its own model; leave the section `model` out, or init")
+    if config.data.spec_augment:
+        if not hasattr(model.encoder, "spec_augment"):
+            raise ConfigError(
+                f"data.spec_augment: encoder {model.config.encoder.name} has none, only ced; leave it out"
+            )
+        if model.config.encoder.train == "frozen":
+            raise ConfigError("data.spec_augment: a frozen encoder hears as in use; set model.encoder.train=lora")
+        model.encoder.spec_augment = True
+    for part, weight in ((model.aligner, model.config.loss.alignment), (model.guide, model.config.loss.guided)):
+        if part is not None and not weight:
+            part.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradient
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # in bf16 most steps of 5e-5 would round to nothing
+            parameter.data = parameter.data.float()
+    if config.optim.shard:
+        sharding.shard(model, model.llm.model, device)
+    require_memory(model, config, device)
+    return model.to(device)
+
+
+def _sound(clip: Clip, sample_rate: int) -> audio.Source:
+    """What the captioner is to hear: the file, or the part of it that is the clip."""
+    if not clip.start and clip.duration is None:
+        return clip.path
+    try:
+        return audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate
+    except audio.AudioError:
+        return clip.path  # cannot be read there either, and says why
 
 
 def _validation_loss(
@@ -346,13 +401,14 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
     return partial(loader.scene_batch, maker, config.optim.batch), check, finish
 
 
-def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, int]:
-    """Captioned clips to train on, the check on the validation split, nothing at the end, and batches of an epoch."""
+def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, int, tuple[int, int]]:
+    """Captioned clips to train on, the check on the validation split, nothing at the end, batches of an epoch, and
+    how many clips there are to train and to check on."""
     path, data = Path(config.data.manifest or ""), config.data
     clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
     held = [clip for clip in manifest.read(path, data.validation) if clip.captions] if data.validation else []
-    if len(clips) < config.optim.batch:
-        raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a batch")
+    if len(clips) < config.optim.batch * config.optim.accumulate:
+        raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
     leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
     chosen = held[:: max(1, len(held) // 200)]
 
@@ -360,7 +416,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         if not chosen:
             return {}
         captioner = Captioner(model, replace(model.config.decode, beams=1))
-        results = captioner.caption([clip.path for clip in chosen])
+        results = captioner.caption(_sound(clip, model.encoder.sample_rate) for clip in chosen)
         for result, clip in list(zip(results, chosen, strict=True))[:3]:
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
         texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read
@@ -376,7 +432,8 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         clips, tokens, problems = cache.fill(clips, data.seconds, model.encoder.sample_rate, _encoding(model))
         _left_out(problems, config)
     reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed, tokens)
-    return partial(loader.clip_batch, reader, config.optim.batch), check, dict, len(clips) // config.optim.batch
+    make = partial(loader.clip_batch, reader, config.optim.batch)
+    return make, check, dict, len(clips) // config.optim.batch, (len(clips), len(held))
 
 
 STAGES: dict[str, Callable[[TrainConfig, Path], None]] = {

@@ -137,6 +137,58 @@ def test_epochs_are_as_many_steps_as_the_clips_give(recipe):
     assert train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "save_every=3"], resume=True) == out
 
 
+def test_every_epoch_is_checked_and_saved(recipe, capsys):
+    """Three steps an epoch; a state also every two steps, without a check."""
+    out = train(recipe(), ["optim.epochs=2", "optim.warmup_epochs=1", "keep_states=9"])
+    log = [json.loads(line) for line in (out / "log.jsonl").open()]
+    assert [line["step"] for line in log if "cider_d" in line] == [3, 6]
+    assert sorted(path.name for path in out.glob("*.pt")) == [f"state-0000000{step}.pt" for step in (2, 3, 4, 6)]
+    shown = capsys.readouterr().err
+    assert "9 clips to train on, 3 to check on" in shown
+    assert "9: " in shown  # what it says of a clip
+    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
+        train(recipe(), ["optim.epochs=2", "optim.accumulate=4", f"out={out}2"])
+
+
+def test_spec_augment_is_drawn_again_by_a_resumed_run(recipe, tmp_path):
+    ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: lora}"
+    settings = [f"model.encoder={ced}", "model.llm.train=full", "data.spec_augment=true"]
+    whole = train(recipe(), [*settings, f"out={tmp_path / 'whole'}"])
+    plain = train(recipe(), [*settings[:2], f"out={tmp_path / 'plain'}"])
+    losses = [[json.loads(line)["loss"] for line in (out / "log.jsonl").open()] for out in (whole, plain)]
+    assert all(a != b for a, b in zip(*losses, strict=True))
+    weights = (whole / "model.safetensors").read_bytes()
+    (whole / "state-00000004.pt").unlink()
+    train(recipe(), [*settings, f"out={whole}"], resume=True)
+    assert (whole / "model.safetensors").read_bytes() == weights
+
+
+def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatch):
+    heard = []
+    real = Captioner.caption
+
+    def listen(self: Captioner, files: Any, **options: Any) -> Any:
+        files = list(files)
+        heard.extend(files)
+        return real(self, files, **options)
+
+    monkeypatch.setattr(Captioner, "caption", listen)
+    part = Clip("part", clips[11].path, start=0.5, duration=1.0, captions=("Part.",), split="part")
+    file = Clip("file", clips[10].path, captions=("File.",), split="part")
+    train(recipe([part, file], validation="part"), ["optim.steps=1"])
+    (x, rate), path = heard
+    assert (len(x), rate, path) == (RATE, RATE, clips[10].path)
+    assert x[0] == pytest.approx(12 / 20 + 0.5 * RATE / 1e6, abs=1e-4)
+
+
+def test_spec_augment_wants_an_encoder_that_learns(recipe):
+    with pytest.raises(ConfigError, match=r"data\.spec_augment: encoder conv has none, only ced"):
+        train(recipe(spec_augment=True))
+    ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: frozen}"
+    with pytest.raises(ConfigError, match=r"a frozen encoder hears as in use; set model\.encoder\.train=lora"):
+        train(recipe(spec_augment=True), [f"model.encoder={ced}"])
+
+
 def test_kill_9_at_any_moment(recipe, tmp_path):
     """A real process, killed at random, begun again: the weights of a run that was left alone, bit for bit."""
     path = recipe(workers=1)
@@ -233,7 +285,7 @@ def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
 
 
 def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):
-    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a batch"):
+    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
         train(recipe(), ["optim.batch=10"])
     leak = Clip("leak", clips[0].path, captions=("Known.",), split="val")
     with pytest.raises(ManifestError, match="1 training clips are recordings that are evaluated on: 0 "):

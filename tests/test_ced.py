@@ -344,3 +344,16 @@ def test_lora(ced):
     assert set(ced.state_dict()) == base
     torch.testing.assert_close(ced(waveform, mask)[0], after, atol=1e-5, rtol=1e-5)
     assert all(torch.equal(k, block.attn.qkv.weight.chunk(3)[1]) for k, block in zip(keys, ced.blocks, strict=True))
+
+
+def test_spec_augment_is_for_training_only(ced):
+    waveform, mask = batch(16000, 9000)
+    plain, _ = ced.eval()(waveform, mask)
+    ced.spec_augment = True
+    torch.testing.assert_close(ced(waveform, mask)[0], plain)
+    ced.train()
+    torch.manual_seed(0)
+    hidden, present = ced(waveform, mask)
+    assert not torch.allclose(hidden[present], plain[present], atol=1e-3)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ced(waveform, mask)[0], hidden)

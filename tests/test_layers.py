@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "lamb"
 # fmt: off
 FLOORS = [
     ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data",
-     "data.phrases", "data.download", "data.archives", "metrics", "changes", "serving"],
-    ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes",
+     "data.phrases", "data.download", "data.archives", "metrics", "changes", "augment", "serving"],
+    ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "sharding", "data.manifest", "data.scenes",
      "reference_metrics", "serving.decoding", "serving.gate", "serving.schema"],
     ["encoders", "labels", "picture", "scores", "data.sources", "data.loader", "data.leakage", "data.coverage",
      "data.collections.published"],

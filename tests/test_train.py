@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from safetensors.torch import load_file
 from lamb import fit as fitting
 from lamb import train as training
 from lamb.captioner import Captioner
-from lamb.config import ConfigError, OptimConfig
+from lamb.config import ConfigError, OptimConfig, TrainConfig
 from lamb.data.manifest import ManifestError
-from lamb.fit import groups, schedule
+from lamb.fit import TrainingError, groups, memory, require_memory, schedule
 from lamb.train import band_mask, train
 
 LABELS = ("dog", "rain", "siren", "rooster")
@@ -92,6 +93,32 @@ def test_schedule():
     assert factors[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert schedule(12, optim) == pytest.approx(0)
     assert schedule(0, OptimConfig(steps=1, warmup=0)) == 1
+
+
+def test_memory_that_is_certain(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10, dtype=torch.bfloat16))
+    model[1].requires_grad_(False)
+    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(average=0.9))
+    # 110 parameters of 4 bytes: weight, gradient, two moments, perhaps an average; 110 frozen of 2 bytes
+    assert memory(model, config) == 110 * 4 * 4 + 110 * 2
+    assert memory(model, averaged) == 110 * 4 * 5 + 110 * 2
+    size = SimpleNamespace(total_memory=2000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    require_memory(model, config, torch.device("cpu"))
+    require_memory(model, config, torch.device("cuda"))
+    with pytest.raises(
+        TrainingError, match=r"the GPU has .* the model without any clip needs .*: a smaller optim\.batch"
+    ):
+        require_memory(model, averaged, torch.device("cuda"))
+
+
+def test_a_full_gpu_is_told_with_advice(recipe, monkeypatch):
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setitem(training.STAGES, "encoder", full)
+    with pytest.raises(TrainingError, match=r"memory is full \(CUDA out of memory\): .*model\.llm\.train=lora"):
+        train(encoder_recipe(recipe))
 
 
 def test_no_decay_below_two_dimensions():

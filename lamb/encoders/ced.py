@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..augment import spec_augment
+
 SIZES = {
     "tiny": {"dim": 192, "heads": 3},
     "mini": {"dim": 256, "heads": 4},
@@ -110,6 +112,7 @@ class CED(nn.Module):
 
     sample_rate = SAMPLE_RATE  # Hz
     frame_rate = SAMPLE_RATE / HOP / PATCH  # tokens a second
+    spec_augment = False  # hide stretches of the spectrogram in training mode
 
     def __init__(
         self,
@@ -139,6 +142,7 @@ class CED(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, int(mlp_ratio * dim)) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.outputlayer = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, outputs))
+        self.outputlayer.requires_grad_(False)  # no part of the tokens: nothing here trains it
         self.train(self.training)
 
     @classmethod
@@ -222,6 +226,8 @@ class CED(nn.Module):
         lengths = mask.sum(1)
         frames = lengths // HOP + 1  # (B,)
         mel = self.init_bn(self.log_mel(waveform, lengths).to(self.time_pos_embed.dtype))  # (B, 64, F)
+        if self.spec_augment and self.training:
+            mel = spec_augment(mel, frames)
         mel = mel.masked_fill(_positions(mel.shape[2], mel) >= frames[:, None, None], 0)
 
         width = min(self.target_length, max(mel.shape[2], PATCH))  # frames a chunk
