@@ -19,6 +19,7 @@ import io
 import math
 import os
 import shutil
+import stat
 import struct
 import tempfile
 import warnings
@@ -52,7 +53,17 @@ _BLOCK = 65_536  # frames decoded at a time
 _UNKNOWN = 2**63 - 1  # libsndfile's "frames" of a FLAC that does not say
 _DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
-_TIMED = ("mov", "matroska", "asf")  # containers whose header holds the length; for others ffmpeg guesses it
+_TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the length; for others ffmpeg guesses it
+_STREAMED = (
+    b"RIFF",
+    b"RF64",
+    b"fLaC",
+    b"OggS",
+    b".snd",
+    b"\x1aE\xdf\xa3",
+)  # and mp3, aac: read as they come from a pipe
+_BELIEVED = 3600.0  # seconds that a clock in a damaged file may jump
+_LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
 _CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
 
@@ -148,18 +159,24 @@ def load(
         return x
 
 
-def windows(source: Source, sample_rate: int, window: float, hop: float) -> Iterator[tuple[float, np.ndarray]]:
+def windows(
+    source: Source, sample_rate: int, window: float, hop: float, lost: list[tuple[float, float]] | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
     """Cut `source` in one pass and constant memory: (start in seconds, samples (T,) as from `load`), every `hop` s.
 
     Each holds `window` seconds, the last one what is left; it stops before a window that lies within the previous
     one. Raises AudioError; for a sound that breaks off, after the windows before the break.
+
+    With a list `lost` damage costs what is damaged: zeros are in its place, and before the window that holds them comes,
+    their (start, end) in seconds is in the list. A file that ends early gives an AudioWarning, and a pipe is read as it
+    comes (STREAMED), not copied.
     """
     if not 0 < hop <= window:
         raise ValueError(f"hop must be > 0 and at most the window of {window} s, not {hop}")
     size = math.ceil(window * sample_rate - 1e-6)  # not rounded down: windows end to end would leave out a sample
     held: list[np.ndarray] = []  # samples [first, end) of the sound
     first = end = covered = index = 0
-    with _open(source) as sound:
+    with _open(source, lost) as sound:
         for chunk in _resampled(sound, sample_rate):
             held.append(chunk)
             end += len(chunk)
@@ -170,6 +187,13 @@ def windows(source: Source, sample_rate: int, window: float, hop: float) -> Iter
                 index += 1
         if end > covered:
             yield index * hop, np.concatenate(held)[start - first :]
+
+
+def is_live(source: Source) -> bool:
+    """Whether `source` is a pipe, whose end may be yet to come."""
+    if isinstance(source, str | os.PathLike):
+        return stat.S_ISFIFO(os.stat(source).st_mode) if os.path.exists(source) else False
+    return hasattr(source, "read") and not _seekable(source)
 
 
 def level(x: np.ndarray) -> float:
@@ -236,22 +260,22 @@ class _Sound:
     format: str
     read: Callable[[int], Iterator[np.ndarray]]
     broken: type[Exception]  # what `read` raises on bad data
+    lost: list[tuple[float, float]] | None = None  # where damage is noted, in seconds, in place of an error
 
 
 @contextmanager
-def _open(source: Source) -> Iterator[_Sound]:
+def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iterator[_Sound]:
     """Open whatever `source` is, and refuse what is out of bounds."""
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
-            sound = _array(called, *source)
+            sound = _array(called, *source, lost)
         else:
-            file = _file(source, stack)
-            if not file.seek(0, os.SEEK_END):
-                raise AudioError(called, "empty (0 bytes)", "copy or download it again")
-            if _is_cut(file):
-                raise AudioError(called, "truncated: it ends before its own header says", _AGAIN)
-            sound = _soundfile(called, file, stack) or _pyav(called, file, stack)
+            file = _file(source, stack, streamed=lost is not None)
+            if isinstance(file, _Stream):
+                sound = _pyav(called, file, stack, lost)
+            else:
+                sound = _seekable_sound(called, file, stack, lost)
         for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):
             if not low <= value <= high:
                 remedy = f"convert it to {low} to {high} {what}"
@@ -263,6 +287,20 @@ def _open(source: Source) -> Iterator[_Sound]:
         yield sound
 
 
+def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> _Sound:
+    if not file.seek(0, os.SEEK_END):
+        raise AudioError(called, "empty (0 bytes)", "copy or download it again")
+    if _is_cut(file):
+        problem = "truncated: it ends before its own header says"
+        if lost is None:
+            raise AudioError(called, problem, _AGAIN)
+        warnings.warn(f"{called}: {problem}", AudioWarning, stacklevel=2)
+    head = _at(file, 0, 4)
+    if lost is not None and (head in (b"fLaC", b"OggS") or _is_mp3(head)):
+        return _pyav(called, file, stack, lost)  # libsndfile closes over a hole, and all that follows is too early
+    return _soundfile(called, file, stack, lost) or _pyav(called, file, stack, lost)
+
+
 def _check_length(sound: _Sound, frames: int) -> None:
     if frames == 0:
         raise AudioError(sound.name, "holds zero samples", "record or export it again")
@@ -271,8 +309,30 @@ def _check_length(sound: _Sound, frames: int) -> None:
         raise AudioError(sound.name, problem, "give a longer sound")
 
 
-def _file(source: Any, stack: ExitStack) -> BinaryIO:
-    """A seekable binary file with the content of `source`, closed by `stack` unless it is the caller's own."""
+class _Stream:
+    """A pipe that is read as it comes; `head` has been read from it already."""
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        self.head = head
+        self.read_some = getattr(file, "read1", file.read)  # what is there now, where it can be had
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, none at the end."""
+        if self.head:
+            some, self.head = self.head[:size], self.head[size:]
+            return some
+        return self.read_some(size)
+
+
+def _seekable(file: Any) -> bool:
+    return hasattr(file, "seekable") and file.seekable()
+
+
+def _file(source: Any, stack: ExitStack, streamed: bool) -> BinaryIO | _Stream:
+    """A seekable binary file with the content of `source`, closed by `stack` unless it is the caller's own.
+
+    A pipe is copied to a temporary file, or if `streamed` and in a format that can be read forwards, given as it is.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
     file = source
@@ -292,8 +352,12 @@ def _file(source: Any, stack: ExitStack) -> BinaryIO:
         raise TypeError(f"audio is a path, bytes, a binary file or (array, rate), not {type(source).__name__}")
     if isinstance(file, io.TextIOBase):
         raise TypeError("audio is read from a file in binary mode: open(path, 'rb')")
-    if not (hasattr(file, "seekable") and file.seekable()):  # decoders jump about; the disk holds what memory may not
+    if not _seekable(file):
+        head = file.read(16)
+        if streamed and (head[:4] in _STREAMED or _is_mp3(head) or head[:1] == b"\xff"):
+            return _Stream(head, file)
         spool = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        spool.write(head)  # decoders jump about; the disk holds what memory may not
         shutil.copyfileobj(file, spool)
         file = spool
     return file
@@ -308,6 +372,10 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
                 x = block[: None if stop is None else stop - at].mean(axis=1, dtype=np.float32)
             bad = ~np.isfinite(x)
             if (count := int(bad.sum())) > max(64, len(x) // 10):
+                if sound.lost is not None:
+                    sound.lost.append((at / sound.rate, (at + len(x)) / sound.rate))
+                    x, bad, count = np.zeros_like(x), np.zeros_like(bad), 0
+            if count > max(64, len(x) // 10):
                 problem = f"{count} of {len(x)} samples near {at / sound.rate:.1f} s are NaN or infinite"
                 raise AudioError(sound.name, problem, "record or export it again")
             if count:
@@ -326,8 +394,10 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
         raise AudioError(sound.name, problem, _AGAIN) from error
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
     if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
-        seconds, stated = at / sound.rate, sound.frames / sound.rate
-        raise AudioError(sound.name, f"truncated: {seconds:.2f} s of the {stated:.2f} s in its header", _AGAIN)
+        problem = f"truncated: {at / sound.rate:.2f} s of the {sound.frames / sound.rate:.2f} s in its header"
+        if sound.lost is None or not at:
+            raise AudioError(sound.name, problem, _AGAIN)
+        warnings.warn(f"{sound.name}: {problem}", AudioWarning, stacklevel=2)
     if first == 0:
         _check_length(sound, at)
 
@@ -358,7 +428,7 @@ def _scaled(x: np.ndarray) -> np.ndarray:
     return ((x.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half).astype(np.float32)
 
 
-def _array(called: str, x: np.ndarray, rate: int) -> _Sound:
+def _array(called: str, x: np.ndarray, rate: int, lost: list[tuple[float, float]] | None) -> _Sound:
     """Samples (T,) or (T, channels) that the caller has already."""
     x = np.asarray(x)
     if x.ndim not in (1, 2) or x.dtype.kind not in "fiu":
@@ -369,10 +439,12 @@ def _array(called: str, x: np.ndarray, rate: int) -> _Sound:
     def read(first: int) -> Iterator[np.ndarray]:
         return (_scaled(x[at : at + _BLOCK]) for at in range(first, len(x), _BLOCK))
 
-    return _Sound(called, int(rate), x.shape[1], len(x), "array", read, broken=OverflowError)
+    return _Sound(called, int(rate), x.shape[1], len(x), "array", read, OverflowError, lost)
 
 
-def _soundfile(called: str, file: BinaryIO, stack: ExitStack) -> _Sound | None:
+def _soundfile(
+    called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None = None
+) -> _Sound | None:
     """Decode by libsndfile; None for what it cannot read, or reads only in part."""
     import soundfile
 
@@ -409,14 +481,17 @@ def _soundfile(called: str, file: BinaryIO, stack: ExitStack) -> _Sound | None:
 
     kind = f"{sound.format} {sound.subtype}".lower()
     broken = soundfile.LibsndfileError
-    return _Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, broken)
+    return _Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, broken, lost)
 
 
-def _pyav(called: str, file: BinaryIO, stack: ExitStack) -> _Sound:
-    """Decode the first audio stream by ffmpeg. Raises AudioError for what it cannot."""
+def _pyav(
+    called: str, file: BinaryIO | _Stream, stack: ExitStack, lost: list[tuple[float, float]] | None = None
+) -> _Sound:
+    """Decode the first audio stream by ffmpeg. Raises AudioError for what it cannot, unless it goes into `lost`."""
     import av
 
-    file.seek(0)
+    if not isinstance(file, _Stream):
+        file.seek(0)
     try:
         options = {"format_whitelist": _DEMUXERS}
         container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="ignore"))
@@ -429,7 +504,7 @@ def _pyav(called: str, file: BinaryIO, stack: ExitStack) -> _Sound:
     if stream.codec_context is None:
         raise AudioError(called, "its audio is in an unsupported codec", _CONVERT)
     codec = stream.codec_context.name
-    frames = container.decode(stream)
+    frames = container.decode(stream) if lost is None else _intact(container, stream)
     try:
         head = next(frames, None)
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
@@ -451,6 +526,9 @@ def _pyav(called: str, file: BinaryIO, stack: ExitStack) -> _Sound:
 
     def read(first: int) -> Iterator[np.ndarray]:
         at, todo = 0, chain([head], frames)
+        if lost is not None:
+            yield from _with_holes(((f.time, samples(f)) for f in todo), rate, lost)
+            return
         if first > rate and container_name in _SEEKABLE and head.time is not None:
             assert stream.time_base is not None  # ffmpeg sets it for every stream that it opens
             target = head.time + first / rate - 0.5  # seconds; half a second for the codec to settle
@@ -475,7 +553,63 @@ def _pyav(called: str, file: BinaryIO, stack: ExitStack) -> _Sound:
         seconds = container.duration / 1e6  # of the longest stream, which is the only one
     stated = None if seconds is None else round(seconds * rate)
     kind = f"{container_name} {codec}"
-    return _Sound(called, rate, head.layout.nb_channels, stated, kind, read, av.FFmpegError)
+    return _Sound(called, rate, head.layout.nb_channels, stated, kind, read, av.FFmpegError, lost)
+
+
+def _intact(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream that can be decoded, at the times where they belong.
+
+    mp3 and aac have no clock: more bytes between two frames than frames ever have are so much time, at the mean rate.
+    """
+    import av
+
+    clockless = container.format.name in ("mp3", "aac")
+    patience = 100  # errors of the container, not of a packet, that do not lead on
+    end, sizes, count, late = 0, 0, 0, 0  # bytes, bytes, packets, units of the stream's clock
+    while patience:
+        try:
+            for packet in container.demux(stream):
+                if clockless and packet.pos is not None and packet.size:
+                    size = packet.pos + packet.size - (end if count else packet.pos)
+                    end = packet.pos + packet.size
+                    if size > _LARGEST and count:
+                        late += round((size * count / sizes - 1) * (packet.duration or 0))
+                    else:
+                        sizes, count = sizes + size, count + 1
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    continue
+                patience = 100
+                for frame in frames:
+                    if late and frame.pts is not None:
+                        frame.pts += late
+                    yield frame
+            return
+        except av.FFmpegError:
+            patience -= 1
+
+
+def _with_holes(
+    frames: Iterable[tuple[float | None, np.ndarray]], rate: int, lost: list[tuple[float, float]]
+) -> Iterator[np.ndarray]:
+    """Blocks of (time in seconds, samples (n, channels)), with zeros where the times say that some are missing."""
+    at = 0
+    origin: float | None = None
+    for time, x in frames:
+        if origin is None:
+            origin = time
+        hole = 0 if time is None or origin is None else round((time - origin) * rate) - at
+        if 0.1 * rate < hole < _BELIEVED * rate:
+            if lost and at / rate - lost[-1][1] < 1.0:  # what little was decoded in between may be anything
+                lost[-1] = (lost[-1][0], (at + hole) / rate)
+            else:
+                lost.append((at / rate, (at + hole) / rate))
+            at += hole
+            for begin in range(0, hole, _BLOCK):
+                yield np.zeros((min(_BLOCK, hole - begin), x.shape[1]), np.float32)
+        yield x
+        at += len(x)
 
 
 # ---- headers: is all of the file there? ---------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -10,18 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from . import audio, checkpoint
-from .captions import Caption, Segment
+from .batches import SILENCE, confidence, describe, encode
+from .captions import Caption, Timeline
+from .changes import CELL, Summary
 from .config import DecodeConfig
-from .decode import Hypothesis, generate
+from .decode import Hypothesis
 from .model import LambModel
+from .timeline import Plan, timeline
 
-SILENCE = Hypothesis("Silence.", 0.0)  # measured, not guessed: see lamb.audio.SILENCE_DBFS
 AHEAD = 4  # windows of a recording that are decoded before their turn
 GROUP = 4  # batches of clips that are sorted by length together
 HELD = 256  # clips in such a group, unless a batch is larger: a long one keeps its file open
+SEGMENT_BEAMS = 1  # as many labels named as with 4, in a third of the time: benchmarks/timeline.py [O]
 
 
 @dataclass
@@ -33,11 +35,8 @@ class _Recording:
     windows: Iterator[tuple[float, np.ndarray]] = field(default_factory=lambda: iter(()))
     duration: float = 0.0
     error: str | None = None
-    h_a: list[Tensor] = field(default_factory=list)  # (N_a, D) of each window that is not silent
-    spans: list[tuple[float, float]] = field(default_factory=list)  # seconds, of every window
-    sounding: list[int] = field(default_factory=list)  # windows that h_a belongs to
+    summary: Summary = field(default_factory=Summary)
     hypotheses: list[Hypothesis] = field(default_factory=list)
-    window_hypotheses: dict[int, Hypothesis] = field(default_factory=dict)
 
 
 class Captioner:
@@ -86,22 +85,83 @@ class Captioner:
             beams: of the beam search, 1 for greedy; None: the model's own number.
             sample: draw captions at random (`seed`, 0 if None) instead of searching the best.
             batch_size: files generated together.
-            timeline: also caption every window of `window` seconds, one every `hop` seconds, as segments.
-            hop: None: as the model's own, in proportion to the window.
+            timeline: also say what is heard when, as segments; see `timeline` for `window` and `hop`.
 
         A caption covers its whole recording: one longer than a window is encoded window by window.
         """
         if isinstance(files, str | bytes) or hasattr(files, "read"):
             raise TypeError("files are given as a list, also a single one: caption([file])")
-        chosen: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
-        options = replace(self.options, **{k: v for k, v in chosen.items() if v is not None})
-        if window is not None and hop is None:
-            options = replace(options, hop=window * (self.options.hop / self.options.window))
-        _check(options, n_best, beams, sample)
-        if beams is None:
-            options = replace(options, beams=max(options.beams, n_best))
-        job = _Job(self.model, options, n_best, (seed or 0) if sample else None, timeline)
+        choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
+        if timeline:
+            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, **choices)
+            return (result.finish() if isinstance(result, Timeline) else result for result in found)
+        job = _Job(self.model, self._options(n_best, sample, **choices), n_best, (seed or 0) if sample else None)
         return job.run(files)
+
+    def timeline(
+        self, source: audio.Source, window: float | None = None, hop: float | None = None, **options: Any
+    ) -> Timeline:
+        """The segments of a recording of any length, each as soon as it is final; then its `caption` is the whole's.
+
+        Args:
+            source: also a pipe: wav, flac, ogg, mp3, aac and webm are read as they come.
+            window, hop: None: segments follow the sound. Else a fixed grid: windows of `window` seconds, one every
+                `hop` seconds (one of the two left None: as the model's own, in proportion).
+            options: `n_best`, `sample` and `seed` for the captions of the whole; `beams` for those of the segments too
+                (None: greedy for segments that follow the sound, else the model's own number); `batch_size`; `listen`, a
+                function that is handed the samples, in order, at the encoder's rate.
+
+        Nothing is opened before the first segment is asked for, which raises AudioError for what cannot be read at all.
+        What cannot be decoded later on is a segment "(unreadable)", with an AudioWarning.
+        """
+        plan = self._plan(window, hop, **options)
+        return Timeline(audio.name(source), timeline(self.model, source, plan))
+
+    def timelines(self, files: Iterable[audio.Source], **options: Any) -> Iterator[Caption | Timeline]:
+        """The `timeline` of each file as soon as its first segment is known; a caption with `error` if it has none."""
+        plan = self._plan(**options)
+
+        def found() -> Iterator[Caption | Timeline]:
+            for file in files:
+                segments = Timeline(audio.name(file), timeline(self.model, file, plan))
+                try:
+                    segments.begin()
+                except audio.AudioError as error:
+                    yield Caption(segments.file, error=f"{error.problem}; {error.remedy}")
+                else:
+                    yield segments
+
+        return found()
+
+    def _options(self, n_best: int, sample: bool, **choices: Any) -> DecodeConfig:
+        """The model's own options with the choices that are not None. Raises ValueError."""
+        options = replace(self.options, **{name: value for name, value in choices.items() if value is not None})
+        if choices["window"] is not None and choices["hop"] is None:
+            options = replace(options, hop=options.window * (self.options.hop / self.options.window))
+        _check(options, n_best, choices["beams"], sample)
+        if choices["beams"] is None:
+            options = replace(options, beams=max(options.beams, n_best))
+        return options
+
+    def _plan(
+        self,
+        window: float | None = None,
+        hop: float | None = None,
+        *,
+        n_best: int = 1,
+        beams: int | None = None,
+        sample: bool = False,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        listen: Callable[[np.ndarray], None] | None = None,
+    ) -> Plan:
+        whole = self._options(n_best, sample, beams=beams, batch_size=batch_size, window=window, hop=hop)
+        segments = replace(whole, beams=beams or self.options.beams)
+        grid = window is not None or hop is not None
+        if not grid:
+            hop = max(1, round(whole.window / 2 / CELL)) * CELL
+            segments = replace(segments, window=2 * hop, hop=hop, beams=beams or SEGMENT_BEAMS)
+        return Plan(segments, whole, grid, n_best, (seed or 0) if sample else None, listen)
 
 
 def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) -> None:
@@ -140,7 +200,6 @@ class _Job:
     options: DecodeConfig
     n_best: int
     seed: int | None
-    timeline: bool
 
     def run(self, files: Iterable[audio.Source]) -> Iterator[Caption]:
         size = max(self.options.batch_size, min(self.options.batch_size * GROUP, HELD))
@@ -173,18 +232,18 @@ class _Job:
         return recording
 
     def _encode(self, group: Sequence[_Recording]) -> None:
-        """Fill h_a of every recording, its windows in batches of similar length."""
-        held: list[tuple[_Recording, int, np.ndarray]] = []
+        """Fill the summary of every recording, its windows in batches of similar length."""
+        held: list[tuple[_Recording, np.ndarray]] = []
         limit = self.options.batch_size * GROUP
+        rate = self.model.encoder.sample_rate
         for recording in group:
             try:
                 for start, x in recording.windows:
-                    recording.duration = start + len(x) / self.model.encoder.sample_rate
-                    if start and len(x) < audio.MIN_DURATION * self.model.encoder.sample_rate:
+                    recording.duration = start + len(x) / rate
+                    if start and len(x) < audio.MIN_DURATION * rate:
                         continue  # a last sliver too short to hold anything
-                    recording.spans.append((start, recording.duration))
                     if not audio.is_silent(x):
-                        held.append((recording, len(recording.spans) - 1, x))
+                        held.append((recording, x))
                     if len(held) == limit:
                         self._encode_windows(held)
                         held = []
@@ -192,45 +251,17 @@ class _Job:
                 recording.error = f"{error.problem}; {error.remedy}"
         self._encode_windows(held)
 
-    @torch.inference_mode()
-    def _encode_windows(self, held: list[tuple[_Recording, int, np.ndarray]]) -> None:
-        held.sort(key=lambda item: len(item[2]))
-        tokens: dict[tuple[int, int], Tensor] = {}
-        for part in _batches(held, self.options.batch_size):
-            lengths = torch.tensor([len(x) for _, _, x in part])
-            waveform = torch.zeros(len(part), int(lengths.max()))  # (B, T)
-            for row, (_, _, x) in zip(waveform, part, strict=True):
-                row[: len(x)] = torch.from_numpy(x)
-            mask = torch.arange(waveform.shape[1]) < lengths[:, None]
-            h_a, valid = self.model.encode(waveform.to(self.model.device), mask.to(self.model.device))
-            for (recording, index, _), row, row_mask in zip(part, h_a, valid, strict=True):
-                tokens[id(recording), index] = row[row_mask]  # (N_a, D)
-        for recording, index, _ in sorted(held, key=lambda item: item[1]):
-            recording.h_a.append(tokens[id(recording), index])
-            recording.sounding.append(index)
+    def _encode_windows(self, held: list[tuple[_Recording, np.ndarray]]) -> None:
+        tokens = encode(self.model, [x for _, x in held], self.options.batch_size)
+        for (recording, _), h_a in zip(held, tokens, strict=True):
+            recording.summary.add(h_a)
 
     def _generate(self, group: Sequence[_Recording]) -> None:
-        """Fill the hypotheses: of whole recordings, and with `timeline` of their windows."""
-        whole: list[tuple[_Recording, int | None, Tensor]] = []
-        for recording in group:
-            if recording.error is None and recording.h_a:
-                whole.append((recording, None, torch.cat(recording.h_a)))
-                if self.timeline and len(recording.spans) > 1:
-                    pairs = zip(recording.sounding, recording.h_a, strict=True)
-                    whole += [(recording, index, h_a) for index, h_a in pairs]
-        whole.sort(key=lambda item: len(item[2]))
-        for part in _batches(whole, self.options.batch_size):
-            h_a = torch.nn.utils.rnn.pad_sequence([x for _, _, x in part], batch_first=True)  # (B, N_a, D)
-            lengths = torch.tensor([len(x) for _, _, x in part], device=h_a.device)
-            mask = torch.arange(h_a.shape[1], device=h_a.device) < lengths[:, None]  # (B, N_a)
-            with torch.inference_mode():
-                z_a, valid = self.model.audio_tokens(h_a, mask)
-            found = generate(self.model, z_a, valid, self.options, self.n_best, self.seed)
-            for (recording, index, _), hypotheses in zip(part, found, strict=True):
-                if index is None:
-                    recording.hypotheses = hypotheses
-                else:
-                    recording.window_hypotheses[index] = hypotheses[0]
+        """Fill the hypotheses."""
+        tokens = [(r, h_a) for r in group if r.error is None and (h_a := r.summary.tokens()) is not None]
+        found = describe(self.model, [h_a for _, h_a in tokens], self.options, self.n_best, self.seed)
+        for (recording, _), hypotheses in zip(tokens, found, strict=True):
+            recording.hypotheses = hypotheses
 
     def _result(self, recording: _Recording) -> Caption:
         if recording.error is not None:
@@ -241,40 +272,10 @@ class _Job:
             duration=recording.duration,
             text=hypotheses[0].text,
             score=hypotheses[0].score,
-            confidence=self._confidence(hypotheses[0]),
+            confidence=confidence(hypotheses[0], self.options),
             captions=tuple(h.text for h in hypotheses),
             scores=tuple(h.score for h in hypotheses),
-            segments=tuple(self._segments(recording, hypotheses[0])) if self.timeline else (),
         )
-
-    def _segments(self, recording: _Recording, caption: Hypothesis) -> Iterator[Segment]:
-        """The windows' captions in time, equal neighbours joined; where windows overlap, a cut half way."""
-        spans, last = recording.spans, len(recording.spans) - 1
-        pieces: list[tuple[float, float, str, float]] = []
-        for k, (start, end) in enumerate(spans):
-            hypothesis = caption if last == 0 else recording.window_hypotheses.get(k, SILENCE)
-            start = start if k == 0 else (start + spans[k - 1][1]) / 2
-            end = recording.duration if k == last else (end + spans[k + 1][0]) / 2
-            confidence = self._confidence(hypothesis)
-            if pieces and pieces[-1][2] == hypothesis.text:
-                start, _, _, before = pieces.pop()
-                confidence = max(confidence, before)
-            pieces.append((start, end, hypothesis.text, confidence))
-        for start, end, text, confidence in pieces:
-            yield Segment(start, end, text, confidence)
-
-    def _confidence(self, hypothesis: Hypothesis) -> float:
-        """How likely the main sound is named, 0 to 1: the score as a probability, calibrated by the model's (a, b)."""
-        if hypothesis is SILENCE:
-            return 1.0
-        offset, slope = self.options.confidence
-        p = min(max(math.exp(hypothesis.score), 1e-6), 1 - 1e-6)
-        return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
-
-
-def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
-    for k in range(0, len(items), size):
-        yield items[k : k + size]
 
 
 def _chain(first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -82,38 +82,81 @@ class Caption:
         }
 
 
-Writer = Callable[[Iterable[Caption]], Iterator[str]]
+class Timeline(Iterator[Segment]):
+    """The segments of a recording that is still being heard, each as soon as it is final.
+
+    `caption` is that of the whole, with all segments in it, once they are through.
+    """
+
+    def __init__(self, file: str, segments: Generator[Segment, None, Caption]) -> None:
+        self.file = file
+        self.caption: Caption | None = None
+        self._segments = segments
+        self._begun: list[Segment] = []
+
+    def __next__(self) -> Segment:
+        if self._begun:
+            return self._begun.pop()
+        try:
+            return next(self._segments)
+        except StopIteration as end:
+            self.caption = self.caption or end.value
+            raise
+
+    def begin(self) -> None:
+        """Find the first segment now: what cannot be read is an error here."""
+        self._begun = [next(self)]
+
+    def finish(self) -> Caption:
+        """Hear the rest: the caption of the whole."""
+        for _ in self:
+            pass
+        assert self.caption is not None
+        return self.caption
+
+    def close(self) -> None:
+        """Leave the rest unheard."""
+        self._segments.close()
 
 
-def write_text(results: Iterable[Caption]) -> Iterator[str]:
-    """A line a caption; before it `FILE<TAB>` with several files, and `[START - END] ` with segments."""
+Result = Caption | Timeline
+Writer = Callable[[Iterable[Result]], Iterator[str]]
+
+
+def write_text(results: Iterable[Result]) -> Iterator[str]:
+    """A line a caption; before it `FILE<TAB>` with several files, and `[START - END] ` with segments.
+
+    Where there are several segments, a last line without times has the caption of the whole.
+    """
     results, several = _several(results)
-    for result in filter(lambda r: r.ok, results):
+    for result in results:
         name = f"{one_line(result.file)}\t" if several else ""
-        if result.segments:
-            lines = [f"{span(s.start, s.end)} {one_line(s.caption)}" for s in result.segments]
-        else:
-            lines = [one_line(text) for text, _ in result.n_best()]
-        yield "".join(f"{name}{line}\n" for line in lines)
+        for s in _segments(result):
+            yield f"{name}{span(s.start, s.end)} {one_line(s.caption)}\n"
+        whole = _whole(result)
+        if whole.ok and len(whole.segments) != 1:
+            yield "".join(f"{name}{one_line(text)}\n" for text, _ in whole.n_best())
 
 
-def write_json(results: Iterable[Caption]) -> Iterator[str]:
+def write_json(results: Iterable[Result]) -> Iterator[str]:
     """One array of all results, an object a line; valid JSON once the last result is in."""
     before = "[\n"
     for result in results:
-        yield before + _json(result)
+        yield before + _json(_whole(result))
         before = ",\n"
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
-def write_jsonl(results: Iterable[Caption]) -> Iterator[str]:
+def write_jsonl(results: Iterable[Result]) -> Iterator[str]:
     """An object a line (JSON Lines)."""
     for result in results:
-        yield _json(result) + "\n"
+        yield _json(_whole(result)) + "\n"
 
 
-def write_csv(results: Iterable[Caption]) -> Iterator[str]:
+def write_csv(results: Iterable[Result]) -> Iterator[str]:
     """A row a caption under `CSV_COLUMNS`: one a file, or one a segment, or one for each of the n best.
+
+    Where segments are written as they come the duration is not known yet, and left empty.
 
     A spreadsheet would run a cell that begins with one of `=+-@` as a formula, so such a path gets `./` in
     front (it still names the same file) and such a text an apostrophe. `-`, standard input, stays as it is.
@@ -121,25 +164,25 @@ def write_csv(results: Iterable[Caption]) -> Iterator[str]:
     yield _csv_row(CSV_COLUMNS)
     for result in results:
         name = result.file if result.file == "-" else _FORMULA.sub(r"./\g<0>", result.file)
-        if result.error is not None:
+        duration = None if isinstance(result, Timeline) else result.duration
+        rows: Iterator[list[Any]] = ([s.start, s.end, s.caption, None, s.confidence] for s in _segments(result))
+        if isinstance(result, Caption) and result.error is not None:
             yield _csv_row([name, *[None] * 6, _FORMULA.sub(r"'\g<0>", result.error)])
-            continue
-        if result.segments:
-            rows: list[list[Any]] = [[s.start, s.end, s.caption, None, s.confidence] for s in result.segments]
-        else:
-            rows = [[0.0, result.duration, text, score, None] for text, score in result.n_best()]
-            rows[0][-1] = result.confidence
+        elif isinstance(result, Caption) and not result.segments:
+            n_best = [[0.0, duration, text, score, None] for text, score in result.n_best()]
+            n_best[0][-1] = result.confidence
+            rows = iter(n_best)
         for start, end, text, score, confidence in rows:
-            times = [_rounded(seconds, 3) for seconds in (result.duration, start, end)]
+            times = [_rounded(seconds, 3) for seconds in (duration, start, end)]
             text = _FORMULA.sub(r"'\g<0>", text)
             yield _csv_row([name, *times, text, _rounded(score, 4), _rounded(confidence, 4), None])
 
 
-def write_srt(results: Iterable[Caption]) -> Iterator[str]:
+def write_srt(results: Iterable[Result]) -> Iterator[str]:
     """SubRip subtitles, a cue a segment, numbered through; `FILE: ` before each text with several files."""
     results, several = _several(results)
     number = 0
-    for result in filter(lambda r: r.ok, results):
+    for result in results:
         for cue in _cues(result):
             number += 1
             times = f"{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}"
@@ -147,16 +190,25 @@ def write_srt(results: Iterable[Caption]) -> Iterator[str]:
             yield f"{number}\n{times}\n{_no_arrow(text)}\n\n"
 
 
-def write_vtt(results: Iterable[Caption]) -> Iterator[str]:
+def write_vtt(results: Iterable[Result]) -> Iterator[str]:
     """WebVTT subtitles, a cue a segment, numbered through; a NOTE with the file's name is before its cues."""
     yield "WEBVTT\n\n"
     number = 0
-    for result in filter(lambda r: r.ok, results):
-        yield f"NOTE {_no_arrow(result.file)}\n\n"
-        for cue in _cues(result):
+    for result in results:
+        for k, cue in enumerate(_cues(result)):
             number += 1
+            note = "" if k else f"NOTE {_no_arrow(result.file)}\n\n"
             text = one_line(cue.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            yield f"{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}\n\n"
+            yield f"{note}{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}\n\n"
+
+
+def write_audacity(results: Iterable[Result]) -> Iterator[str]:
+    """A label track of Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT, `FILE: ` before the text with several."""
+    results, several = _several(results)
+    for result in results:
+        for cue in _cues(result):
+            text = f"{result.file}: {cue.caption}" if several else cue.caption
+            yield f"{cue.start:.6f}\t{cue.end:.6f}\t{one_line(text)}\n"
 
 
 WRITERS: dict[str, Writer] = {
@@ -166,6 +218,7 @@ WRITERS: dict[str, Writer] = {
     "csv": write_csv,
     "srt": write_srt,
     "vtt": write_vtt,
+    "audacity": write_audacity,
 }
 CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
 
@@ -197,17 +250,28 @@ _FORMULA = re.compile(r"\A[=+\-@\t\r]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def _several(results: Iterable[Caption]) -> tuple[Iterator[Caption], bool]:
+def _several(results: Iterable[Result]) -> tuple[Iterator[Result], bool]:
     """The results, and whether there is more than one: the first is held back until the second is there."""
     results = iter(results)
     first = list(islice(results, 2))
     return chain(first, results), len(first) > 1
 
 
-def _cues(result: Caption) -> tuple[Segment, ...]:
-    """The segments, or one that spans the file; a cue must last, if only a millisecond."""
-    segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
-    return tuple(replace(s, end=max(s.end, s.start + 0.001)) for s in segments)
+def _segments(result: Result) -> Iterable[Segment]:
+    return result if isinstance(result, Timeline) else result.segments
+
+
+def _whole(result: Result) -> Caption:
+    return result.finish() if isinstance(result, Timeline) else result
+
+
+def _cues(result: Result) -> Iterator[Segment]:
+    """The segments, or one that spans the file; none of a failure. A cue must last, if only a millisecond."""
+    segments = _segments(result)
+    if isinstance(result, Caption) and result.ok:
+        segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
+    for s in segments:
+        yield replace(s, end=max(s.end, s.start + 0.001))
 
 
 def _rounded(number: float | None, digits: int) -> float | None:

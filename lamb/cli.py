@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dis import opmap
 from enum import StrEnum
 from functools import partial
@@ -23,7 +23,9 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from lamb.captions import Caption
+    from lamb.captioner import Captioner
+    from lamb.captions import Caption, Timeline
+    from lamb.picture import Picture
 
 DEFAULT_MODEL = "tiny"
 
@@ -46,6 +48,7 @@ class Format(StrEnum):
     csv = "csv"
     srt = "srt"
     vtt = "vtt"
+    audacity = "audacity"
     table = "table"
 
 
@@ -109,12 +112,33 @@ def caption(
     quiet: Annotated[bool, _output("--quiet", help="No progress and no warnings; only errors.", **_flag)] = False,
     timeline: Annotated[
         bool,
-        _long("--timeline", metavar="", help="Caption window by window, with times.", show_default=False),
+        _long("--timeline", metavar="", help="Say what is heard when; segments follow the sound.", show_default=False),
     ] = False,
-    window: Annotated[float | None, _long(metavar="SECONDS", callback=_seconds, help="Length of a window.")] = None,
+    window: Annotated[
+        float | None,
+        _long(
+            metavar="SECONDS",
+            callback=_seconds,
+            help="A fixed grid instead: a segment is a window of this length.",
+            show_default=False,
+        ),
+    ] = None,
     hop: Annotated[
         float | None,
-        _long(metavar="SECONDS", callback=_seconds, help="From one window's start to the next's; at most a window."),
+        _long(
+            metavar="SECONDS",
+            callback=_seconds,
+            help="From one window of the grid to the next; at most a window.",
+            show_default="in proportion to the window",
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        _long(
+            metavar="FILE",
+            help="With --timeline, also draw the spectrogram with the segments under it (png, pdf, svg).",
+            show_default=False,
+        ),
     ] = None,
     n_best: Annotated[int, _search(metavar="K", min=1, help="How many captions a file, best first.")] = 1,
     beams: Annotated[
@@ -168,11 +192,13 @@ def caption(
             f"{hop:g} s is longer than the window, {window:g} s; what lies between windows would not be heard.",
             param_hint="--hop",
         )
+    if plot and not timeline:
+        raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
     if paths.count("-") > 1:
         raise typer.BadParameter("standard input (-) can be read only once.", param_hint="PATH")
     if format is None:
         ending = output.suffix[1:].lower() if output else ""
-        format = Format(ending) if ending in list(Format) else Format.text
+        format = Format.audacity if ending == "labels" else Format(ending) if ending in list(Format) else Format.text
 
     from lamb.audio import AudioError, expand
     from lamb.captions import WRITERS
@@ -188,6 +214,8 @@ def caption(
                 raise
             failed.append(path)
             _say("error", error)
+    if plot and len(inputs) != 1:
+        raise typer.BadParameter(f"a picture is of one recording, not of {len(inputs)}.", param_hint="--plot")
     with _destination(output) as out, _progress(len(inputs), quiet) as progress:
         if threads:
             import torch
@@ -197,17 +225,22 @@ def caption(
 
         with _loading():
             captioner = Captioner.load(model, device=device)
-        results = captioner.stream(
-            inputs,
-            n_best=n_best,
-            beams=beams,
-            sample=sample,
-            seed=seed,
-            batch_size=batch_size,
-            timeline=timeline,
-            window=window,
-            hop=hop,
-        )
+        options: dict[str, Any] = {
+            "n_best": n_best,
+            "beams": beams,
+            "sample": sample,
+            "seed": seed,
+            "batch_size": batch_size,
+            "window": window,
+            "hop": hop,
+        }
+        results: Iterable[Caption | Timeline]
+        if timeline:
+            picture = _picture(captioner, plot)
+            found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
+            results = (_followed(result, progress, picture) for result in found)
+        else:
+            results = captioner.stream(inputs, **options)
         writer = partial(_write_table, out) if format is Format.table else WRITERS[format]
         shared = out.isatty() and not progress.disable  # a terminal for both: the bar makes way for captions
         for chunk in writer(_watched(results, progress, failed)):
@@ -433,23 +466,62 @@ def _progress(total: int, quiet: bool) -> Progress:
     return progress
 
 
-def _watched(results: Iterable[Caption], progress: Progress, failed: list[str]) -> Iterator[Caption]:
+def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
+    if plot is None:
+        return None
+    from lamb.picture import Picture
+
+    return Picture(captioner.model.encoder.sample_rate, plot)
+
+
+def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
+    """The same result; the bar moves with its segments, and at their end the picture is drawn."""
+    from lamb.audio import AudioError, probe
+    from lamb.captions import Caption, Segment, Timeline
+
+    if isinstance(result, Caption):
+        return result
+    task, before, length = progress.tasks[0], progress.tasks[0].completed, None
+    if not progress.disable and os.path.isfile(result.file):
+        with suppress(AudioError):  # damaged, and told already
+            length = probe(result.file).duration
+
+    def segments() -> Generator[Segment, None, Caption]:
+        for segment in result:
+            if length:
+                progress.update(task.id, completed=before + min(0.99, segment.end / length))
+            yield segment
+        caption = result.finish()
+        if picture:
+            picture.draw(caption.segments, result.file)
+        return caption
+
+    return Timeline(result.file, segments())
+
+
+def _watched(
+    results: Iterable[Caption | Timeline], progress: Progress, failed: list[str]
+) -> Iterator[Caption | Timeline]:
     """The same results; failures are told and collected in `failed`, and the bar moves on."""
+    from lamb.captions import Caption
+
     for result in results:
-        if result.error is not None:
+        if isinstance(result, Caption) and result.error is not None:
             failed.append(result.file)
             named = result.file in result.error
             _say("error", result.error if named else f"{result.file}: {result.error}")
-        progress.advance(progress.task_ids[0])
         yield result
+        progress.advance(progress.task_ids[0])
 
 
-def _write_table(out: TextIO, results: Iterable[Caption]) -> Iterator[str]:
+def _write_table(out: TextIO, results: Iterable[Caption | Timeline]) -> Iterator[str]:
     """A writer, as those of `lamb.captions`, of a table for the eye; it comes when all results are there."""
-    from lamb.captions import one_line, span
+    from lamb.captions import Timeline, one_line, span
 
     rows: list[tuple[str, str, str, str]] = []
     for result in results:
+        if isinstance(result, Timeline):
+            result = result.finish()
         length = "" if result.duration is None else f"{result.duration:.1f} s"
         lines: list[tuple[str, str, float | None]]
         if result.error is not None:

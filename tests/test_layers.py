@@ -13,14 +13,15 @@ PACKAGE = Path(__file__).parents[1] / "lamb"
 
 # fmt: off
 FLOORS = [
-    ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data", "data.phrases",
-     "data.download", "data.archives", "metrics"],
+    ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data",
+     "data.phrases", "data.download", "data.archives", "metrics", "changes"],
     ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "data.manifest", "data.scenes"],
-    ["encoders", "labels", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
+    ["encoders", "labels", "picture", "data.sources", "data.loader", "data.leakage", "data.collections.published"],
     ["model", "probes", "data.collections.audiocaps", "data.collections.clotho", "data.collections.wavcaps",
      "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k", "data.collections.folder"],
     ["losses", "decode", "fit", "data.collections"],
-    ["checkpoint"],
+    ["checkpoint", "batches"],
+    ["timeline"],
     ["captioner"],
     ["evaluate"],
     ["train"],

@@ -1,0 +1,156 @@
+"""Where a recording changes: boundaries from encoder tokens and level, and which of its windows stand for all of it. [O]
+
+Time runs in cells of CELL seconds. A stretch of sound is cut where that pays: every segment costs the squared distances of
+its cells to their mean and a fixed PENALTY, and the cheapest segmentation is found exactly (dynamic programming, "optimal
+partitioning"). A cell's features are its token as a unit vector, so that PENALTY does not depend on the encoder's scale,
+and its level. Silence and what could not be decoded are boundaries by themselves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CELL = 0.2  # seconds
+PENALTY = 4.0  # chosen on made-up days (benchmarks/timeline.py); 3 to 6 give nearly the same
+LEVEL_WEIGHT = 0.02  # of a decibel beside the unit vector: 50 dB count as much as two tokens at a right angle, about
+FLOOR_DB = -90.0  # lower levels count as this
+SHORTEST = 3  # cells in a segment of sound
+PAUSE = 5  # cells of silence that are a segment; shorter ones belong to the sound around them
+LONGEST = 150  # cells without a change that are waited for
+AHEAD = 25  # cells that must be known behind a boundary before it is final
+KEPT = 6  # windows that stand for a long recording
+
+
+class Kind(Enum):
+    """What a cell holds."""
+
+    SOUND = 0
+    SILENCE = 1
+    LOST = 2  # could not be decoded
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Cells [start, end) of a recording; where `goes_on` is set it ends without a change."""
+
+    start: int
+    end: int
+    kind: Kind
+    goes_on: bool = False
+
+
+def features(tokens: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """Tokens (n, D) and levels (n,) in dB of n cells -> (n, D + 1)."""
+    unit = tokens / np.maximum(np.linalg.norm(tokens, axis=1, keepdims=True), 1e-9)
+    return np.concatenate([unit, LEVEL_WEIGHT * np.maximum(level, FLOOR_DB)[:, None]], axis=1)
+
+
+def changes(x: np.ndarray) -> list[int]:
+    """Ends of the cheapest segments of features `x` (n, D), the last one n, each SHORTEST cells or more if n is."""
+    n = len(x)
+    total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (n + 1, D)
+    squares = np.concatenate([[0.0], np.cumsum(np.square(x).sum(1), dtype=np.float64)])
+    gram = total @ total.T
+    best, came_from = np.full(n + 1, np.inf), np.zeros(n + 1, int)
+    best[0] = 0.0
+    for end in range(min(SHORTEST, n), n + 1):
+        starts = np.arange(0, max(1, end - SHORTEST + 1))
+        spread = gram[end, end] + gram[starts, starts] - 2 * gram[starts, end]  # |sum of the segment|^2
+        cost = best[starts] + squares[end] - squares[starts] - spread / (end - starts) + PENALTY
+        came_from[end] = starts[(k := int(cost.argmin()))]
+        best[end] = cost[k]
+    ends = [n]
+    while (end := int(came_from[ends[-1]])) > 0:
+        ends.append(end)
+    return ends[::-1]
+
+
+class Segmenter:
+    """Cells in, pieces out, each as soon as it is final; together they cover every cell once, in order.
+
+    At most LONGEST cells and one block are held.
+    """
+
+    def __init__(self) -> None:
+        self.at = 0  # the recording's cell that is the first one held
+        self.kinds: list[Kind] = []
+        self.x = np.empty((0, 0))
+
+    def push(self, kinds: list[Kind], x: np.ndarray, end: bool = False) -> Iterator[Piece]:
+        """The next n cells: their kinds and features (n, D); `end`: they are the last."""
+        self.kinds += kinds
+        self.x = np.concatenate([self.x, x]) if len(self.x) else x
+        while self.kinds:
+            kind, n = self._run()
+            closed = end or n < len(self.kinds)
+            if kind is Kind.SOUND:
+                found = [k for k in changes(self.x[:n]) if closed or k <= n - AHEAD]
+            else:
+                found = [n] if closed else []
+            for begin, stop in pairwise([0, *found]):
+                yield self._take(stop - begin, kind)
+            if not closed:
+                if not found and n >= LONGEST:
+                    yield self._take(n - AHEAD, kind, goes_on=True)
+                return
+
+    def _run(self) -> tuple[Kind, int]:
+        """Kind and length of the first run of cells; silence that is short, or may prove to be, counts as sound."""
+        first, n = Kind.SOUND, 0
+        for kind, run in groupby(self.kinds):
+            length = len(list(run))
+            if kind is Kind.SILENCE and length < PAUSE:
+                kind = Kind.SOUND
+            if n and kind is not first:
+                break
+            first, n = kind, n + length
+        return first, n
+
+    def _take(self, n: int, kind: Kind, goes_on: bool = False) -> Piece:
+        piece = Piece(self.at, self.at + n, kind, goes_on)
+        self.at, self.kinds, self.x = self.at + n, self.kinds[n:], self.x[n:]
+        return piece
+
+
+class Summary:
+    """At most KEPT windows of a recording of any length: what is most present and most distinct, in the order of time.
+
+    Where there are more, the two are joined that are closest by Ward's criterion (the seconds that they stand for, times
+    the squared distance of their mean tokens); the tokens of the one that stands for more stay.
+    """
+
+    def __init__(self) -> None:
+        self.windows: list[_Kept] = []
+
+    def add(self, h_a: Tensor) -> None:
+        """Tokens (N_a, D) of the next window."""
+        self.windows.append(_Kept(h_a, float(len(h_a)), h_a.float().mean(0)))
+        if len(self.windows) <= KEPT:
+            return
+        mean = torch.nn.functional.normalize(torch.stack([w.mean for w in self.windows]), dim=1)  # (KEPT + 1, D)
+        weight = torch.tensor([w.weight for w in self.windows])
+        cost = torch.cdist(mean, mean).square().cpu() * weight * weight[:, None] / (weight + weight[:, None])
+        cost.fill_diagonal_(torch.inf)
+        pair = divmod(int(cost.argmin()), len(cost))
+        stays, goes = sorted(pair, key=lambda k: (-self.windows[k].weight, k))
+        one, other = self.windows[stays], self.windows[goes]
+        total = one.weight + other.weight
+        joined = (one.mean * one.weight + other.mean * other.weight) / total
+        self.windows[stays] = _Kept(one.h_a, total, joined)
+        del self.windows[goes]
+
+    def tokens(self) -> Tensor | None:
+        """(N_a, D) of all that is kept; None of a recording without sound."""
+        return torch.cat([w.h_a for w in self.windows]) if self.windows else None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    h_a: Tensor  # (N_a, D)
+    weight: float  # tokens that it stands for
+    mean: Tensor  # (D,)
