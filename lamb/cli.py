@@ -287,6 +287,76 @@ def evaluate(
 
 
 @app.command()
+def gap(
+    model: Annotated[str, _model()],
+    data: Annotated[
+        str, typer.Argument(help="A manifest with captions (JSONL, CSV), or a folder of labelled recordings.")
+    ],
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="The part of the data, such as test.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw both clouds: .png, .svg or .pdf.", show_default=False)
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A second model, for comparison.", show_default=False)
+    ] = None,
+    umap: Annotated[bool, typer.Option("--umap", help="Draw by UMAP, not by PCA.", **_flag)] = False,
+    unit: Annotated[bool, typer.Option("--unit", help="Draw directions only: vectors of length 1.", **_flag)] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, not a table.", **_flag)] = False,
+) -> None:
+    """Measure how far a model's audio tokens lie from its text embeddings, and draw it."""
+    if (umap or unit) and plot is None:
+        raise typer.BadParameter(
+            "they are about the picture; say where it goes: --plot FILE.", param_hint="--umap, --unit"
+        )
+    from lamb import gap
+    from lamb.captioner import Captioner
+
+    _tidy_warnings(quiet=False)
+    if plot:
+        gap.format_of(plot, umap)
+    clips = gap.clips_of(data, split)
+    panels = []
+    for name in filter(None, (model, against)):
+        with _loading():
+            captioner = Captioner.load(name)
+        panels.append((name, gap.embed(captioner.model, clips)))
+    found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
+    if plot:
+        gap.picture(panels, plot, umap, unit)
+    if as_json:
+        _print_json(found)
+    else:
+        rows = [[key, *(_measure(own[key]) for own in found)] for key in found[0] if key != "model"]
+        sys.stdout.write(_table(sys.stdout, ("measure", *(name for name, _ in panels)), rows))
+    if any(embeddings.failed for _, embeddings in panels):
+        raise typer.Exit(1)
+
+
+def _measure(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+@app.command()
+def ablate(
+    recipe: Annotated[
+        Path, typer.Argument(exists=True, dir_okay=False, help="A YAML recipe, see recipes/ablation.yaml.")
+    ],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings in place of the recipe's.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs that are missing.", **_flag)] = False,
+    document: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Put the tables into this Markdown file too.", show_default=False),
+    ] = None,
+) -> None:
+    """Train and score variants of a recipe with several seeds, and print the tables."""
+    from lamb.ablate import ablate
+
+    print(ablate(recipe, overrides or [], resume, document), end="")
+
+
+@app.command()
 def data(
     name: Annotated[
         str,

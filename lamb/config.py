@@ -9,7 +9,7 @@ import difflib
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -204,6 +204,42 @@ class TrainConfig:
     card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
 
 
+@dataclass(frozen=True)
+class ScenesConfig:
+    """Captioned scenes rendered to disk (see lamb.data.render). [O]"""
+
+    sounds: str  # folder of labelled recordings with a manifest.csv
+    train: int = 6000  # scenes of its training recordings
+    test: int = 600  # scenes of its development recordings
+    seconds: float = 6.0  # longest scene
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of one recording, in sequence, at once
+    wordings: int = 5  # captions of a scene, at most
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """A table of an ablation: its rows, and what they are compared with."""
+
+    title: str
+    rows: Mapping[str, str]  # what a row is called: the variant that it shows
+    against: str | None = None  # the variant that differences are taken from; None: the first one of the recipe
+    columns: tuple[str, ...] = ("l2", "cosine", "bleu_4", "rouge_l", "cider_d", "named")  # see lamb.ablate.COLUMNS
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """A recipe of `lamb ablate`: variants of one training recipe, each with several seeds, in tables."""
+
+    base: str  # the training recipe
+    variants: Mapping[str, tuple[str, ...]]  # name: settings (key=value) that differ from the base
+    tables: Mapping[str, TableConfig]
+    scenes: ScenesConfig  # what all of them are trained and tested on
+    settings: tuple[str, ...] = ()  # key=value, of all variants
+    seeds: tuple[int, ...] = (1, 2, 3)
+    out: str = "runs/ablation"
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
     return typing.cast(dict[str, Any], _plain(config))
@@ -229,6 +265,9 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
             near = difflib.get_close_matches(str(key), list(hints), n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(hints)}"
             raise ConfigError(f"{where}{key}: unknown key; {hint}")
+    for f in dataclasses.fields(typing.cast(Any, cls)):
+        if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{where}{f.name}: is missing")
     return cls(**{key: _typed(hints[key], value, f"{where}{key}") for key, value in data.items()})
 
 
@@ -260,8 +299,13 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     raise ConfigError(f"{where}: expected {name.replace('typing.', '')}, found {value!r}")
 
 
-def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """A YAML recipe, then `key.sub=value` overrides (values read as YAML)."""
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A YAML recipe of `lamb train`, then `key.sub=value` overrides (values read as YAML)."""
+    return read(TrainConfig, path, overrides)
+
+
+def read(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """A YAML file as the dataclass `kind`, then `key.sub=value` overrides; ConfigError for what it cannot be."""
     path = Path(path)
     try:
         data = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
@@ -283,7 +327,7 @@ def read_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
                 raise ConfigError(f"{key}: {parent!r} holds a value, not keys")
         node[last] = _yaml(text, repr(override))
     try:
-        return from_dict(TrainConfig, data)
+        return from_dict(kind, data)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 

@@ -24,9 +24,11 @@ from .captioner import SILENCE, Captioner
 from .checkpoint import load, save
 from .config import ConfigError, LambConfig, TrainConfig, read_recipe
 from .data import leakage, loader, manifest, scenes, sources
-from .data.manifest import Clip, select
+from .data.manifest import Clip
+from .data.render import split_sounds
 from .decode import clean
 from .fit import Losses, TrainingError, device_of, fit, groups, run_facts, write
+from .gap import scores as gap_scores
 from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, token_share
@@ -59,20 +61,8 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
     """A maker of scenes from the training recordings, and the development clips."""
     if config.data.sounds is None:
         raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
-    clips = sources.sounds(config.data.sounds)
-    for split in ("train", "development"):
-        select(clips, split, Path(config.data.sounds))
-    unknown = {label for clip in clips for label in clip.labels} - scenes.PHRASES.keys()
-    if unknown:
-        raise ConfigError(
-            f"{config.data.sounds}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
-            "write them into lamb/data/phrases.py, and their words into lamb/labels.py"
-        )
-    development = [clip for clip in clips if clip.split == "development"]
-    training = [clip for clip in clips if clip.split == "train"]
-    # ESC-50 and UrbanSound8K share a few recordings
-    same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}
-    bank = loader.recordings([clip for clip in training if clip.id not in same], sample_rate)
+    training, development = split_sounds(config.data.sounds)
+    bank = loader.recordings(training, sample_rate)
     return scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed, config.data.shares), development
 
 
@@ -343,7 +333,8 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
 
     def check() -> dict[str, float]:
         captioner = Captioner(model, replace(model.config.decode, beams=1))
-        return {"named": label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]}
+        named = label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]
+        return {"named": named, **gap_scores(model, chosen)}
 
     def finish() -> dict[str, Any]:
         # the confidence is calibrated on the development clips with the search that will be used
@@ -374,7 +365,8 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
         texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read
         references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
-        return {"cider_d": metrics.cider_d(texts, references)[0], **_validation_loss(model, held, reader, config)}
+        cider_d = metrics.cider_d(texts, references)[0]
+        return {"cider_d": cider_d, **_validation_loss(model, held, reader, config), **gap_scores(model, chosen)}
 
     tokens = None
     if data.cache:

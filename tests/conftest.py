@@ -106,3 +106,21 @@ def model_folder(make_model: Callable[..., Any], tmp_path: Path) -> Path:
 
     card = {"trained_on": "nothing", "licence": "none"}
     return save(make_model(), tmp_path / "model", standalone=True, card=card)
+
+
+@pytest.fixture(scope="session")
+def sounds_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labelled recordings as `sources.sounds` reads them: 4 labels x 4 tones of half a second, fold 4 held back."""
+    import numpy as np
+    import soundfile
+
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    rows = ["file,label,fold,licence,title,author,source,clotho_split,captions"]
+    for k, label in enumerate(("dog", "rain", "siren", "rooster")):
+        for fold in range(1, 5):
+            x = np.sin((0.1 + 0.3 * k) * np.arange(8000)) + 0.1 * rng.standard_normal(8000)
+            soundfile.write(folder / f"{label}{fold}.wav", 0.5 * x, 16000)
+            rows.append(f"{label}{fold}.wav,{label},{fold},CC0,,,{label}{fold},,")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    return folder

@@ -121,7 +121,7 @@ def test_training_on_a_manifest(recipe, clips):
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     assert {"cs_global", "guided", "plain", "beta", "l2", "cosine"} <= log[0].keys()
-    assert {"cider_d", "val_plain", "val_guided"} <= log[1].keys()
+    assert {"cider_d", "val_plain", "val_guided", "gap_l2", "gap_cs_token", "gap_text_to_audio_r1"} <= log[1].keys()
     assert "cider_d" not in log[0]
     for model in (out, out / "best"):
         assert Captioner.load(str(model)).caption([clips[0].path])[0].ok

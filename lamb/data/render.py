@@ -1,0 +1,102 @@
+"""Captioned scenes written to disk: FLAC files and a manifest, so that many trainings hear the same ones once. [O]
+
+Training scenes hold training recordings, test scenes development recordings, none of which is in both.
+"""
+
+import hashlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from ..config import ConfigError, ScenesConfig, to_dict
+from . import leakage, loader, manifest, sources
+from .manifest import Clip, select
+from .phrases import PHRASES
+from .scenes import SceneMaker, compose
+
+
+def split_sounds(folder: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of `folder`; a training recording that development also has is left out.
+
+    ManifestError for a missing split, ConfigError for a label that no caption can be composed for.
+    """
+    clips = sources.sounds(folder)
+    training, development = (select(clips, split, Path(folder)) for split in ("train", "development"))
+    unknown = {label for clip in clips for label in clip.labels} - PHRASES.keys()
+    if unknown:
+        raise ConfigError(
+            f"{folder}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/phrases.py, and their words into lamb/labels.py"
+        )
+    # ESC-50 and UrbanSound8K share a few recordings
+    same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}
+    return [clip for clip in training if clip.id not in same], development
+
+
+def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> Path:
+    """Render the scenes of `config` into `folder` and return their manifest.jsonl (splits "train" and "test").
+
+    What is there is gone on with; ConfigError where it is of other recordings or settings.
+    """
+    folder = Path(folder)
+    table = Path(config.sounds) / "manifest.csv"
+    training, development = split_sounds(config.sounds)
+    facts = {**to_dict(config), "sample_rate": sample_rate, "list": hashlib.sha256(table.read_bytes()).hexdigest()}
+    about, done = folder / "scenes.json", folder / "manifest.jsonl"
+    if about.exists() and json.loads(about.read_text()) != facts:
+        raise ConfigError(
+            f"{folder}: holds scenes of other recordings or settings; remove it, or choose another folder"
+        )
+    if done.exists():
+        return done
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    about.write_text(json.dumps(facts, indent=1))
+    clips = []
+    for split, found, count, seed in (
+        ("train", training, config.train, config.seed),
+        ("test", development, config.test, config.seed + 1),
+    ):
+        print(f"lamb: rendering {count:,} {split} scenes into {folder}", file=sys.stderr, flush=True)
+        bank = loader.recordings(found, sample_rate)
+        maker = SceneMaker(bank, sample_rate, config.seconds, seed, config.shares)
+        clips += _render(maker, folder, split, count, config.wordings)
+    manifest.write(clips, done)
+    return done
+
+
+def _render(maker: SceneMaker, folder: Path, split: str, count: int, wordings: int) -> list[Clip]:
+    """`count` scenes as folder/audio/SPLIT-NUMBER.flac; those noted in SPLIT.jsonl are there."""
+    import soundfile
+
+    notes = folder / f"{split}.jsonl"
+    whole = (
+        [line for line in notes.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if notes.exists()
+        else []
+    )
+    clips = [manifest.parse(json.loads(line), Path()) for line in whole]
+    with notes.open("wb") as file:
+        file.writelines(whole)
+        for index in range(len(clips), count):
+            rng = np.random.default_rng((maker.seed, 2, index))
+            scene = maker.scene(index, rng.uniform(min(3.0, maker.seconds), maker.seconds))
+            texts = [scene.caption, *(compose(scene.kind, scene.events, rng) for _ in range(4 * wordings))]
+            clip = Clip(
+                id=f"{split}-{index:06d}",
+                path=f"audio/{split}-{index:06d}.flac",
+                duration=len(scene.waveform) / maker.rate,
+                captions=tuple(dict.fromkeys(texts))[:wordings],
+                labels=tuple(event.label for event in scene.events),
+                split=split,
+            )
+            path = folder / clip.path
+            part = path.with_name(path.name + ".part")
+            soundfile.write(part, scene.waveform, maker.rate, "PCM_16", format="FLAC")
+            part.replace(path)
+            file.write(json.dumps(asdict(clip)).encode() + b"\n")
+            file.flush()
+            clips.append(clip)
+    return clips
