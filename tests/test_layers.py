@@ -25,7 +25,7 @@ FLOORS = [
     ["timeline"],
     ["captioner"],
     ["gap"],
-    ["evaluate"],
+    ["evaluate", "demo"],
     ["train"],
     ["ablate"],
     ["cli"],
