@@ -14,7 +14,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from importlib.util import find_spec
@@ -66,7 +67,8 @@ def decode(file: str | Path, sample_rate: int) -> np.ndarray:
     content = Path(file).read_bytes()
     if len(content) > MAX_SIZE:
         raise audio.AudioError(NAME, f"larger than {MAX_SIZE >> 20} MB", "give a shorter piece of it")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(SAMPLES.parent), *sys.path]))}
+    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
     command = [sys.executable, "-P", "-c", _DECODER, str(sample_rate), str(MAX_DURATION)]
     try:
         done = subprocess.run(command, input=content, capture_output=True, timeout=DECODE_TIMEOUT, env=environment)
@@ -119,7 +121,7 @@ def _words(tokenizer: Any, bias: torch.Tensor) -> Iterable[tuple[str, float]]:
     for entry in bias.argsort(descending=True).tolist():
         token = tokenizer.convert_ids_to_tokens(entry)
         word = token[1:].lower() if token and token[0] in "Ġ▁" else ""
-        if len(word) > 2 and word.isalpha():
+        if len(word) > 1 and word.isalpha():
             found.setdefault(word, float(bias[entry]))
         if len(found) == WORDS:
             break
@@ -151,7 +153,7 @@ follow();
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .lamb-caption { font-size: 1.5rem; line-height: 1.3; font-weight: 600; margin: 0 0 .3rem; }
-.lamb-note { color: var(--body-text-color-subdued); font-size: .85rem; margin: .2rem 0; }
+.lamb-note { font-size: .85rem; margin: .2rem 0; opacity: .75; }
 .lamb-error { border-left: 4px solid #d55e00; padding: .5rem .8rem; }
 .lamb h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 .lamb ol { margin: 0; padding: 0; list-style: none; }
@@ -164,11 +166,13 @@ CSS = """
   border-right: 1px solid #fff; }
 .lamb-head { position: absolute; top: 0; bottom: 0; width: 2px; left: 0; background: #fff; box-shadow: 0 0 3px #000;
   pointer-events: none; z-index: 2; }
-.lamb-axis { display: flex; justify-content: space-between; font-size: .75rem; color: var(--body-text-color-subdued); }
+.lamb-axis { display: flex; justify-content: space-between; font-size: .75rem; }
 .lamb audio { width: 100%; height: 40px; margin: .5rem 0; }
-.lamb-segments { max-height: 20rem; overflow-y: auto; }
-.lamb-segments button { display: grid; grid-template-columns: 8.5rem 1fr 3rem; gap: .5rem; width: 100%;
-  text-align: left; padding: .45rem .3rem; border-top: 1px solid var(--border-color-primary); cursor: pointer; }
+.lamb ol { max-height: 20rem; overflow-y: auto; }
+.lamb button { font-weight: 400; }
+.lamb-segments button { display: grid; grid-template-columns: 8rem 1fr 3rem; gap: .5rem; width: 100%;
+  text-align: left; padding: .45rem .3rem; border-radius: 0; border-top: 1px solid var(--border-color-primary);
+  background: none; cursor: pointer; }
 .lamb-segments button:hover { background: var(--background-fill-secondary); }
 .lamb-segments i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem; }
 .lamb-right { text-align: right; }
@@ -188,23 +192,19 @@ CSS = """
 
 
 def told(error: audio.AudioError) -> str:
-    """An error as HTML."""
-    return f'<p class="lamb-error" role="alert">{escape(f"This {error.file} is {_said(error)}")}</p>'
-
-
-def _said(error: audio.AudioError) -> str:
-    return f"{error.problem}; {error.remedy}."
+    """An error as HTML: what a file says of itself may be in it."""
+    return escape(f"This recording cannot be heard: {error.problem}; {error.remedy}.")
 
 
 def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, strength: float) -> str:
     """All about one recording, samples `x` (T,) at `rate` Hz, as HTML."""
     rows = "".join(
-        f"<li><span>{escape(text)}</span><span>{score:.2f}</span></li>" for text, score in caption.n_best()[1:]
+        f"<li><span>{escape(text)}</span><span>{score or 0:.2f}</span></li>" for text, score in caption.n_best()[1:]
     )
     others = rows and f'<h3>Alternatives</h3><ol class="lamb-alternatives">{rows}</ol>'
     return f"""<div class="lamb">
 <p class="lamb-caption">{escape(caption.text)}</p>
-<p class="lamb-note">Confidence {caption.confidence:.0%}: how likely the main sound is named. {_length(x, rate)}</p>
+<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: how likely the main sound is named. Length {len(x) / rate:.1f} s.</p>
 {others}
 {_timeline(caption.segments, x, rate)}
 {_effect(caption.text, effect, strength)}
@@ -213,16 +213,12 @@ def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, str
 </div>"""
 
 
-def _length(x: np.ndarray, rate: int) -> str:
-    return f"{len(x) / rate:.1f} s."
-
-
 def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
     colours: dict[str, str] = {"Silence.": "#888", "(unreadable)": "#444"}
     bars, rows, end = "", "", segments[-1].end
     for s in segments:
         colour = colours.setdefault(s.caption, COLOURS[(len(colours) - 2) % len(COLOURS)])
-        text, time = escape(s.caption), span(s.start, s.end)[1:-1].replace(" - ", " – ")
+        text, time = escape(s.caption), span(s.start, s.end)[1:-1].replace(" - ", "–")
         at = f'data-start="{s.start:.3f}" data-end="{s.end:.3f}"'
         place = f"left:{100 * s.start / end:.3f}%;width:{100 * (s.end - s.start) / end:.3f}%;background:{colour}"
         bars += f'<button type="button" {at} style="{place}" title="{time} {text}">{text}</button>'
@@ -356,8 +352,8 @@ class Page:
             try:
                 return self.hear(file, model, beams, strength)
             except audio.AudioError as error:
-                gr.Warning(escape(f"This {error.file} is {_said(error)}"), title="Not heard")
-                return told(error)
+                gr.Warning(told(error))  # the page shows it too: a notice is gone in seconds
+                return f'<p class="lamb-error" role="alert">{told(error)}</p>'
             except (ValueError, OSError) as error:  # such as a model that cannot be loaded
                 raise gr.Error(escape(str(error)), print_exception=False) from None
 
@@ -370,7 +366,7 @@ class Page:
         options = self.loaded[self.models[0]].options
         one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         with gr.Blocks(title="lamb", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-            gr.Markdown("# lamb\nSays in a sentence what is heard in a recording. Nothing leaves this computer.")
+            gr.Markdown("# lamb\nSays in a sentence what is heard in a recording, and when.")
             with gr.Tab("Caption"), gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     sound = gr.Audio(
@@ -422,10 +418,11 @@ class Page:
         return page.queue(max_size=MAX_WAITING)
 
 
-def demo(
+@contextmanager
+def running(
     models: Sequence[str], host: str, port: int, device: str | None = None, data: str | Path | None = None
-) -> None:
-    """Show the page at `host`:`port` until Ctrl-C. Raises DemoError, and what a model or manifest may raise."""
+) -> Iterator[Any]:
+    """The page at `host`:`port` as long as the block runs. Raises DemoError, and what a model or manifest may raise."""
     with tempfile.TemporaryDirectory(prefix="lamb-demo-") as folder:  # uploads, gone with the page
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = Page(models, device, data).build()
@@ -445,7 +442,18 @@ def demo(
                 pwa=False,
                 mcp_server=False,
             )
-        except OSError as error:
-            raise DemoError(f"cannot listen on {host}:{port}; choose another --port, or --host ({error})") from None
+        except OSError:
+            raise DemoError(f"cannot listen on {host}:{port}; choose another --port or --host") from None
+        try:
+            yield page
+        finally:
+            page.close(verbose=False)
+
+
+def demo(
+    models: Sequence[str], host: str, port: int, device: str | None = None, data: str | Path | None = None
+) -> None:
+    """Show the page at `host`:`port` until Ctrl-C, and print its address; see `running`."""
+    with running(models, host, port, device, data) as page:
         print(f"http://{host}:{port}", flush=True)
         page.block_thread()

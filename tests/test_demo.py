@@ -93,13 +93,13 @@ def test_no_guide_and_silence_have_no_words(make_model, sound):
     assert demo.guided(Captioner(make_model()), np.zeros(RATE, np.float32)) is None
 
 
-def test_words_are_entries_that_begin_one(make_model):
-    tokenizer = make_model().llm.tokenizer
-    bias = torch.zeros(len(tokenizer))
-    entries = {word: tokenizer.encode(f" {word}", add_special_tokens=False) for word in ("siren", "rain", "cat")}
-    assert all(len(ids) == 1 for ids in entries.values())
-    bias[entries["rain"][0]], bias[entries["cat"][0]] = 2.0, 3.0
-    assert list(demo._words(tokenizer, bias))[:2] == [("cat", 3.0), ("rain", 2.0)]
+def test_words_are_entries_that_begin_one():
+    class Tokenizer:
+        def convert_ids_to_tokens(self, entry: int) -> str:
+            return ["</s>", "ing", "Ġrain", "▁cat", "ĠRain", "Ġ.", "Ġa"][entry]
+
+    bias = torch.tensor([9.0, 8.0, 2.0, 3.0, 1.0, 7.0, 6.0])
+    assert list(demo._words(Tokenizer(), bias)) == [("cat", 3.0), ("rain", 2.0)]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_spectrogram_shows_where_the_sound_is():
     assert light[:32, middle + 2 :].mean() < light[32:, middle + 2 :].mean()
 
 
-def test_errors_of_files_are_text(sound):
+def test_errors_of_files_are_text():
     error = audio.AudioError("x", "a codec called <b>", "convert it")
     assert demo.told(error) == "This recording cannot be heard: a codec called &lt;b&gt;; convert it."
 
