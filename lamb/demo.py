@@ -204,7 +204,7 @@ def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, str
     others = rows and f'<h3>Alternatives</h3><ol class="lamb-alternatives">{rows}</ol>'
     return f"""<div class="lamb">
 <p class="lamb-caption">{escape(caption.text)}</p>
-<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: how likely the main sound is named. Length {len(x) / rate:.1f} s.</p>
+<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: how likely the main sound is named.</p>
 {others}
 {_timeline(caption.segments, x, rate)}
 {_effect(caption.text, effect, strength)}
