@@ -11,6 +11,7 @@ and its name is never used.
 import base64
 import io
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -64,7 +65,10 @@ sys.stdout.buffer.write(x.astype("<f4").tobytes())
 
 def decode(file: str | Path, sample_rate: int) -> np.ndarray:
     """Samples (T,) of `file`, decoded in a process that may crash. Raises AudioError, with NAME for the file's."""
-    content = Path(file).read_bytes()
+    try:
+        content = Path(file).read_bytes()
+    except OSError:  # an upload is kept for an hour
+        raise audio.AudioError(NAME, "no longer here", "upload it again") from None
     if len(content) > MAX_SIZE:
         raise audio.AudioError(NAME, f"larger than {MAX_SIZE >> 20} MB", "give a shorter piece of it")
     environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
@@ -454,6 +458,7 @@ def demo(
     models: Sequence[str], host: str, port: int, device: str | None = None, data: str | Path | None = None
 ) -> None:
     """Show the page at `host`:`port` until Ctrl-C, and print its address; see `running`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are removed then too
     with running(models, host, port, device, data) as page:
         print(f"http://{host}:{port}", flush=True)
         page.block_thread()

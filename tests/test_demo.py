@@ -60,6 +60,12 @@ def test_what_is_no_sound_is_told_without_its_name(tmp_path):
     assert str(error.value).startswith("recording: not audio")
 
 
+def test_an_upload_that_was_removed_is_told_without_its_name(tmp_path):
+    with pytest.raises(audio.AudioError) as error:
+        demo.decode(tmp_path / "secret.wav", RATE)
+    assert str(error.value) == "recording: no longer here; upload it again"
+
+
 def test_too_long_and_too_large(sound, monkeypatch):
     monkeypatch.setattr(demo, "MAX_DURATION", 0.3)
     with pytest.raises(audio.AudioError, match=r"longer than the 0\.3 s .*; .*--timeline"):
