@@ -394,7 +394,7 @@ class Page:
                         )
                     with gr.Accordion("Settings", open=False):
                         model = gr.Dropdown(self.models, value=self.models[0], label="Model")
-                        beams = gr.Slider(1, 8, options.beams, step=1, label="Beams", buttons=[])
+                        beams = gr.Slider(1, max(8, options.beams), options.beams, step=1, label="Beams", buttons=[])
                         strength = gr.Slider(
                             0,
                             2,
