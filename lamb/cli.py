@@ -508,6 +508,40 @@ def ablate(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A bundled model, a folder, or a Hugging Face hub id; may be repeated, to choose on the page.",
+            show_default=DEFAULT_MODEL,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="Its port.")] = 7860,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="a GPU if there is one"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="What the modality gap is shown for: a manifest with captions, or a folder of labelled recordings.",
+            show_default="the samples of the repository",
+        ),
+    ] = None,
+) -> None:
+    """Show a page in the browser: captions, timeline, what the Token Guide does, the modality gap."""
+    from lamb.demo import demo
+
+    _tidy_warnings(quiet=False)
+    if host not in ("127.0.0.1", "::1", "localhost"):
+        _say("warning", f"anybody who reaches {host} can use this page")
+    demo(model or [DEFAULT_MODEL], host, port, device, data)
+
+
+@app.command()
 def data(
     name: Annotated[
         str,

@@ -115,6 +115,7 @@ class DecodeConfig:
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]
+    guide: float = 1.0  # times the Token Guide's beta; 0: without it [O]
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]

@@ -93,7 +93,9 @@ def generate(
 
     size = len(z_a)
     prefix, prefix_mask = model.llm.prefix(z_a, mask)
-    bias = model.bias(z_a, mask)
+    bias = model.bias(z_a, mask) if options.guide else None
+    if bias is not None:
+        bias = options.guide * bias
     processors: list[Any] = [] if bias is None else [GuideBias(bias)]
     if options.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram))

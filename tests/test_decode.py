@@ -341,3 +341,14 @@ def test_the_option_bars_repeats(make_toy, monkeypatch):
     seen.clear()
     generate(model, *audio(model), replace(model.config.decode, no_repeat_word=False))
     assert not seen
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
+def test_the_guides_strength_scales_its_beta(make_toy, strength):
+    model = make_toy(guide={"beta": 1.5})
+    z_a, mask = audio(model)
+    found = best(model, z_a, mask, guide=strength, beams=3)
+    assert found != best(model, z_a, mask, beams=3)
+    with torch.no_grad():
+        model.guide.beta *= strength
+    assert found == best(model, z_a, mask, beams=3)

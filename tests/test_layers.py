@@ -29,7 +29,7 @@ FLOORS = [
     ["predictions", "gap", "serving.batching"],
     ["evaluate"],
     ["train", "report", "serving.service"],
-    ["ablate", "server"],
+    ["ablate", "server", "demo"],
     ["cli"],
     ["__main__"],
 ]
