@@ -1,4 +1,4 @@
-"""Bulk runs with a stand-in captioner: lists, exactly once under kills, failures, formats, Ray; one with a real model."""
+"""Bulk runs with a stand-in captioner: lists, exactly once under kills, failures, formats, Ray; and a real model."""
 
 import json
 import os
@@ -85,7 +85,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit code and standard error."""
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     return process.returncode, err
 
 
@@ -117,7 +117,7 @@ def once(out: Path, folder: Path, failed: int = 0) -> None:
     assert len(lost) == failed
     assert {Path(name).name for name in got} | set(lost) == {path.name for path in folder.glob("*.wav")}
     assert len(got) + failed == len(list(folder.glob("*.wav")))
-    assert not [path for path in out.rglob("*.part")]
+    assert not list(out.rglob("*.part"))
 
 
 def children(pid: int) -> list[int]:
@@ -318,7 +318,7 @@ def test_a_killed_run_goes_on(tmp_path, start, seed):
         run.kill()
         run.communicate()
         done = {path: path.stat().st_mtime_ns for path in out.glob("captions/0*")}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while any(Path(f"/proc/{pid}").exists() for pid in workers):
             assert time.monotonic() < deadline, "its workers live on"
             time.sleep(0.05)
@@ -328,7 +328,7 @@ def test_a_killed_run_goes_on(tmp_path, start, seed):
 
 
 def test_a_kill_between_any_two_writes(tmp_path, monkeypatch):
-    """The whole folder as a kill leaves it after k of its writes: the next run completes it, in first runs and retries."""
+    """A run that ends before any one of its writes is completed by the next, in first runs and in retries."""
     monkeypatch.setattr(bulk_module, "crew", inline)
     folder = make(tmp_path / "in", "a.wav", "flaky.wav", "c.wav")
     real, k = bulk_module._write, 0
