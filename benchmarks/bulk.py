@@ -34,7 +34,7 @@ def pretend_finished(out: Path) -> None:
 
 
 def child(task: str, folder: str, out: str) -> None:
-    """In a process of its own: do `task`, print its seconds and the process's peak memory in MB."""
+    """In a process of its own: do `task`, print its seconds, the process's seconds of CPU and its peak memory in MB."""
     from lamb import bulk
 
     began = time.perf_counter()
@@ -42,7 +42,7 @@ def child(task: str, folder: str, out: str) -> None:
         bulk.write_list(folder, Path(out) / "inputs.jsonl")
     else:
         bulk.bulk(folder, out, bulk.Settings(device="cpu"), workers=1)
-    print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(time.perf_counter() - began, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:
@@ -61,8 +61,12 @@ def main() -> None:
                 if task == "resume":
                     write_plan(folder, out)
                     pretend_finished(out)
-                seconds, memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-                print(f"{count:>10,} files: {task:6} {float(seconds):6.2f} s, peak {float(memory):5.0f} MB", flush=True)
+                told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+                seconds, cpu, memory = map(float, told)
+                print(
+                    f"{count:>10,} files: {task:6} {seconds:6.2f} s, {cpu:5.2f} s of CPU, peak {memory:.0f} MB",
+                    flush=True,
+                )
 
 
 def write_plan(folder: Path, out: Path) -> None:

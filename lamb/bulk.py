@@ -20,7 +20,6 @@ import fcntl
 import io
 import json
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -174,15 +173,15 @@ def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, co
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 number, worker, piece = busy.pop(future)
                 died = future.exception() is not None
-                if worker.ready.done() and worker.ready.exception() is None:
-                    if problem := worker.ready.result():
-                        raise WorkerError(problem)
-                    stillborn = 0
-                else:  # it died before it had its model: no fault of the inputs
+                if died and worker.ready.exception() is not None:  # before it had its model: no fault of the inputs
                     stillborn += 1
                     if stillborn > STILLBORN:
                         raise WorkerError("workers die while they load the model; take fewer (--workers), for memory")
                     piece.tries -= 1
+                elif problem := worker.ready.result():
+                    raise WorkerError(problem)
+                else:
+                    stillborn = 0
                 if died:
                     worker.stop()
                     free.append(number)
@@ -204,6 +203,7 @@ def _submit(worker: Worker, piece: _Piece) -> "Future[Answer]":
     try:
         return worker.submit([item for _, item in piece.inputs])
     except Exception as error:  # it died while it was idle
+        piece.tries -= 1
         future: Future[Answer] = Future()
         future.set_exception(error)
         return future
@@ -267,8 +267,9 @@ def _plan(
                 f"{out}: was begun with {name} {plan[name]!r}, not {value!r}; go on with that, or choose another --out"
             )
     if not as_listed:
-        with tempfile.TemporaryDirectory(prefix=".listing-", dir=out) as scratch:
-            count, digest = write_list(source, Path(scratch) / "inputs.jsonl")
+        now = out / ".inputs.jsonl"
+        count, digest = write_list(source, now)
+        now.unlink()
         if digest != plan["sha256"]:
             raise BulkError(
                 f"{source}: what it lists has changed since {out} was begun ({plan['inputs']} inputs then, {count} "

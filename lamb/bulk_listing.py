@@ -168,6 +168,8 @@ def _row(row: Any, suffix: str, source: str, folder: str, number: int) -> Input:
             row = json.loads(row)
         if not isinstance(row, dict):
             raise ValueError("expected an object with the key path")
+        if not row.get("path"):
+            raise ValueError("path is missing")
         clip = parse({"id": row.get("path"), **row}, Path())
         return Input(_resolved(row["path"], folder), row.get("id") or None, clip.start, clip.duration)
     except ValueError as error:

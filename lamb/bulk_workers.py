@@ -171,7 +171,6 @@ class Process:
         self._pool = ProcessPoolExecutor(1, context, _begin, (other,))
         self._settings = settings
         self.ready = self._pool.submit(load, settings)
-        self.pid = next(iter(self._pool._processes))
 
     def submit(self, inputs: list[Input]) -> "Future[Answer]":
         return self._pool.submit(work, self._settings, inputs)
