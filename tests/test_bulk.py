@@ -122,7 +122,9 @@ def once(out: Path, folder: Path, failed: int = 0) -> None:
 
 def children(pid: int) -> list[int]:
     """Workers of a run: its children that were spawned."""
-    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
 
@@ -296,12 +298,13 @@ def test_killed_workers_cost_nothing(tmp_path, start, seed):
     rng = random.Random(seed)
     folder, out = make(tmp_path / "in", *(f"slow{k}.wav" for k in range(120))), tmp_path / "out"
     run = start(folder, out, "--shard-size", 10, "--workers", 2)
-    kills = 0
+    kills = seen = 0
     while run.poll() is None and kills < 4:
-        time.sleep(rng.uniform(0.3, 0.9))
-        if workers := children(run.pid):
+        time.sleep(rng.uniform(0.05, 0.3))
+        done = len(list(out.glob("captions/0*")))
+        if done > seen and (workers := children(run.pid)):  # four before they have their model would end the run
             os.kill(rng.choice(workers), signal.SIGKILL)
-            kills += 1
+            kills, seen = kills + 1, done
     assert finish(run)[0] == 0
     assert kills
     once(out, folder)
