@@ -122,10 +122,8 @@ def once(out: Path, folder: Path, failed: int = 0) -> None:
 
 def children(pid: int) -> list[int]:
     """Workers of a run: its children that were spawned."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True
-    ).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+    found = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [child for child in found if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 # --- lists
