@@ -2,4 +2,5 @@
 
 from lamb.cli import main
 
-main()
+if __name__ == "__main__":  # the workers of `lamb bulk` import this file again
+    main()

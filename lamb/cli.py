@@ -25,6 +25,7 @@ from lamb.config import ServeConfig
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from lamb.bulk import Tally
     from lamb.captioner import Captioner
     from lamb.captions import Caption, Timeline
     from lamb.evaluate import Evaluation
@@ -53,6 +54,13 @@ class Format(StrEnum):
     vtt = "vtt"
     audacity = "audacity"
     table = "table"
+
+
+class BulkFormat(StrEnum):
+    """What `lamb bulk` can write."""
+
+    jsonl = "jsonl"
+    parquet = "parquet"
 
 
 def _version(wanted: bool) -> None:
@@ -255,6 +263,121 @@ def caption(
                 progress.start()
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def bulk(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="INPUT", help="A folder, a manifest (.jsonl, .csv, .tsv, .txt), or an address."),
+    ],
+    out: Annotated[Path, _output(metavar="DIR", help="The folder to fill, or to go on with.", show_default=False)],
+    format: Annotated[BulkFormat, _output(metavar="NAME", help="jsonl or parquet.")] = BulkFormat.jsonl,
+    shard_size: Annotated[
+        int | None,
+        _output(metavar="N", min=1, help="Recordings a shard.", show_default="1000, fewer where there are few"),
+    ] = None,
+    retry_failed: Annotated[
+        bool, _input("--retry-failed", help="Try again what failed in an earlier run.", **_flag)
+    ] = False,
+    as_listed: Annotated[
+        bool, _input("--as-listed", help="Go on with the list of the first start; do not list again.", **_flag)
+    ] = False,
+    timeline: Annotated[
+        bool,
+        _long("--timeline", metavar="", help="Caption window by window, with times.", show_default=False),
+    ] = False,
+    window: Annotated[float | None, _long(metavar="SECONDS", callback=_seconds, help="Length of a window.")] = None,
+    hop: Annotated[
+        float | None,
+        _long(metavar="SECONDS", callback=_seconds, help="From one window's start to the next's; at most a window."),
+    ] = None,
+    n_best: Annotated[int, _search(metavar="K", min=1, help="How many captions a file, best first.")] = 1,
+    beams: Annotated[
+        int | None,
+        _search(metavar="K", min=1, help="Width of the beam search; 1 is greedy, the fastest.", show_default=OWN),
+    ] = None,
+    model: Annotated[
+        str, _machine(metavar="NAME", help="A bundled model, a folder, or a Hugging Face hub id.")
+    ] = DEFAULT_MODEL,
+    device: Annotated[
+        str | None,
+        _machine(metavar="NAME", help="cpu, cuda, cuda:1, mps ...", show_default="the GPUs if there are any"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        _machine(metavar="N", min=1, help="Processes, each with a model.", show_default="one a GPU, else one a core"),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        _machine(metavar="N", min=1, help="Processor threads of each.", show_default="the cores shared out"),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        _machine(metavar="N", min=1, help="Clips at a time; fewer need less memory.", show_default=OWN),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        _machine(metavar="ADDRESS", help="Work on this Ray cluster, or: local.", show_default="this machine"),
+    ] = None,
+    quiet: Annotated[bool, _output("--quiet", help="No progress; only errors.", **_flag)] = False,
+) -> None:
+    """Caption ten to ten million recordings into a folder, and go on after any interruption.
+
+    INPUT is a folder (and all below it), a manifest, or an address such as s3://bucket/folder.
+    The same command again goes on where the last one stopped, even after kill -9: every
+    recording is in the output once, and finished shards are not touched.
+    Exit code: 0 if all went well; 1 if a recording failed (see failures.jsonl), or no
+    worker can start; 2 if the command itself was wrong.
+
+    \b
+    [bold]Examples[/]
+      [cyan]lamb bulk field/ --out captions[/]
+      [dim]# once more, with what failed[/]
+      [cyan]lamb bulk field/ --out captions --retry-failed[/]
+      [dim]# from a store, as Parquet, on a cluster[/]
+      [cyan]lamb bulk s3://bucket/sounds --out captions --format parquet --ray auto[/]
+    """
+    from lamb.bulk import bulk
+    from lamb.bulk_workers import Settings
+
+    settings = Settings(model, device, threads, n_best, beams, batch_size, timeline, window, hop)
+    with _progress(None, quiet) as progress:
+        summary = bulk(
+            source,
+            out,
+            settings,
+            workers=workers,
+            ray=ray,
+            shard_size=shard_size,
+            format=format,
+            retry_failed=retry_failed,
+            as_listed=as_listed,
+            watch=partial(_show_tally, progress),
+        )
+    if not quiet:
+        run = summary["this_run"]
+        rows = [(name, f"{summary[name]:,}") for name in ("inputs", "captioned", "failed")]
+        rows += [("hours of sound", f"{summary['hours']:,.2f}"), ("seconds", f"{run['seconds']:,.1f}")]
+        rows += [("inputs a second", f"{run['inputs_per_second']:,.1f}")]
+        rows += [("times real time", f"{run['hours_per_hour']:,.1f}")]
+        sys.stderr.write(_table(sys.stderr, ("", ""), rows))
+    print(out)
+    if summary["failed"]:
+        _say("error", f"{summary['failed']} of {summary['inputs']} failed: see {out / 'failures.jsonl'}")
+        raise typer.Exit(1)
+
+
+def _show_tally(progress: Progress, tally: Tally) -> None:
+    """Move the bar of a bulk run; what it tells besides: rate, times real time, time left, failures."""
+    run = tally.summary()["this_run"]
+    rate = run["inputs_per_second"]
+    left = (tally.total - tally.done - tally.failed) / rate if rate else None
+    told = f"{rate:.1f}/s, {run['hours_per_hour']:.0f} h of sound an hour" if rate else "starting"
+    told += f", {left / 60:.0f} min left" if left is not None else ""
+    told += f", {tally.failed} failed" if tally.failed else ""
+    task = progress.task_ids[0]
+    progress.update(task, total=tally.total, completed=tally.done + tally.failed, description=told)
 
 
 @app.command()
@@ -795,22 +918,23 @@ def _destination(output: Path | None) -> Iterator[TextIO]:
             part.unlink(missing_ok=True)
 
 
-def _progress(total: int, quiet: bool) -> Progress:
+def _progress(total: int | None, quiet: bool) -> Progress:
     """A bar on standard error that leaves nothing behind; none where nobody would see it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     progress = Progress(
         SpinnerColumn(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,
         disable=quiet or not sys.stderr.isatty(),
     )
-    progress.add_task("captions", total=total)
+    progress.add_task("", total=total)
     return progress
 
 

@@ -31,6 +31,7 @@ from .batches import describe, encode
 from .captioner import Captioner
 from .captions import WRITERS, Caption, Segment, span
 from .changes import Summary
+from .data import sources
 from .data.manifest import Clip
 from .picture import MELS, RANGE_DB, Picture
 
@@ -110,11 +111,11 @@ def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
     summary = Summary()
     for h_a in encode(model, windows, options.batch_size):
         summary.add(h_a)
-    h_a = summary.tokens()  # (N_a, D)
-    assert h_a is not None
-    [[without]] = describe(model, [h_a], replace(options, guide=0.0))
+    tokens = summary.tokens()  # (N_a, D)
+    assert tokens is not None
+    [[without]] = describe(model, [tokens], replace(options, guide=0.0))
     with torch.inference_mode():
-        z_a, mask = model.audio_tokens(h_a[None], torch.ones(1, len(h_a), dtype=torch.bool, device=h_a.device))
+        z_a, mask = model.audio_tokens(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool, device=tokens.device))
         bias = options.guide * model.guide(z_a, mask, model.llm.table)[0]  # (V,)
     return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
 
@@ -308,7 +309,7 @@ class Page:
         self.loaded = {self.models[0]: Captioner.load(self.models[0], device)}
         if data is None and (SAMPLES / "manifest.jsonl").is_file():
             data = SAMPLES
-        self.clips: list[Clip] = [] if data is None else gap.clips_of(data)
+        self.clips: list[Clip] = [] if data is None else sources.clips(data)
 
     def captioner(self, name: str) -> Captioner:
         if name not in self.models:  # a request that was not made by the page
