@@ -48,7 +48,9 @@ def test_the_readme_has_these_commands() -> None:
     assert [c for c in README if not c.startswith(("lamb caption", "lamb info"))] == [
         "make caption",
         "make test",
-        "lamb evaluate tiny ../shared/sounds --split development",
+        "lamb evaluate tiny ../shared/sounds --split development --probe",
+        "lamb bulk samples --out captions",
+        "lamb evaluate --human ../shared/captions/audiocaps_test.csv",
         "lamb train recipes/smoke.yaml",
     ]
     targets = (ROOT / "Makefile").read_text()
@@ -72,7 +74,7 @@ def test_its_commands_run(clone: Path) -> None:
 @needs_sounds
 def test_the_bundled_model_names_the_labels(clone: Path) -> None:
     """The number in the README is what its command prints, and above the bar of 0.6."""
-    (command,) = [c for c in README if "evaluate" in c]
+    (command,) = [c for c in README if "evaluate tiny" in c]
     scores = json.loads(run(command + " --json", clone).stdout)
     assert scores["clips"] == 623
     assert scores["failed"] == 0
