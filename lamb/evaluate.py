@@ -233,6 +233,8 @@ def _evaluation(
         else:
             # ---- the label measures, all of them; label_named once more as a measure, for its interval and test
             labels = label_scores([clips[n] for n in labelled], [results[n] for n in labelled])
+            if all(result.confidence is None for result in results):
+                labels.pop("calibration_error", None)  # of a system that tells none
             pairs = list(zip(clips, results, strict=True))
             named = [sum(r.ok and names(r.text, label) for label in clip.labels) for clip, r in pairs]
             whole = np.array([float(len(clip.labels)) for clip in clips])

@@ -140,7 +140,12 @@ def _measures(evaluations: Sequence[Evaluation]) -> str:
     shown = {name for one in evaluations for name in one.measures} | {"clips", "failed"}
     for name in evaluations[0].labels:
         if name not in shown:
-            rows.append([name.replace("_", " "), *(c for one in evaluations for c in (_number(one.labels[name]), ""))])
+            rows.append(
+                [
+                    name.replace("_", " "),
+                    *(c for one in evaluations for c in (_number(one.labels[name]) if name in one.labels else "", "")),
+                ]
+            )
     heads = [head for one in evaluations for head in (one.system, "95 % interval")]
     return _table(["", *heads], rows)
 

@@ -105,6 +105,7 @@ def test_captions_of_another_system(captioned, tmp_path):
     (one,) = evaluate_models([own], captioned)
     scores = one.to_dict()
     assert [scores[name] for name in ("label_named", "bleu_1", "rouge_l")] == pytest.approx([1.0] * 3, abs=1e-6)
+    assert "calibration_error" not in scores, "no confidence, nothing to calibrate"
     np.testing.assert_allclose(one.measures["rouge_l"].per_clip, [1, 1, np.nan])
     with pytest.raises(ManifestError, match="1 clips of the data without a caption: 'c'"):
         evaluate_models([said(tmp_path / "some.jsonl", a="x", b="y")], captioned)
