@@ -134,9 +134,11 @@ def test_no_decay_below_two_dimensions():
 def test_band_mask():
     torch.manual_seed(0)
     log_mel = torch.randn(64, 100, 32)
-    masked = band_mask(log_mel, bands=12, frames=40)
+    valid = torch.arange(100) < torch.tensor([[100], [60]]).repeat(32, 1)  # every other clip ends at frame 60
+    log_mel[~valid] = 1e3  # padding, which the mean must not see
+    masked = band_mask(log_mel, valid, bands=12, frames=40)
     changed = masked != log_mel  # (B, frames, mels)
-    mean = log_mel.mean((1, 2))
+    mean = torch.stack([clip[ok].mean() for clip, ok in zip(log_mel, valid, strict=True)])
     for clip in range(64):
         bands, frames = changed[clip].all(0), changed[clip].all(1)
         assert bands.sum() <= 12
