@@ -21,9 +21,9 @@ from lamb.bulk import bulk
 from lamb.bulk_listing import BulkError, Input, write_list
 from lamb.bulk_workers import Settings
 
-# A program that runs `lamb` with a stand-in for lamb/captioner.py, in its workers too: they import this file again.
+# A stand-in for lamb/captioner.py that every Python process imports at its start: the run's workers, and Ray's, too.
 # What happens to a file is in its name; `flaky` and `fatal` ones are well once the file `healed` lies beside them.
-PROGRAM = """
+SITE = """
 import os, signal, sys, time, types
 from pathlib import Path
 from lamb.captions import Caption
@@ -59,10 +59,6 @@ class Captioner:
 module = types.ModuleType("lamb.captioner")
 module.Captioner = Captioner
 sys.modules["lamb.captioner"] = module
-from lamb.cli import main
-
-if __name__ == "__main__":
-    main()
 """
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -70,13 +66,13 @@ Start = Callable[..., subprocess.Popen[str]]
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
     """start(INPUT, OUT, options ...): `lamb bulk` with the stand-in, as a process group of its own."""
-    program = tmp_path_factory.mktemp("program") / "program.py"
-    program.write_text(PROGRAM)
-    root = str(Path(__file__).parents[1])
+    site = tmp_path_factory.mktemp("site")
+    (site / "sitecustomize.py").write_text(SITE)
+    path = os.pathsep.join([str(site), str(Path(__file__).parents[1])])
 
     def run(source: object, out: Path, *options: object) -> subprocess.Popen[str]:
-        command = [sys.executable, program, "bulk", source, "--out", out, "--device", "cpu", *options]
-        environment = {**os.environ, "PYTHONPATH": root}
+        command = [sys.executable, "-m", "lamb", "bulk", source, "--out", out, "--device", "cpu", *options]
+        environment = {**os.environ, "PYTHONPATH": path}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen([*map(str, command)], env=environment, start_new_session=True, **pipes)
 
