@@ -8,12 +8,18 @@ seeds would give on these very scenes. [O]; the tables are those of the paper.
 
 import difflib
 import json
+import os
 import re
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +29,7 @@ from .config import AblationConfig, ConfigError, TableConfig, TrainConfig, read,
 from .data import manifest
 from .data.manifest import Clip
 from .data.render import write_scenes
-from .fit import run_facts, write
+from .fit import TrainingError, run_facts, write
 from .labels import LABEL_WORDS, names
 from .model import build_encoder
 from .train import train
@@ -57,6 +63,11 @@ class Run:
     folder: Path
     settings: tuple[str, ...]  # of `lamb train`, after the base recipe
 
+    @property
+    def result(self) -> Path:
+        """What was measured; it is there once the run is done."""
+        return self.folder / "result.json"
+
 
 def ablate(
     recipe: str | Path, overrides: Sequence[str] = (), resume: bool = False, document: str | Path | None = None
@@ -67,7 +78,7 @@ def ablate(
     `document`, the tables also go into that Markdown file, between `<!-- lamb ablate: NAME -->` and `<!-- end -->`.
 
     Raises ConfigError for a recipe that cannot be used, for a folder that already holds runs unless `resume`, and for
-    one whose runs were begun with other settings.
+    one whose runs were begun with other settings; TrainingError for a run that fails.
     """
     config = read(AblationConfig, recipe, overrides)
     out = Path(config.out)
@@ -89,23 +100,63 @@ def ablate(
     for run, stage in stages.items():
         _check_begun(run.folder, stage)
     results: Results = {}
-    for number, run in enumerate(runs, 1):
-        done = run.folder / "result.json"
-        if not done.exists():
-            _tell(f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}")
-            began = time.time()
-            train(config.base, list(run.settings), (run.folder / "recipe.json").exists())
-            measured = score(run.folder, test, None if stages[run].device == "auto" else stages[run].device)
-            write(done, json.dumps({**measured, "seconds": round(time.time() - began, 1)}, indent=1))
-        for state in run.folder.glob("state-*.pt"):  # three times the model, and of no more use
-            state.unlink()
-        results[run.variant, run.seed] = json.loads(done.read_text())
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in results[run.variant, run.seed].items())
-        _tell(f"run {number} of {len(runs)}: {run.variant}, seed {run.seed}: {shown}")
+    blocks: dict[str, str] = {}
+
+    def report(run: Run) -> None:
+        nonlocal blocks
+        results[run.variant, run.seed] = found = json.loads(run.result.read_text())
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        _tell(f"run {len(results)} of {len(runs)}: {run.variant}, seed {run.seed}: {shown}")
         blocks = _report(config, stages[run], results, out)
         if document:
             write(Path(document), _filled(Path(document), blocks))
+
+    todo = []
+    for run in runs:
+        if run.result.exists():
+            report(run)
+        else:
+            todo.append(run)
+    work = partial(_work, base=config.base, clips=test)
+    if config.jobs == 1:
+        for run in todo:
+            _tell(f"{run.variant}, seed {run.seed}: begins")
+            work(run)
+            report(run)
+    else:
+        with ProcessPoolExecutor(config.jobs, get_context("spawn"), _apart, (str(out),)) as pool:
+            futures = {pool.submit(work, run): run for run in todo}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    report(futures[future])
+            except BrokenProcessPool:
+                raise TrainingError(
+                    f"{out}: a run's process was killed, perhaps for its memory; go on with --resume, or fewer jobs"
+                ) from None
+            finally:  # an error, or Ctrl-C, which the runs get as well: what waits does not begin
+                pool.shutdown(wait=False, cancel_futures=True)
     return "\n\n".join(blocks.values()) + "\n"
+
+
+def _work(run: Run, base: str, clips: Sequence[Clip]) -> None:
+    """Train and score a run."""
+    began = time.time()
+    train(base, list(run.settings), (run.folder / "recipe.json").exists())
+    device = read_recipe(base, run.settings).device
+    measured = score(run.folder, clips, None if device == "auto" else device)
+    for state in run.folder.glob("state-*.pt"):  # three times the model, and of no more use
+        state.unlink()
+    write(run.result, json.dumps({**measured, "seconds": round(time.time() - began, 1)}, indent=1))
+
+
+def _apart(out: str) -> None:
+    """In a process for some of the runs: what they print goes into a file, not all at once to a terminal."""
+    parent = parent_process()
+    assert parent is not None
+    # one that is killed leaves nobody behind who writes on into the same folders
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    sys.stdout = sys.stderr = open(Path(out) / f"job-{os.getpid()}.log", "a", buffering=1)  # noqa: SIM115
 
 
 def _tell(message: str) -> None:
@@ -116,6 +167,8 @@ def _check(config: AblationConfig) -> None:
     """ConfigError for names that lead nowhere."""
     if not config.variants or not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ConfigError("variants and seeds: at least one of each is wanted, and no seed twice")
+    if config.jobs < 1:
+        raise ConfigError(f"jobs: {config.jobs} is less than 1")
     for name in config.variants:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
             raise ConfigError(f"variants.{name}: the name is that of a folder; letters, digits, - _ and . only")

@@ -1,7 +1,9 @@
 """An ablation end to end: runs that are trained once, stopped and gone on with, and the tables made of them."""
 
 import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +139,49 @@ def test_a_run_that_was_killed_is_gone_on_with(recipe, tmp_path, monkeypatch):
     assert not trained
 
 
+def test_runs_side_by_side(recipe, tmp_path):
+    """Processes of their own give the same numbers, in the same order, and no word of theirs is lost."""
+    ablate(recipe(out=str(tmp_path / "one")), ["seeds=[1]", 'settings=["optim.steps=2", "threads=1"]'])
+    text = ablate(recipe(), ["seeds=[1]", 'settings=["optim.steps=2", "threads=1"]', "jobs=2"])
+    one, two = (json.loads((tmp_path / name / "tables.json").read_text())["tables"] for name in ("one", "out"))
+    for table in one:
+        for a, b in zip(one[table]["rows"], two[table]["rows"], strict=True):
+            for column, cell in a["columns"].items():
+                assert b["columns"][column]["mean"] == pytest.approx(cell["mean"], rel=1e-4)
+    assert rows(text)[1][0] == "LAMB"
+    logs = "".join(path.read_text() for path in (tmp_path / "out").glob("job-*.log"))
+    assert logs.count("stage lamb: steps 2") == 2
+
+
+def killed(run: ablation.Run, base: str, clips: Any) -> None:
+    os._exit(1)
+
+
+def test_a_run_whose_process_is_killed(recipe, monkeypatch):
+    monkeypatch.setattr(ablation, "_work", killed)
+    with pytest.raises(fit.TrainingError, match=r"a run's process was killed.*--resume"):
+        ablate(recipe(), ["seeds=[1]", "jobs=2"])
+
+
+def test_no_run_outlives_the_command(tmp_path):
+    """Killed without a word, with a run under way: its pipe closes once nobody is left who could write to it."""
+    code = f"""
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from lamb.ablate import _apart
+pool = ProcessPoolExecutor(1, get_context("spawn"), _apart, ({str(tmp_path)!r},))
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600).result()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        worker = int(command.stdout.readline())
+        os.kill(worker, 0)
+        command.kill()
+        assert command.communicate(timeout=30) == ("", None)
+
+
 def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
     ablate(recipe(seeds=[1]))
     runs = tmp_path / "out" / "runs"
@@ -168,6 +213,7 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
         ({"variants": {"full": ["model.adaptor.kind=linear"], "plain": []}}, [], "model.adaptor: unknown key; did you"),
         ({"variants": {"full": [], "plain": [], "a/b": []}}, [], "variants.a/b: the name is that of a folder"),
         ({"seeds": [1, 1]}, [], "no seed twice"),
+        ({"jobs": 0}, [], "jobs: 0 is less than 1"),
         (
             {"tables": {"t": {"title": "T", "rows": {"x": "ful"}}}},
             [],
