@@ -48,6 +48,7 @@ class AdapterConfig:
     kind: Literal["two_stream", "linear", "qformer"] = "two_stream"
     place: bool = False  # sinusoids of their place in time are added to the encoder's tokens, if it knows none [O]
     query_std: float = 0.02  # of the learnable queries at first [O]
+    channel_dropout: float = 0.0  # share of the encoder's channels that a clip lacks in training [O]
     semantic: bool = True  # the semantic stream is there
     temporal: bool = True  # the temporal stream is there
     semantic_queries: int = 8  # N_s [P]
@@ -113,6 +114,7 @@ class DecodeConfig:
     no_repeat_ngram: int = 3  # no run of so many tokens twice; 0: off [O]
     no_repeat_word: bool = False  # no word that says what sounds is said twice, see lamb.decode.OneMention [O]
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
+    rerank: float = 0.0  # weight of the likeness of caption and audio in a choice among the beams; 0: off [O]
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]
     guide: float = 1.0  # times the Token Guide's beta; 0: without it [O]
@@ -198,6 +200,7 @@ class TrainConfig:
     init: str | None = (
         None  # a lamb model to go on from (stage lamb), in place of `model`; pretraining, then fine-tuning
     )
+    precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     save_every: int = 200  # steps between two saved states; a check comes with each, or with optim.epochs every epoch
     keep_states: int = 2  # saved states that stay, the last ones
@@ -241,6 +244,7 @@ class AblationConfig:
     scenes: ScenesConfig  # what all of them are trained and tested on
     settings: tuple[str, ...] = ()  # key=value, of all variants
     seeds: tuple[int, ...] = (1, 2, 3)
+    jobs: int = 1  # runs at a time; with several, settings should keep each to its share of the cores: threads=1
     out: str = "runs/ablation"
 
 

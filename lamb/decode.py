@@ -4,14 +4,19 @@ The guide's bias is computed once a clip and added to the logits of every step. 
 after the log-softmax in beam search; adding the bias there and normalising again equals adding it to the logits:
 log_softmax(log_softmax(x) + b) = log_softmax(x + b). Sampling is greedy search on logits with Gumbel noise that is
 drawn from the seed alone, so that a clip's sample does not depend on its batch neighbours.
+
+With `rerank` = r the aligner's space has a say in which beam is the best: log p + r * cos(mean z_a, mean z_t), log p
+the mean log probability of its tokens and z_t their input embeddings. A language model says the loudest sound twice
+rather than a doubtful one; the aligned space asks for all that is heard. [O]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .alignment import pool
 from .config import DecodeConfig
 from .model import LambModel, caption_labels
 
@@ -84,6 +89,9 @@ def generate(
 
     Beam search with `options.beams` (1: greedy), or sampling where a `seed` is given. Repeated texts are dropped.
     """
+    if options.rerank and seed is None and options.beams > 1:
+        found = generate(model, z_a, mask, replace(options, rerank=0.0), max(options.beams, n_best))
+        return [h[:n_best] for h in _reranked(model, z_a, mask, found, options.rerank)]
     from transformers import GenerationConfig, LogitsProcessorList
     from transformers.generation.logits_process import (
         NoRepeatNGramLogitsProcessor,
@@ -133,6 +141,19 @@ def generate(
     if seed is not None:  # a search has ranked them: by score, or as its length penalty asks
         found = [h for k in range(size) for h in sorted(found[k * n_best : (k + 1) * n_best], key=lambda h: -h.score)]
     return [_distinct(found[k * n_best : (k + 1) * n_best]) for k in range(size)]
+
+
+def _reranked(
+    model: LambModel, z_a: Tensor, mask: Tensor, found: list[list[Hypothesis]], weight: float
+) -> list[list[Hypothesis]]:
+    """Every clip's hypotheses in the order of score + weight * cosine to z_a (B, N, D_llm), mask (B, N)."""
+    texts = [h.text or "." for hypotheses in found for h in hypotheses]
+    clip = torch.tensor([row for row, hypotheses in enumerate(found) for _ in hypotheses], device=z_a.device)
+    ids, text_mask = model.llm.tokenize(texts)  # (C, L)
+    text = pool(model.llm.embed(ids), text_mask)  # (C, D_llm)
+    likeness = iter(torch.cosine_similarity(pool(z_a, mask)[clip], text).tolist())
+    scored = [[(h.score + weight * next(likeness), h) for h in hypotheses] for hypotheses in found]
+    return [[h for _, h in sorted(row, key=lambda item: -item[0])] for row in scored]
 
 
 def score(model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:

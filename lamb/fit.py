@@ -16,12 +16,13 @@ import math
 import os
 import pickle
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,6 +54,23 @@ def device_of(config: TrainConfig) -> torch.device:
 
     cpu = config.device == "cpu" or not torch.cuda.is_available()
     return PartialState(cpu=cpu, timeout=WAIT).device
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16, rather than PyTorch in its place, which is slow."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def precision_of(config: TrainConfig) -> Literal["no", "bf16"]:
+    """What autocast computes in: bf16 on a GPU; on a CPU if the recipe says so and the CPU can."""
+    if device_of(config).type != "cpu":
+        return "bf16"
+    if config.precision == "auto":
+        return "no"
+    if not cpu_has_bfloat16():
+        warnings.warn("precision: this CPU has no units for bfloat16; training in float32", stacklevel=2)
+        return "no"
+    return "bf16"
 
 
 def is_first_process() -> bool:
@@ -153,7 +171,7 @@ def fit(
         check_every = epoch // optim.accumulate
         optim = replace(optim, steps=optim.epochs * check_every, warmup=optim.warmup_epochs * check_every)
     on_cpu = device_of(config).type == "cpu"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="no" if on_cpu else "bf16")
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=precision_of(config))
     share = (accelerator.process_index, accelerator.num_processes)
     first_process = accelerator.is_main_process
     parameters = [{**group, "params": kind} for group in parameters for kind in sharding.apart(group["params"])]

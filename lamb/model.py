@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .adapter import LinearProjector, QFormer, TwoStreamAdapter, sinusoids
 from .alignment import CrossModalAligner
@@ -98,6 +99,9 @@ class LambModel(nn.Module):
 
     def audio_tokens(self, h_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """h_a (B, N_a, D), mask (B, N_a) -> z_a (B, N, D_llm), mask (B, N)."""
+        # a frozen encoder is surer of the recordings that it learnt from than of any others: less to rely on
+        lacking = F.dropout(h_a.new_ones(len(h_a), 1, h_a.shape[2]), self.config.adapter.channel_dropout, self.training)
+        h_a = h_a * lacking
         if self.config.adapter.place:
             h_a = h_a + sinusoids(mask, h_a.shape[-1])
         return self.adapter(h_a, mask)

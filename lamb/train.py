@@ -84,7 +84,10 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
 
 
 class Tagger(nn.Module):
-    """The encoder with a linear head on its tokens and one on their mean; the heads are thrown away afterwards."""
+    """The encoder with a linear head on its tokens and one on their mean; the heads are thrown away afterwards.
+
+    In training every trunk answers for itself, R trunks R times the batch; in evaluation their mean does.
+    """
 
     def __init__(self, encoder: Any, labels: int):
         super().__init__()
@@ -94,20 +97,26 @@ class Tagger(nn.Module):
         self.dropout = nn.Dropout(0.2)
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T), (B, T) -> frame logits (B, N, C + 1), their mask (B, N), clip logits (B, C)."""
-        log_mel, valid = self.encoder.log_mel(waveform, mask)
+        """(B, T), (B, T) -> frame logits (R * B, N, C + 1), their mask (R * B, N), clip logits (R * B, C); R = 1 in
+        evaluation."""
         if self.training:
-            log_mel = band_mask(log_mel, valid)
-        tokens, mask = self.encoder.encode(log_mel, valid)
-        pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
+            heard = []
+            for trunk in self.encoder.trunks:
+                log_mel, valid = trunk.log_mel(waveform, mask)
+                heard.append(trunk.encode(band_mask(log_mel, valid), valid))
+            tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
+        else:
+            tokens, mask = self.encoder(waveform, mask)
+        pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (R * B, D)
         return self.frame(self.dropout(tokens)), mask, self.clip(self.dropout(pooled))
 
 
-def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 12, frames: int = 40) -> Tensor:
-    """SpecAugment on (B, frames, mels), mask (B, frames): some bands and some frames of a clip set to its mean. [A]"""
+def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30, times: int = 2) -> Tensor:
+    """SpecAugment on (B, frames, mels), mask (B, frames): bands and stretches of a clip, `times` each, set to its
+    mean. [A]"""
     size, length, mels = log_mel.shape
     mean = ((log_mel * valid[..., None]).sum((1, 2)) / (valid.sum(1) * mels))[:, None, None]
-    for axis, most, n in ((2, bands, mels), (1, frames, length)):
+    for axis, most, n in ((2, bands, mels), (1, frames, length)) * times:
         width = torch.rand(size) * most
         start = torch.rand(size) * (n - width).clamp_min(0)
         index = torch.arange(n)
@@ -128,10 +137,11 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
     optim = config.optim
 
     def losses(forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        device = encoder.norm.weight.device
+        device = tagger.clip.weight.device
         frames, mask, clip = forward(batch["waveform"].to(device), batch["mask"].to(device))
+        frames, clip = frames.float(), clip.float()
         target = loader.activity(batch["events"], maker.labels, frames.shape[1], encoder.frame_rate)  # (B, N, C)
-        target = target.to(device)
+        target = target.to(device).repeat(len(frames) // len(target), 1, 1)  # once for each trunk
         nothing = (target.sum(2, keepdim=True) == 0).float()
         target = torch.cat([target, nothing], 2)
         share = target / target.sum(2, keepdim=True)
@@ -148,7 +158,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         for k in range(0, len(clips), 32):
             part = clips[k : k + 32]
             waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
-            device = encoder.norm.weight.device
+            device = tagger.clip.weight.device
             _, _, logits = tagger(waveform.to(device), mask.to(device))
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(clips)}

@@ -12,9 +12,9 @@ from lamb.encoders.conv import ConvEncoder, mel_matrix
 
 @pytest.fixture
 def encoder() -> ConvEncoder:
-    """A small one whose BatchNorms shift: zeros beyond a clip's end would not stay zero by themselves."""
+    """Two small trunks whose BatchNorms shift: zeros beyond a clip's end would not stay zero by themselves."""
     torch.manual_seed(0)
-    encoder = ConvEncoder(widths=(4, 8, 16, 32), mels=32, n_fft=512).eval()
+    encoder = ConvEncoder(widths=(4, 8, 16, 32), mels=32, n_fft=(512, 1024)).eval()
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.normal_(module.bias)
@@ -49,11 +49,25 @@ def test_tokens_cover_the_clip_at_the_frame_rate(widths):
     assert valid.sum() - 1 <= 10 * encoder.frame_rate <= valid.sum()
 
 
+def test_the_trunks_are_averaged(encoder):
+    waveform, mask = batch(20000, 32000)
+    (first, valid), (second, _) = (trunk(waveform, mask) for trunk in encoder.trunks)
+    assert not torch.allclose(first, second, atol=0.1)
+    torch.testing.assert_close(encoder(waveform, mask)[0], (first + second) / 2)
+    assert torch.equal(encoder(waveform, mask)[1], valid)
+
+
+def test_one_trunk_at_least():
+    with pytest.raises(ValueError, match="n_fft"):
+        ConvEncoder(n_fft=())
+
+
 def test_a_click_shows_at_its_time(encoder):
     waveform = torch.zeros(1, 64000)
     waveform[:, 32000] = 1
-    log_mel, _ = encoder.log_mel(waveform, torch.ones_like(waveform, dtype=torch.bool))
-    assert log_mel[0].mean(1).argmax() == 32000 // encoder.hop
+    for trunk in encoder.trunks:
+        log_mel, _ = trunk.log_mel(waveform, torch.ones_like(waveform, dtype=torch.bool))
+        assert log_mel[0].mean(1).argmax() == 32000 // trunk.hop
 
 
 def test_the_level_does_not_matter(encoder):
@@ -81,11 +95,12 @@ def test_mel_filters_are_triangles_on_the_htk_scale():
 
 def test_a_tone_lies_in_its_band(encoder):
     tone = torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(16000))[None]
-    log_mel, _ = encoder.log_mel(tone, torch.ones_like(tone, dtype=torch.bool))
-    band = int(encoder.mel[round(1000 / 16000 * encoder.n_fft)].argmax())
-    assert (log_mel[0].argmax(1) == band).all()
-    assert log_mel.max() == pytest.approx(2, abs=1e-5)  # the peak
-    assert log_mel.min() >= -2
+    for trunk in encoder.trunks:
+        log_mel, _ = trunk.log_mel(tone, torch.ones_like(tone, dtype=torch.bool))
+        band = int(trunk.mel[round(1000 / 16000 * trunk.n_fft)].argmax())
+        assert (log_mel[0].argmax(1) == band).all()
+        assert log_mel.max() == pytest.approx(2, abs=1e-5)  # the peak
+        assert log_mel.min() >= -2
 
 
 def test_loads_what_was_saved(encoder_folder):
@@ -104,9 +119,9 @@ def test_only_a_complete_checkpoint_loads(encoder_folder, tmp_path):
 
     missing, extra, shape, garbage, options = map(broken, ("missing", "extra", "shape", "garbage", "options"))
     weights = load_file(encoder_folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if k != "norm.weight"}, missing / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "trunks.0.norm.weight"}, missing / "model.safetensors")
     save_file({**weights, "more": torch.zeros(1)}, extra / "model.safetensors")
-    save_file({**weights, "norm.weight": torch.zeros(3)}, shape / "model.safetensors")
+    save_file({**weights, "trunks.0.norm.weight": torch.zeros(3)}, shape / "model.safetensors")
     (garbage / "model.safetensors").write_bytes(b"not safetensors")
     (options / "config.json").write_text(json.dumps({"width": 3}))
     for folder in (missing, extra, shape, garbage, options, tmp_path / "nowhere"):

@@ -107,6 +107,35 @@ def test_wide_beam_search_is_exhaustive_search(make_toy, guided, penalty):
         assert found[clip].score == pytest.approx(scores[ids] / len(ids), abs=1e-4)
 
 
+@torch.no_grad()
+def test_reranking_by_hand(make_model):
+    model = make_model(decode={"max_new_tokens": 6, "beams": 6}).eval()
+    z_a, mask = audio(model, size=3)
+    mask[1, 1:] = False
+    options = model.config.decode
+    plain = generate(model, z_a, mask, options, n_best=6)
+    changed = 0
+    for weight, n_best in ((0.5, 6), (50.0, 6), (50.0, 2), (50.0, 1)):
+        found = generate(model, z_a, mask, replace(options, rerank=weight), n_best)
+        for clip in range(3):
+            a = z_a[clip][mask[clip]].mean(0)
+            value = {}
+            for h in plain[clip]:
+                ids = torch.tensor(model.llm.tokenizer(h.text).input_ids)
+                value[h] = h.score + weight * float(torch.cosine_similarity(a, model.llm.embed(ids).mean(0), dim=0))
+            assert found[clip] == sorted(plain[clip], key=lambda h: -value[h])[:n_best]
+            changed += found[clip][0] != plain[clip][0]
+    assert changed, "a choice that would not have been made without"
+
+
+@pytest.mark.parametrize(("beams", "seed"), [(1, None), (1, 5), (4, 5)], ids=["greedy", "sample", "samples"])
+def test_nothing_to_rerank(make_toy, beams, seed):
+    model = make_toy(decode={"beams": beams})
+    z_a, mask = audio(model)
+    found = [generate(model, z_a, mask, replace(model.config.decode, rerank=w), 1, seed) for w in (0.0, 9.0)]
+    assert found[0] == found[1]
+
+
 def test_the_toy_language_has_something_to_search(make_toy):
     """Otherwise the test above shows little: guide and length penalty change the best, and greedy search misses it."""
     model = make_toy(guide={"beta": 0.3})

@@ -91,6 +91,19 @@ def test_outputs(make_model):
     assert torch.equal(out.z_t_mask, mask)
 
 
+def test_channel_dropout_takes_channels_of_a_clip(make_model):
+    model = make_model(adapter={"kind": "linear", "channel_dropout": 0.5})
+    h_a, mask = torch.ones(8, 5, 32), torch.ones(8, 5, dtype=torch.bool)
+    seen = []
+    model.adapter.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model.eval().audio_tokens(h_a, mask)
+    assert torch.equal(seen[0], h_a)
+    model.train().audio_tokens(h_a, mask)
+    assert set(seen[1].unique().tolist()) == {0.0, 2.0}  # what stays makes up for what is gone
+    assert torch.equal(seen[1], seen[1][:, :1].expand_as(h_a))  # of all tokens of a clip
+    assert len({tuple(clip[0].tolist()) for clip in seen[1]}) == 8
+
+
 def test_labels_by_hand():
     ids = torch.tensor([[5, 6, 7], [8, 2, 2], [2, 2, 2]])
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
@@ -152,10 +165,10 @@ def test_gradients_reach_everything_that_learns(make_model, encoder):
 
 def test_an_encoder_that_learns_in_full(make_model):
     model = make_model(encoder={"train": "full"}).train()
-    mean = model.encoder.stem_norm.running_mean.clone()
+    mean = model.encoder.trunks[0].stem_norm.running_mean.clone()
     loss_terms(model, run(model, 16000, 9000))["loss"].backward()
-    assert model.encoder.stem.weight.grad.abs().sum() > 0
-    assert not torch.equal(model.encoder.stem_norm.running_mean, mean)
+    assert model.encoder.trunks[0].stem.weight.grad.abs().sum() > 0
+    assert not torch.equal(model.encoder.trunks[0].stem_norm.running_mean, mean)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,12 @@ from lamb import train as training
 from lamb.captioner import Captioner
 from lamb.config import ConfigError, OptimConfig, TrainConfig
 from lamb.data.manifest import ManifestError
-from lamb.fit import TrainingError, groups, memory, require_memory, schedule
-from lamb.train import band_mask, train
+from lamb.encoders.conv import ConvEncoder
+from lamb.fit import TrainingError, groups, memory, precision_of, require_memory, schedule
+from lamb.train import Tagger, band_mask, train
 
 LABELS = ("dog", "rain", "siren", "rooster")
-ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": 512}}
+ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": [256, 512]}}
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +133,33 @@ def test_no_decay_below_two_dimensions():
     assert matrices["lr"] == others["lr"] == 0.1
 
 
+def test_bfloat16_only_where_it_can_be(monkeypatch):
+    on_cpu = TrainConfig(device="cpu", precision="bfloat16")
+    assert precision_of(TrainConfig(device="cpu")) == "no"
+    for can, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(fitting, "cpu_has_bfloat16", lambda can=can: can)
+        with nullcontext() if can else pytest.warns(UserWarning, match="no units for bfloat16; training in float32"):
+            assert precision_of(on_cpu) == precision
+
+
+def test_every_trunk_answers_in_training_and_their_mean_otherwise():
+    torch.manual_seed(0)
+    tagger = Tagger(ConvEncoder(widths=(4, 8), mels=32, n_fft=(256, 512)), 3)
+    waveform, mask = torch.randn(2, 8000), torch.ones(2, 8000, dtype=torch.bool)
+    frames, valid, clip = tagger.train()(waveform, mask)
+    assert len(frames) == len(valid) == len(clip) == 4
+    frames, valid, clip = tagger.eval()(waveform, mask)
+    assert len(frames) == len(valid) == len(clip) == 2
+    each = torch.stack([tagger.frame(trunk(waveform, mask)[0]) for trunk in tagger.encoder.trunks])
+    torch.testing.assert_close(frames, each.mean(0))
+
+
 def test_band_mask():
     torch.manual_seed(0)
     log_mel = torch.randn(64, 100, 32)
     valid = torch.arange(100) < torch.tensor([[100], [60]]).repeat(32, 1)  # every other clip ends at frame 60
     log_mel[~valid] = 1e3  # padding, which the mean must not see
-    masked = band_mask(log_mel, valid, bands=12, frames=40)
+    masked = band_mask(log_mel, valid, bands=12, frames=40, times=1)
     changed = masked != log_mel  # (B, frames, mels)
     mean = torch.stack([clip[ok].mean() for clip, ok in zip(log_mel, valid, strict=True)])
     for clip in range(64):
@@ -151,6 +174,9 @@ def test_band_mask():
             masked[clip][changed[clip]].unique(), mean[clip][None].expand(int(changed[clip].any()))
         )
     assert len({tuple(row) for row in changed.all(1).tolist()}) > 20  # every clip its own
+    twice = (band_mask(log_mel, valid, bands=12, frames=0, times=2) != log_mel).all(1)  # (B, mels)
+    starts = twice.float().diff(dim=1, prepend=torch.zeros(64, 1)) > 0
+    assert starts.sum(1).max() == 2
 
 
 @pytest.fixture

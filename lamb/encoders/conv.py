@@ -1,10 +1,14 @@
-"""A small residual convolutional network on log mels: the bundled model's encoder (our choice; the paper uses CED).
+"""Small residual convolutional networks on log mels: the bundled model's encoder (our choice; the paper uses CED).
 
-log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max over frequency -> LayerNorm: h_a (B, N, D).
+A trunk: log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max over frequency -> LayerNorm: (B, N, D).
 The level of a clip does not matter: the log mel is taken relative to the clip's own peak, at most 80 dB below it.
+A spectrogram is sharp in time or in frequency, not in both, so there may be several trunks, each with a window of its
+own length. They learn independently of each other but for the head that they share (`lamb.train.Tagger`), which makes
+their tokens comparable: h_a (B, N, D) is their mean, and a linear head on it the mean of their opinions, an ensemble.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -44,24 +48,15 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)) * mask, mask
 
 
-class ConvEncoder(nn.Module):
-    """waveform (B, T) at 16 kHz, mask (B, T) -> tokens (B, N, D), mask (B, N); see `lamb.encoders.base.Encoder`.
+class Trunk(nn.Module):
+    """One network on the log mel of windows of `n_fft` samples; the arguments are those of `ConvEncoder`."""
 
-    Args:
-        widths: channels of the stages; the last one is D. Every stage but the first halves the frequency axis;
-            time is halved by the stem and by the first two of them, so a token stands for 8 hops.
-        mels, n_fft, hop: of the log mel front end, in bands and samples.
-    """
-
-    sample_rate = 16000
     window: Tensor
     mel: Tensor
 
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 128, 256), mels: int = 64, n_fft: int = 1024, hop: int = 320):
+    def __init__(self, sample_rate: int, widths: Sequence[int], mels: int, n_fft: int, hop: int):
         super().__init__()
-        self.options = {"widths": list(widths), "mels": mels, "n_fft": n_fft, "hop": hop}
         self.n_fft, self.hop = n_fft, hop
-        self.dim = widths[-1]
         self.stem = nn.Conv2d(1, widths[0], 5, 2, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         strides = [(1, 1), (2, 2), (2, 2)] + [(1, 2)] * len(widths)
@@ -70,12 +65,71 @@ class ConvEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(i, o, s) for i, o, s in zip((widths[0], *widths), widths, strides, strict=False)
         )
-        self.norm = nn.LayerNorm(self.dim)
-        self.frame_rate = self.sample_rate / hop / (2 * math.prod(time for time, _ in strides[: len(widths)]))
+        self.norm = nn.LayerNorm(widths[-1])
+        self.hops = 2 * math.prod(time for time, _ in strides[: len(widths)])  # that a token stands for
         # not parameters and cheap to make: kept out of the checkpoint
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
-        self.register_buffer("mel", mel_matrix(self.sample_rate, n_fft, mels), persistent=False)
+        self.register_buffer("mel", mel_matrix(sample_rate, n_fft, mels), persistent=False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster one for convolutions on a CPU
+
+    def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            signal = waveform.float() * mask
+            spectrum = torch.stft(
+                signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
+            )
+            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
+            decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
+        frames = mask.sum(1) // self.hop + 1
+        valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)
+        peak = decibel.masked_fill(~valid[..., None], -torch.inf).amax((1, 2), keepdim=True)
+        return ((decibel - peak).clamp_min(-RANGE_DB) + RANGE_DB / 2) / (RANGE_DB / 4), valid
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), (B, T) -> tokens (B, N, D), mask (B, N)."""
+        return self.encode(*self.log_mel(waveform, mask))
+
+    def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
+        x = log_mel[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, frames, mels)
+        m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
+        x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
+        m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
+        x = F.relu(self.stem_norm(x) + self.place.to(x.dtype)) * m
+        for block in self.blocks:
+            x, m = block(x, m)
+        tokens = x.mean(3) + x.amax(3)  # (B, D, N)
+        return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
+
+
+class ConvEncoder(nn.Module):
+    """waveform (B, T) at 16 kHz, mask (B, T) -> tokens (B, N, D), mask (B, N); see `lamb.encoders.base.Encoder`.
+
+    Args:
+        widths: channels of the stages; the last one is D. Every stage but the first halves the frequency axis;
+            time is halved by the stem and by the first two of them, so a token stands for 8 hops.
+        mels, hop: of the log mel front end, in bands and samples.
+        n_fft: length of its window in samples; several give a trunk each.
+    """
+
+    sample_rate = 16000
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        mels: int = 64,
+        n_fft: int | Sequence[int] = 1024,
+        hop: int = 320,
+    ):
+        super().__init__()
+        windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
+        if not windows:
+            raise ValueError("n_fft: give the length of one window at least")
+        self.options = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        self.dim = widths[-1]
+        self.trunks = nn.ModuleList(Trunk(self.sample_rate, widths, mels, n, hop) for n in windows)
+        self.frame_rate = self.sample_rate / hop / self.trunks[0].hops
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ConvEncoder":
@@ -98,31 +152,6 @@ class ConvEncoder(nn.Module):
             ) from None
         return encoder
 
-    def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
-        with torch.autocast(waveform.device.type, enabled=False):
-            signal = waveform.float() * mask
-            spectrum = torch.stft(
-                signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
-            )
-            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
-            decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
-        frames = mask.sum(1) // self.hop + 1
-        valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)
-        peak = decibel.masked_fill(~valid[..., None], -torch.inf).amax((1, 2), keepdim=True)
-        return ((decibel - peak).clamp_min(-RANGE_DB) + RANGE_DB / 2) / (RANGE_DB / 4), valid
-
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        x, valid = self.log_mel(waveform, mask)
-        return self.encode(x, valid)
-
-    def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
-        x = log_mel[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, frames, mels)
-        m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
-        x, m = self.stem(x * m), m[:, :, ::2]  # (B, C, frames / 2, mels / 2)
-        x = F.relu(self.stem_norm(x) + self.place) * m
-        for block in self.blocks:
-            x, m = block(x, m)
-        tokens = x.mean(3) + x.amax(3)  # (B, D, N)
-        return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
+        heard = [trunk(waveform, mask) for trunk in self.trunks]
+        return torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]
