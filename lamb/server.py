@@ -5,6 +5,7 @@ received, decoded in a worker process, captioned together with others, and answe
 a remedy (4xx), or with 503 and Retry-After. When its client is gone, what is left of this is dropped.
 """
 
+import gc
 import hashlib
 import hmac
 import json
@@ -287,6 +288,8 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
                 timeout_graceful_shutdown=round(settings.drain),
             )
         )
+        gc.collect()
+        gc.freeze()  # what is here to stay is not looked through again: each time would hold up all for 0.15 s
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{listening.getsockname()[1]}"
         log.info("listening", extra={"fields": {"url": url, "model": service.model, "keys": bool(keys)}})
