@@ -136,3 +136,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         doing.cancel()
         await asyncio.wait({doing})
+        for task in (doing, leaving):  # an error that nobody asks for is logged by asyncio, with the file's name in it
+            if task.done() and not task.cancelled():
+                task.exception()
