@@ -41,7 +41,7 @@ SIREN, LONG = SAMPLES / "siren.flac", SAMPLES / "horn_then_rain.flac"
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with running(max_size=3, max_duration=30, max_channels=2, max_rate=48_000) as it:
+    with running(batches=2, max_size=3, max_duration=30, max_channels=2, max_rate=48_000) as it:
         yield it
 
 
