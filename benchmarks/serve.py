@@ -3,7 +3,7 @@
     python benchmarks/serve.py [--sounds FOLDER] [--model NAME] [--clients N] [--seconds S]
 
 The real command in a process of its own, clips of 5 s as wav; each client sends the next one as soon as it has its
-answer. The clients run on the same machine and take their share of it.
+answer. The clients run on the same machine and take their share of it: processor time is told for each side.
 """
 
 import argparse
@@ -52,6 +52,21 @@ def load(port: int, clips: list[bytes], clients: int, length: float) -> tuple[li
     return times, said
 
 
+def spent(*processes: int) -> float:
+    """Seconds of processor time that processes have taken so far. Linux only."""
+    stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in processes]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")  # user and system
+
+
+def captioned(port: int) -> tuple[float, float]:
+    """Clips and batches so far."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/metrics")
+    numbers = dict(line.rsplit(" ", 1) for line in connection.getresponse().read().decode().splitlines())
+    connection.close()
+    return float(numbers["lamb_batch_clips_sum"]), float(numbers["lamb_batch_clips_count"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     shared = ROOT.parent / "shared" / "sounds" / "audio"
@@ -73,23 +88,27 @@ def main() -> None:
         port = int(json.loads(process.stderr.readline())["url"].rpartition(":")[2])
         threading.Thread(target=process.stderr.read).start()  # else its log would fill the pipe
         load(port, clips, 8, 3)
+        decoders = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+        parts = {"service": [process.pid], "decoders": list(decoders), "clients": [os.getpid()]}
+        before = {part: spent(*pids) for part, pids in parts.items()}
+        clips_before, batches_before = captioned(port)
         began = time.perf_counter()
         times, said = load(port, clips, args.clients, args.seconds)
         online = len(times) / (time.perf_counter() - began)
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("GET", "/metrics")
-        numbers = dict(line.rsplit(" ", 1) for line in connection.getresponse().read().decode().splitlines())
+        taken = {part: 1000 * (spent(*pids) - before[part]) / max(1, len(times)) for part, pids in parts.items()}
+        clips_after, batches_after = captioned(port)
         process.terminate()
     if not times:
         sys.exit(f"no answer: {dict(said)}")
     cuts = statistics.quantiles(times, n=100)
-    batches = float(numbers["lamb_batch_clips_sum"]) / float(numbers["lamb_batch_clips_count"])
+    together = (clips_after - clips_before) / (batches_after - batches_before)
     print(f"sounds: {args.sounds}, cores: {os.cpu_count()}")
     print(f"{args.clients} clients for {args.seconds:g} s, answers by status: {dict(said)}")
     print(f"  p50                        {cuts[49]:6.2f} s")
     print(f"  p99                        {cuts[98]:6.2f} s")
-    print(f"  clips in a batch           {batches:6.1f}")
+    print(f"  clips in a batch           {together:6.1f}")
     print(f"  clips a second             {online:6.1f}")
+    print(f"  ms of processor time a clip: {', '.join(f'{part} {ms:.1f}' for part, ms in taken.items())}")
     print(f"lamb caption, start-up off   {offline:6.1f} clips a second")
     print(f"  share of it that is served {online / offline:6.2f}")
 

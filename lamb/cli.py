@@ -772,6 +772,10 @@ def serve(
     batch_wait: Annotated[
         float, _share(metavar="SECONDS", min=0, help="How long a sound waits for others to be captioned with.")
     ] = SERVE.batch_wait,
+    batches: Annotated[
+        int | None,
+        _share(metavar="N", min=1, help="Batches at a time, sharing the threads.", show_default="2, on a GPU 1"),
+    ] = SERVE.batches,
     drain: Annotated[
         float, _share(metavar="SECONDS", min=0, help="For requests to be finished, at the end.")
     ] = SERVE.drain,
@@ -803,6 +807,7 @@ def serve(
         host=host,
         port=port,
         batch_wait=batch_wait,
+        batches=batches,
         queue=queue,
         max_size=max_size,
         max_duration=max_duration,

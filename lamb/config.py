@@ -255,6 +255,7 @@ class ServeConfig:
     host: str = "127.0.0.1"  # others come through a reverse proxy, see docs/serve.md
     port: int = 8000  # 0: any free one
     batch_wait: float = 0.01  # seconds that a request waits for others, to be captioned together
+    batches: int | None = None  # captioned at a time, the threads shared out to them; None: 2 on a CPU, 1 on a GPU
     queue: int = 128  # requests taken at a time; one more is answered with 503
     max_size: float = 25.0  # MB of an upload
     max_duration: float = 600.0  # seconds of a recording

@@ -5,6 +5,7 @@ received, decoded in a worker process, captioned together with others, and answe
 a remedy (4xx), or with 503 and Retry-After. When its client is gone, what is left of this is dropped.
 """
 
+import gc
 import hashlib
 import hmac
 import json
@@ -21,6 +22,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import prometheus_client
+import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -274,6 +276,7 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listening:
         log_to_stderr()
+        torch.set_num_threads(max(1, torch.get_num_threads() // service.batcher.batches))  # for each of them
         rate = service.batcher.sample_rate
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, rate).astype(np.float32)
         service.captioner.caption([(noise, rate)])  # what is loaded at the first use is loaded now
@@ -287,6 +290,8 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
                 timeout_graceful_shutdown=round(settings.drain),
             )
         )
+        gc.collect()
+        gc.freeze()  # what is here to stay is not looked through again: each time would hold up all for 0.15 s
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{listening.getsockname()[1]}"
         log.info("listening", extra={"fields": {"url": url, "model": service.model, "keys": bool(keys)}})

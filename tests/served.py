@@ -52,7 +52,8 @@ def running(
     captioner: Any = None, keys: Sequence[str] = (), batch_size: int | None = None, **settings: Any
 ) -> Iterator[Served]:
     """The service, in a thread; it has finished what it took when this ends."""
-    service = Service(captioner or tiny(), "tiny", ServeConfig(**{"port": 0, "decoders": 1, **settings}), batch_size)
+    given = ServeConfig(**{"port": 0, "decoders": 1, "batches": 1, **settings})
+    service = Service(captioner or tiny(), "tiny", given, batch_size)
     config = uvicorn.Config(create_app(service, keys), port=0, lifespan="on", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -47,7 +47,8 @@ def test_a_file_is_decoded_as_everywhere(sound):
 )
 def test_a_decoder_that_dies_or_hangs_is_an_error_of_the_file(sound, monkeypatch, code, problem):
     monkeypatch.setattr(demo, "_DECODER", code)
-    monkeypatch.setattr(demo, "DECODE_TIMEOUT", 2.0)
+    if "within" in problem:  # not where it dies: to start may take longer than that on a busy machine
+        monkeypatch.setattr(demo, "DECODE_TIMEOUT", 2.0)
     with pytest.raises(audio.AudioError, match=problem) as error:
         demo.decode(sound, RATE)
     assert "secret" not in str(error.value)

@@ -1,6 +1,7 @@
 """Batches of many clients: who goes together, how long one waits, and that one's failure is not another's."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 from lamb.captions import Caption, Segment
+from lamb.config import ServeConfig
 from lamb.serving.batching import Batcher
+from lamb.serving.service import Service
 
 
 class Model:
@@ -35,9 +38,9 @@ class Model:
             yield Segment(number, number + 1, f"{source[0].sum():g}")
 
 
-def run(model: Model, work: Callable[[Batcher], Awaitable[Any]], wait: float = 0.01) -> Any:
+def run(model: Model, work: Callable[[Batcher], Awaitable[Any]], wait: float = 0.01, batches: int = 1) -> Any:
     async def all_of_it() -> Any:
-        batcher = Batcher(model, wait)  # type: ignore[arg-type]
+        batcher = Batcher(model, wait, batches=batches)  # type: ignore[arg-type]
         batcher.start()
         try:
             return await work(batcher)
@@ -57,6 +60,29 @@ def test_requests_go_together_and_get_their_own():
     texts = run(model, lambda b: asyncio.gather(*(b.caption(sound(k), ()) for k in range(10))))
     assert [caption.text for caption in texts] == [f"{k} 0" for k in range(10)]
     assert [len(batch) for batch in model.batches] == [4, 4, 2]
+
+
+def test_two_batches_at_a_time():
+    class Meeting(Model):
+        both = threading.Barrier(2, timeout=10)
+
+        def caption(self, files: list[Any], **options: Any) -> list[Caption]:
+            self.both.wait()
+            return super().caption(files, **options)
+
+    model = Meeting()
+    ask = lambda b: asyncio.gather(*(b.caption(sound(k), ()) for k in range(16)))
+    assert [caption.text for caption in run(model, ask, batches=2)] == [f"{k} 0" for k in range(16)]
+    assert sorted(map(tuple, model.batches)) == [tuple(range(k, k + 4)) for k in (0, 4, 8, 12)]
+
+
+@pytest.mark.parametrize(("threads", "device", "batches"), [(1, "cpu", 1), (8, "cpu", 2), (8, "cuda", 1)])
+def test_how_many_batches_there_are_at_a_time(monkeypatch, threads, device, batches):
+    model = Model()
+    model.model.device = SimpleNamespace(type=device)
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    assert Service(model, "it", ServeConfig()).batcher.batches == batches  # type: ignore[arg-type]
+    assert Service(model, "it", ServeConfig(batches=3)).batcher.batches == 3  # type: ignore[arg-type]
 
 
 def test_options_are_not_mixed_and_the_oldest_goes_first():

@@ -1,6 +1,7 @@
 """Decoding in processes: the reader's samples and words, a limit of memory, nothing to lose, nothing to leak."""
 
 import asyncio
+import fcntl
 import io
 import json
 import os
@@ -105,6 +106,23 @@ def test_a_decoder_knows_no_secret_and_writes_no_file(monkeypatch):
         assert limits["Max address space"] == "1024000000"
         await decoders.stop()
         assert not proc.exists()
+
+    asyncio.run(run())
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_GETPIPE_SZ"), reason="Linux only")
+def test_pipes_hold_a_clip():
+    """Else the server wakes up for every 64 kB, in and out."""
+
+    async def run() -> None:
+        decoders = Decoders(RATE, ServeConfig(decoders=1))
+        await decoders.start()
+        (process,) = decoders._living
+        for number in (0, 1):
+            pipe = process._transport.get_pipe_transport(number).get_extra_info("pipe")  # type: ignore[attr-defined]
+            size = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
+            assert size == decoding.CHUNK
+        await decoders.stop()
 
     asyncio.run(run())
 

@@ -1,8 +1,12 @@
-"""One model, many clients: requests with the same options are captioned together, in one thread.
+"""One model, many clients: requests with the same options are captioned together, in a thread for each batch at work.
 
 While the model works, requests gather; a lone one waits `wait` seconds for company. Recordings streamed segment by
 segment take turns with the batches, a segment at a time. All but the model's own work happens in the event loop, so
 nothing here needs a lock; a request whose task is cancelled (its client is gone) is passed over.
+
+On a CPU two batches on a core each do more than one batch on two cores: the steps of a small model are too short to be
+shared, the cores would wait for one another at each, and the more so the more often a client or a decoder has one of
+them. [O]
 """
 
 import asyncio
@@ -29,38 +33,39 @@ class _Job:
 
 
 class Batcher:
-    """`captioner` for many tasks at a time: at most `size` clips, or as many windows, in a batch."""
+    """`captioner` for many tasks: `batches` at a time, each of at most `size` clips, or as many windows."""
 
     def __init__(
         self,
         captioner: Captioner,
         wait: float,
         size: int | None = None,
+        batches: int = 1,
         on_batch: Callable[[int], object] = lambda _: None,
     ):
-        self.captioner, self.wait, self.on_batch = captioner, wait, on_batch
+        self.captioner, self.wait, self.batches, self.on_batch = captioner, wait, batches, on_batch
         self.size = size or captioner.options.batch_size
         self.sample_rate = captioner.model.encoder.sample_rate
         self._most = self.size * captioner.options.window * self.sample_rate  # samples in a batch of several
         self._jobs: list[_Job] = []
         self._came = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lamb-model")
-        self._loop_task: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(batches, thread_name_prefix="lamb-model")
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to work, in the running event loop."""
-        self._loop_task = asyncio.ensure_future(self._run())
+        self._tasks = [asyncio.ensure_future(self._run()) for _ in range(self.batches)]
 
     async def stop(self) -> None:
         """End, once the model has finished what it is at."""
-        if self._loop_task:
-            self._loop_task.cancel()
-        await asyncio.to_thread(self._thread.shutdown)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.to_thread(self._threads.shutdown)
 
     @property
     def alive(self) -> bool:
         """Whether requests are worked on."""
-        return self._loop_task is not None and not self._loop_task.done()
+        return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def caption(self, sound: np.ndarray, options: Options) -> Caption:
         """The caption of samples (T,) at the encoder's rate; options as of `Captioner.stream`."""
@@ -75,7 +80,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         source = (sound, self.sample_rate)
         found = self.captioner.timeline(source, window=window, hop=hop)
-        while (segment := await loop.run_in_executor(self._thread, next, found, None)) is not None:
+        while (segment := await loop.run_in_executor(self._threads, next, found, None)) is not None:
             yield segment
 
     async def _run(self) -> None:
@@ -119,7 +124,7 @@ class Batcher:
         options = {**dict(batch[0].options), "batch_size": self.size}
         work = lambda: self.captioner.caption(sounds, **options)
         try:
-            return list(await asyncio.get_running_loop().run_in_executor(self._thread, work))
+            return list(await asyncio.get_running_loop().run_in_executor(self._threads, work))
         except Exception as error:
             if len(batch) == 1:
                 return [error]

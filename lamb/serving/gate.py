@@ -23,6 +23,7 @@ from lamb.config import ServeConfig
 
 ENVELOPE = 65_536  # bytes of a request that are not the file: a form's own lines and fields
 LINGER = 5.0  # seconds for which the rest of a refused upload is read, so that its client comes to read the answer
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")  # others are a client's own words
 GONE = 499  # the status, in log and metrics, of a request whose client did not wait for the answer
 
 log = logging.getLogger("lamb.serve")
@@ -85,7 +86,8 @@ class Gate:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        fields: dict[str, Any] = {"request_id": request_id, "method": scope["method"]}
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        fields: dict[str, Any] = {"request_id": request_id, "method": method}
         scope["log"] = fields  # to be added to by whoever knows more
         try:
             await self.app(scope, limited, answer)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
+import torch
 from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
@@ -36,11 +37,14 @@ class Service:
     def __init__(self, captioner: Captioner, model: str, settings: ServeConfig, batch_size: int | None = None):
         self.captioner, self.model, self.settings = captioner, model, settings
         self.metrics = Metrics()
-        self.batcher = Batcher(captioner, settings.batch_wait, batch_size, self.metrics.batch.observe)
+        most = min(2, torch.get_num_threads()) if captioner.model.device.type == "cpu" else 1
+        batches = settings.batches or most
+        self.batcher = Batcher(captioner, settings.batch_wait, batch_size, batches, self.metrics.batch.observe)
         on_replaced = lambda reason: self.metrics.replaced.labels(reason).inc()
         self.decoders = Decoders(self.batcher.sample_rate, settings, on_replaced)
         self.taken = 0  # requests
-        self._room = asyncio.Semaphore(2 * self.batcher.size)  # for decoded sounds
+        # for decoded sounds: those of the batches at work, and of the next one
+        self._room = asyncio.Semaphore((batches + 1) * self.batcher.size)
 
     @asynccontextmanager
     async def running(self, _app: FastAPI) -> AsyncIterator[None]:
@@ -136,3 +140,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         doing.cancel()
         await asyncio.wait({doing})
+        for task in (doing, leaving):  # an error that nobody asks for is logged by asyncio, with the file's name in it
+            if task.done() and not task.cancelled():
+                task.exception()
