@@ -177,8 +177,8 @@ def caption(
 
     Reads wav, flac, ogg, opus, mp3, aiff, m4a, mp4, webm and more, of any length.
     Captions go to standard output, progress and messages to standard error.
-    Exit code: 0 if all went well; 1 if a file could not be captioned (the others
-    are, and it is named); 2 if the command itself was wrong.
+    Exit code: 0 if all went well; 1 if a file, or with --timeline a part of it, could
+    not be captioned (the others are, and it is named); 2 if the command was wrong.
 
     \b
     [bold]Examples[/]
@@ -214,9 +214,9 @@ def caption(
     from lamb.audio import AudioError, expand
     from lamb.captions import WRITERS
 
-    _tidy_warnings(quiet)
     inputs: list[Any] = []
     failed: list[str] = []
+    _tidy_warnings(quiet, failed)
     for path in paths:
         try:
             inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
@@ -871,17 +871,23 @@ def _loading() -> Iterator[None]:
         _fail(error, 1)
 
 
-def _tidy_warnings(quiet: bool) -> None:
-    """Our warnings in one line each; those of the libraries only where the user asked for them (-W)."""
+def _tidy_warnings(quiet: bool, damaged: list[str] | None = None) -> None:
+    """Our warnings in one line each; those of the libraries only where the user asked for them (-W).
+
+    What is said of sound that is lost is collected in `damaged`.
+    """
     import warnings
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if not category.__module__.startswith("lamb."):
             usual(message, category, *rest, **named)
-        elif not quiet:
+            return
+        if damaged is not None and issubclass(category, AudioDamage):
+            damaged.append(str(message))
+        if not quiet:
             _say("warning", message)
 
-    from lamb.audio import AudioWarning
+    from lamb.audio import AudioDamage, AudioWarning
 
     usual, warnings.showwarning = warnings.showwarning, show
     if not sys.warnoptions:
