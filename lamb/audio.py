@@ -61,7 +61,8 @@ _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
 _TAGS = 1.0  # seconds that tags at the end of an mp3 may look like
 _PLANES = 8  # channels that a frame of PyAV can have one by one
-_AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
+_ANEW = "copy or download it again"
+_AGAIN = f"{_ANEW}, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
 _CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
 
 
@@ -82,6 +83,9 @@ class AudioWarning(UserWarning):
 
 class AudioDamage(AudioWarning):
     """Sound that was read but for a part of it."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(f"{file}: {problem}; {_ANEW}")
 
 
 @dataclass(frozen=True)
@@ -291,12 +295,12 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
 
 def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> _Sound:
     if not file.seek(0, os.SEEK_END):
-        raise AudioError(called, "empty (0 bytes)", "copy or download it again")
+        raise AudioError(called, "empty (0 bytes)", _ANEW)
     if _is_cut(file):
         problem = "truncated: it ends before its own header says"
         if lost is None:
             raise AudioError(called, problem, _AGAIN)
-        warnings.warn(f"{called}: {problem}", AudioDamage, stacklevel=2)
+        warnings.warn(AudioDamage(called, problem), stacklevel=2)
     head = _at(file, 0, 4)
     if lost is not None and (head in (b"fLaC", b"OggS") or _is_mp3(head)):
         return _pyav(called, file, stack, lost)  # libsndfile closes over a hole, and all that follows is too early
@@ -407,17 +411,17 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
         problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
         if sound.lost is None or not at:
             raise AudioError(sound.name, problem, _AGAIN) from error
-        warnings.warn(f"{sound.name}: {problem}", AudioDamage, stacklevel=2)
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
         return
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
     if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {sound.frames / sound.rate:.2f} s in its header"
         if sound.lost is None or not at:
             raise AudioError(sound.name, problem, _AGAIN)
-        warnings.warn(f"{sound.name}: {problem}", AudioDamage, stacklevel=2)
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
     elif sound.is_cut():
         problem = f"truncated: it ends before its own header says, at {at / sound.rate:.2f} s"
-        warnings.warn(f"{sound.name}: {problem}", AudioDamage, stacklevel=2)
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
     if first == 0:
         _check_length(sound, at)
 
@@ -519,9 +523,10 @@ def _pyav(
         container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="ignore"))
     except av.FFmpegError:
         problem = "not audio, or damaged at its very beginning"
+        remedy = "give a sound file, for instance wav, flac, mp3 or m4a"
         if not isinstance(file, _Stream) and _at(file, 4, 4) == b"ftyp":
-            problem = "its index is missing or damaged, as in a recording that was cut off"
-        raise AudioError(called, problem, "give a sound file, for instance wav, flac, mp3 or m4a") from None
+            problem, remedy = "its index is missing or damaged, as in a recording that was cut off", _ANEW
+        raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:
         raise AudioError(called, "holds no audio stream", "give a file with sound in it")
     stream = container.streams.audio[0]

@@ -364,7 +364,7 @@ def _parquet(rows: list[Row]) -> bytes:
     segment = pa.struct([*segment, ("confidence", pa.float64())])
     columns = {"id": pa.string(), "file": pa.string(), "duration": pa.float64(), "caption": pa.string()}
     columns |= {"score": pa.float64(), "confidence": pa.float64(), "captions": pa.list_(pa.string())}
-    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment)}
+    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment), "damage": pa.list_(pa.string())}
     rows = [{**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()} for row in rows]
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), file)

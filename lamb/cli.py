@@ -874,17 +874,17 @@ def _loading() -> Iterator[None]:
 def _tidy_warnings(quiet: bool, damaged: list[str] | None = None) -> None:
     """Our warnings in one line each; those of the libraries only where the user asked for them (-W).
 
-    What is said of sound that is lost is collected in `damaged`.
+    Sound that is lost is an error, be it `quiet`, and what is said of it is collected in `damaged`.
     """
     import warnings
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if not category.__module__.startswith("lamb."):
             usual(message, category, *rest, **named)
-            return
-        if damaged is not None and issubclass(category, AudioDamage):
+        elif damaged is not None and issubclass(category, AudioDamage):
             damaged.append(str(message))
-        if not quiet:
+            _say("error", message)
+        elif not quiet:
             _say("warning", message)
 
     from lamb.audio import AudioDamage, AudioWarning

@@ -91,7 +91,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
 def _told(segment: Segment, name: str) -> Segment:
     if segment.caption == UNREADABLE.text:
         problem = f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over"
-        warnings.warn(f"{name}: {problem}", audio.AudioDamage, stacklevel=3)
+        warnings.warn(audio.AudioDamage(name, problem), stacklevel=3)
     return segment
 
 

@@ -47,7 +47,7 @@ class Captioner:
                 warnings.warn("wrong.wav: 3 samples\\nrepaired", AudioWarning)
                 warnings.warn("of no interest")
             if "holes" in file:
-                warnings.warn("holes.mp3: damaged: 3 s", AudioDamage)
+                warnings.warn(AudioDamage("holes.mp3", "damaged: 3 s"))
             if "bad" in file:
                 yield Caption(file, error="not audio; give a sound file")
                 continue
@@ -175,9 +175,9 @@ def test_warnings_are_a_line(lamb: Run) -> None:
 
 
 def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
-    told = (1, "A dog barks.\n", "lamb: warning: holes.mp3: damaged: 3 s\n")
-    assert lamb("caption", "holes.mp3") == told
-    assert lamb("caption", "holes.mp3", "--quiet") == (*told[:2], "")
+    told = (1, "A dog barks.\n", "lamb: error: holes.mp3: damaged: 3 s; copy or download it again\n")
+    for options in ((), ("--quiet",)):
+        assert lamb("caption", "holes.mp3", *options) == told
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "table"])
