@@ -48,6 +48,7 @@ class Tally:
     total: int
     done: int = 0  # captioned, in earlier runs too
     failed: int = 0
+    damaged: int = 0  # of those captioned, all but a part of them
     audio: float = 0.0  # seconds of sound captioned
     fresh: int = 0  # inputs finished by this run
     fresh_audio: float = 0.0
@@ -57,6 +58,7 @@ class Tally:
         """Count a shard in, or out."""
         self.done += sign * report["captioned"]
         self.failed += sign * len(report["failures"])
+        self.damaged += sign * report["damaged"]
         self.audio += sign * report["seconds"]
 
     def summary(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class Tally:
         return {
             "inputs": self.total,
             "captioned": self.done,
+            "damaged": self.damaged,
             "failed": self.failed,
             "left": self.total - self.done - self.failed,
             "hours": round(self.audio / 3600, 4),
@@ -307,11 +310,12 @@ def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally
     good = [row for row in rows if "error" not in row]
     failures = [{"index": index, **shard.rows[index]} for index, _ in shard.inputs if "error" in shard.rows[index]]
     seconds = sum(row["duration"] for row in good)
-    report = {"captioned": len(good), "seconds": seconds, "failures": failures}
+    damaged = sum("damage" in row for row in good)
+    report = {"captioned": len(good), "damaged": damaged, "seconds": seconds, "failures": failures}
     before = _report(out, shard.number, rounds) if shard.round else None
     if before:
-        report["captioned"] += before["captioned"]
-        report["seconds"] += before["seconds"]
+        for name in ("captioned", "damaged", "seconds"):
+            report[name] += before[name]
         tally.add(before, -1)
     if good or not before:  # a retry without a success leaves all as it was
         name = _name(shard.number, shard.round)

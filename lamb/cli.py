@@ -327,8 +327,8 @@ def bulk(
     INPUT is a folder (and all below it), a manifest, or an address such as s3://bucket/folder.
     The same command again goes on where the last one stopped, even after kill -9: every
     recording is in the output once, and finished shards are not touched.
-    Exit code: 0 if all went well; 1 if a recording failed (see failures.jsonl), or no
-    worker can start; 2 if the command itself was wrong.
+    Exit code: 0 if all went well; 1 if a recording failed (see failures.jsonl) or is
+    damaged, or no worker can start; 2 if the command itself was wrong.
 
     \b
     [bold]Examples[/]
@@ -357,7 +357,7 @@ def bulk(
         )
     if not quiet:
         run = summary["this_run"]
-        rows = [(name, f"{summary[name]:,}") for name in ("inputs", "captioned", "failed")]
+        rows = [(name, f"{summary[name]:,}") for name in ("inputs", "captioned", "damaged", "failed")]
         rows += [("hours of sound", f"{summary['hours']:,.2f}"), ("seconds", f"{run['seconds']:,.1f}")]
         rows += [("inputs a second", f"{run['inputs_per_second']:,.1f}")]
         rows += [("times real time", f"{run['hours_per_hour']:,.1f}")]
@@ -365,6 +365,9 @@ def bulk(
     print(out)
     if summary["failed"]:
         _say("error", f"{summary['failed']} of {summary['inputs']} failed: see {out / 'failures.jsonl'}")
+    if summary["damaged"]:
+        _say("error", f"{summary['damaged']} of {summary['inputs']} are damaged: see damage in {out / 'captions'}")
+    if summary["failed"] or summary["damaged"]:
         raise typer.Exit(1)
 
 

@@ -450,7 +450,7 @@ def test_what_a_timeline_lost_is_in_its_row(tmp_path, model_folder):
     content = (folder / "b.wav").read_bytes()
     (folder / "b.wav").write_bytes(content[: len(content) // 2])
     summary = bulk(str(folder), out, Settings(str(model_folder), "cpu", 1, timeline=True), workers=1, shard_size=3)
-    assert summary["captioned"] == 3
+    assert (summary["captioned"], summary["damaged"], summary["failed"]) == (3, 1, 0)
     assert [len(row.get("damage", [])) for row in rows(out)] == [0, 1, 0]
     assert rows(out)[1]["damage"][0].startswith(f"{folder}/b.wav: truncated: ")
 
