@@ -29,7 +29,7 @@ def pretend_finished(out: Path) -> None:
     plan = json.loads((out / "plan.json").read_text())
     for number in range(-(-plan["inputs"] // plan["shard_size"])):
         (out / "captions" / f"{number:06d}.jsonl").touch()
-        report = {"captioned": plan["shard_size"], "seconds": 0.0, "failures": []}
+        report = {"captioned": plan["shard_size"], "damaged": 0, "seconds": 0.0, "failures": []}
         (out / "reports" / f"{number:06d}.json").write_text(json.dumps(report))
 
 

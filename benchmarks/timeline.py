@@ -1,11 +1,11 @@
 """How well and how fast `lamb caption --timeline` is, on made-up days.
 
-    python benchmarks/timeline.py [--seconds S] [--seeds K ...] [--hours H] [--model NAME]
+    python benchmarks/timeline.py [--seconds S] [--seeds K ...] [--hours H] [--suffixes wav mp3 ...] [--model NAME]
 
 A day is development recordings at known times in a bed of pink noise, a function of its seed. Scores are of whole days:
 - boundary F1: a boundary found counts when it is within 1 s of a true one, each used once;
 - label named: share of events whose label is named by the caption of the segment that overlaps the event most.
-With `--hours` a day of that length is written as wav and captioned by the real command: time and peak memory.
+With `--hours` a day of that length is written in each format and captioned by the real command: time and peak memory.
 """
 
 import argparse
@@ -14,10 +14,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import av
 import numpy as np
 import soundfile
 
@@ -119,19 +120,31 @@ def report(name: str, counts: np.ndarray) -> None:
     print(f"label named {named / events:.3f} of {events} events", flush=True)
 
 
+def write(path: Path, blocks: Iterable[np.ndarray]) -> None:
+    """Blocks (n,) as a file of the kind that its name says."""
+    pieces = (block[at : at + RATE] for block in blocks for at in range(0, len(block), RATE))
+    if path.suffix != ".m4a":
+        with soundfile.SoundFile(path, "w", RATE, 1) as file:
+            for x in pieces:
+                file.write(x)
+        return
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        for x in pieces:
+            frame = av.AudioFrame.from_ndarray(x[None].astype(np.float32), "fltp", "mono")
+            frame.sample_rate = RATE
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
 def long_day(clips: Sequence[Clip], hours: float, model: str, suffix: str) -> None:
     """Time and peak memory of the real command, beside those of a ten-second clip."""
     with tempfile.TemporaryDirectory() as folder:
         peaks = []
         for name, seconds in (("clip", 10), ("day", 3600 * hours)):
-            path = Path(folder) / f"{name}.wav"
-            with soundfile.SoundFile(path, "w", RATE, 1, "PCM_16") as file:
-                for block in Day(clips, 7, seconds, "noisy").blocks():
-                    file.write(block)
-            if suffix != "wav":
-                subprocess.run(["ffmpeg", "-loglevel", "error", "-i", path, path.with_suffix(f".{suffix}")], check=True)
-                path.unlink()
-                path = path.with_suffix(f".{suffix}")
+            path = Path(folder) / f"{name}.{suffix}"
+            write(path, Day(clips, 7, seconds, "noisy").blocks())
+            size = path.stat().st_size / 1e6
             began = time.perf_counter()
             command = ["caption", str(path), "--timeline", "--model", model, "--format", "srt", "--output", os.devnull]
             process = subprocess.Popen([sys.executable, "-m", "lamb", *command])
@@ -140,11 +153,9 @@ def long_day(clips: Sequence[Clip], hours: float, model: str, suffix: str) -> No
                 sys.exit(f"lamb caption failed: {status}")
             peaks.append(usage.ru_maxrss / 1024)
             wall, cpu = time.perf_counter() - began, usage.ru_utime + usage.ru_stime
-            print(
-                f"{name}.{suffix}: {seconds:.0f} s in {wall:.1f} s ({cpu:.0f} s CPU), peak {peaks[-1]:.0f} MB",
-                flush=True,
-            )
-        print(f"memory above the clip's: {peaks[1] - peaks[0]:.0f} MB")
+            told = f"{seconds:.0f} s ({size:.1f} MB) in {wall:.1f} s ({cpu:.0f} s CPU), peak {peaks[-1]:.0f} MB"
+            print(f"{path.name}: {told}", flush=True)
+        print(f"memory above the clip's: {peaks[1] - peaks[0]:.0f} MB", flush=True)
 
 
 def main() -> None:
@@ -152,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=900, help="length of a scored day")
     parser.add_argument("--seeds", type=int, nargs="*", default=[11, 12, 13, 14])
     parser.add_argument("--hours", type=float, default=0, help="also time a day of this length")
-    parser.add_argument("--suffix", default="wav", help="format of the long day; others than wav need ffmpeg")
+    parser.add_argument("--suffixes", nargs="+", default=["wav"], help="formats of it: wav, flac, ogg, mp3, m4a")
     parser.add_argument("--beams", type=int, help="of the segments' captions, in place of the timeline's own")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--device", default="cpu")
@@ -173,7 +184,8 @@ def main() -> None:
             print(f"{'':8} {args.seconds * len(args.seeds) / (time.perf_counter() - began):.0f} times real time")
         report("both", total)
     if args.hours:
-        long_day(clips, args.hours, args.model, args.suffix)
+        for suffix in args.suffixes:
+            long_day(clips, args.hours, args.model, suffix)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, BinaryIO
 
@@ -58,7 +58,11 @@ _TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the
 _STREAMED = (b"RIFF", b"RF64", b"fLaC", b"OggS", b".snd", b"\x1aE\xdf\xa3")
 _BELIEVED = 3600.0  # seconds that a clock in a damaged file may jump
 _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
-_AGAIN = "copy or download it again, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
+_TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
+_TAGS = 1.0  # seconds that tags at the end of an mp3 may look like
+_PLANES = 8  # channels that a frame of PyAV can have one by one
+_ANEW = "copy or download it again"
+_AGAIN = f"{_ANEW}, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
 _CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
 
 
@@ -75,6 +79,13 @@ class AudioError(ValueError):
 
 class AudioWarning(UserWarning):
     """Sound that was read, with a repair."""
+
+
+class AudioDamage(AudioWarning):
+    """Sound that was read but for a part of it."""
+
+    def __init__(self, file: str, problem: str) -> None:
+        super().__init__(f"{file}: {problem}; {_ANEW}")
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ def windows(
     one. Raises AudioError; for a sound that breaks off, after the windows before the break.
 
     With a list `lost` damage costs what is damaged: zeros are in its place, and their (start, end) in seconds is in the
-    list when the window that holds them comes. A file that ends early gives an AudioWarning. A pipe is read as it
+    list when the window that holds them comes. A file that ends early gives an AudioDamage. A pipe is read as it
     comes, not copied, if its format can be read forwards: wav, flac, ogg, opus, mp3, aac, webm, mka, au.
     """
     if not 0 < hop <= window:
@@ -255,6 +266,7 @@ class _Sound:
     read: Callable[[int], Iterator[np.ndarray]]
     broken: type[Exception]  # what `read` raises on bad data
     lost: list[tuple[float, float]] | None = None  # where damage is noted, in seconds, in place of an error
+    is_cut: Callable[[], bool] = lambda: False  # at the end: whether there should be more
 
 
 @contextmanager
@@ -267,7 +279,7 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
         else:
             file = _file(source, stack, streamed=lost is not None)
             if isinstance(file, _Stream):
-                sound = _pyav(called, file, stack, lost)
+                sound = replace(_pyav(called, file, stack, lost), is_cut=file.is_cut)
             else:
                 sound = _seekable_sound(called, file, stack, lost)
         for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):
@@ -283,12 +295,12 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
 
 def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> _Sound:
     if not file.seek(0, os.SEEK_END):
-        raise AudioError(called, "empty (0 bytes)", "copy or download it again")
+        raise AudioError(called, "empty (0 bytes)", _ANEW)
     if _is_cut(file):
         problem = "truncated: it ends before its own header says"
         if lost is None:
             raise AudioError(called, problem, _AGAIN)
-        warnings.warn(f"{called}: {problem}", AudioWarning, stacklevel=2)
+        warnings.warn(AudioDamage(called, problem), stacklevel=2)
     head = _at(file, 0, 4)
     if lost is not None and (head in (b"fLaC", b"OggS") or _is_mp3(head)):
         return _pyav(called, file, stack, lost)  # libsndfile closes over a hole, and all that follows is too early
@@ -309,12 +321,25 @@ class _Stream:
     def __init__(self, head: bytes, file: BinaryIO) -> None:
         self.head = head
         self.read_some = getattr(file, "read1", file.read)  # what is there now, where it can be had
+        self.size, self.begin, self.tail = 0, b"", b""  # of what has been read
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, none at the end. PyAV would write any more past its buffer."""
         some = self.head or self.read_some(size)
-        self.head = some[size:]
-        return some[:size]
+        some, self.head = some[:size], some[size:]
+        self.size += len(some)
+        if len(self.begin) < _TAIL:
+            self.begin += some
+        if self.begin[:4] == b"OggS":
+            self.tail = (self.tail + some)[-_TAIL:]
+        return some
+
+    def is_cut(self) -> bool:
+        """Whether it has ended before the place that its own structure states."""
+        if self.tail:
+            return _ogg_is_cut(self.tail)
+        end = _stated_end(io.BytesIO(self.begin))
+        return end is not None and end > self.size + 64
 
 
 def _seekable(file: Any) -> bool:
@@ -384,13 +409,19 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
                 return
     except sound.broken as error:
         problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
-        raise AudioError(sound.name, problem, _AGAIN) from error
+        if sound.lost is None or not at:
+            raise AudioError(sound.name, problem, _AGAIN) from error
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
+        return
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
     if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {sound.frames / sound.rate:.2f} s in its header"
         if sound.lost is None or not at:
             raise AudioError(sound.name, problem, _AGAIN)
-        warnings.warn(f"{sound.name}: {problem}", AudioWarning, stacklevel=2)
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
+    elif sound.is_cut():
+        problem = f"truncated: it ends before its own header says, at {at / sound.rate:.2f} s"
+        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
     if first == 0:
         _check_length(sound, at)
 
@@ -453,6 +484,8 @@ def _soundfile(
         sound = stack.enter_context(Forward(file))
     except soundfile.LibsndfileError:
         return None
+    if not soundfile.SoundFile.seekable(sound):  # GSM 6.10: seeking fails, if only to the beginning
+        return None
     # Where the header gives no length libsndfile stops at a guess: at nothing in a wav from a pipe, at a sixth of a
     # variable-rate mp3 whose first frame is a large one.
     if sound.frames in (0, _UNKNOWN) or (sound.format == "MP3" and not mp3_says_length):
@@ -490,38 +523,47 @@ def _pyav(
         container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="ignore"))
     except av.FFmpegError:
         problem = "not audio, or damaged at its very beginning"
-        raise AudioError(called, problem, "give a sound file, for instance wav, flac, mp3 or m4a") from None
+        remedy = "give a sound file, for instance wav, flac, mp3 or m4a"
+        if not isinstance(file, _Stream) and _at(file, 4, 4) == b"ftyp":
+            problem, remedy = "its index is missing or damaged, as in a recording that was cut off", _ANEW
+        raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:
         raise AudioError(called, "holds no audio stream", "give a file with sound in it")
     stream = container.streams.audio[0]
     if stream.codec_context is None:
         raise AudioError(called, "its audio is in an unsupported codec", _CONVERT)
     codec = stream.codec_context.name
-    frames = container.decode(stream) if lost is None else _intact(container, stream)
+    frames, intact = container.decode(stream), _intact(container, stream)  # the one or, with `lost`, the other
     try:
-        head = next(frames, None)
+        time, head = next(intact, (None, None)) if lost is not None else (None, next(frames, None))
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
         raise AudioError(called, f"its audio is in an unsupported codec ({codec})", _CONVERT) from None
     except av.FFmpegError as error:
         problem = f"truncated or damaged: nothing of it can be decoded ({error.strerror})"
         raise AudioError(called, problem, _AGAIN) from None
+    if head is None and time is not None:
+        raise AudioError(called, "truncated or damaged: nothing of it can be decoded", _AGAIN)
     if head is None:
         raise AudioError(called, "holds zero samples", "record or export it again")
     rate = head.sample_rate  # the frame's: a stream's header gives half of it for HE-AAC
+    if _is_unsafe(head):
+        raise AudioError(called, f"{head.layout.nb_channels} channels of {codec}, more than {_PLANES}", _CONVERT)
 
     def samples(frame: av.AudioFrame) -> np.ndarray:
-        if frame.sample_rate != rate:
-            raise AudioError(called, f"its rate changes from {rate} to {frame.sample_rate} Hz", _CONVERT)
+        if frame.sample_rate != rate or _is_unsafe(frame):
+            now = f"{frame.sample_rate} Hz and {frame.layout.nb_channels} channels"
+            raise AudioError(called, f"its rate changes, or it is damaged: from {rate} Hz to {now}", _CONVERT)
         x = frame.to_ndarray()
         return _scaled(x.T if frame.format.is_planar else x.reshape(-1, frame.layout.nb_channels))
 
     container_name = container.format.name.split(",")[0]
 
     def read(first: int) -> Iterator[np.ndarray]:
-        at, todo = 0, chain([head], frames)
         if lost is not None:
-            yield from _with_holes(((f.time, samples(f)) for f in todo), rate, lost)
+            found = chain([(time, head)], intact)
+            yield from _with_holes(((t, None if f is None else samples(f)) for t, f in found), rate, lost)
             return
+        at, todo = 0, chain([head], frames)
         if first > rate and container_name in _SEEKABLE and head.time is not None:
             assert stream.time_base is not None  # ffmpeg sets it for every stream that it opens
             target = head.time + first / rate - 0.5  # seconds; half a second for the codec to settle
@@ -549,45 +591,100 @@ def _pyav(
     return _Sound(called, rate, head.layout.nb_channels, stated, kind, read, av.FFmpegError, lost)
 
 
-def _intact(container: Any, stream: Any) -> Iterator[Any]:
-    """The frames of a stream that can be decoded, at the times where they belong.
+def _is_unsafe(frame: Any) -> bool:
+    """Whether PyAV would read beyond the list of a frame's planes; damaged AAC has frames of 29 channels."""
+    return frame.format.is_planar and frame.layout.nb_channels > _PLANES
 
-    mp3 and aac have no clock: more bytes between two frames than frames ever have are so much time, at the mean rate.
+
+def _intact(container: Any, stream: Any) -> Iterator[tuple[float | None, Any]]:
+    """The frames of a stream that can be decoded, with the times in seconds where they belong.
+
+    mp3 and aac have no clock: the bytes that cannot be decoded are as much time as the others, at the mean rate.
+    What cannot be decoded at the very end is told by the time of the end and None.
     """
     import av
 
+    decoder = _Decoder(stream)
     clockless = container.format.name in ("mp3", "aac")
     patience = 100  # errors of the container, not of a packet, that do not lead on
-    end, sizes, count, late = 0, 0, 0, 0  # bytes, bytes, packets, units of the stream's clock
+    end, sizes, count, late = 0, 0, 0, 0.0  # bytes; of what could be decoded: bytes, packets; units of the clock
+    over: float | None = None  # where that ends which could not be decoded since the last frame
     while patience:
         try:
             for packet in container.demux(stream):
-                if clockless and packet.pos is not None and packet.size:
+                size = 0
+                if packet.pos is not None and packet.size:
                     size = packet.pos + packet.size - (end if count else packet.pos)
                     end = packet.pos + packet.size
-                    if size > _LARGEST and count:
-                        late += round((size * count / sizes - 1) * (packet.duration or 0))
+                frames, intact = decoder.decode(packet)
+                if clockless and size:
+                    if count and (size > _LARGEST or not intact):
+                        late += (size * count / sizes - 1) * (packet.duration or 0)
                     else:
                         sizes, count = sizes + size, count + 1
-                try:
-                    frames = packet.decode()
-                except av.FFmpegError:
-                    continue
-                patience = 100
+                if not intact and packet.pts is not None:
+                    over = float((packet.pts + (packet.duration or 0) + late) * packet.time_base)
                 for frame in frames:
-                    if late and frame.pts is not None:
-                        frame.pts += late
-                    yield frame
-            return
+                    patience, over = 100, None
+                    yield None if frame.time is None else frame.time + late * float(frame.time_base), frame
+            break
         except av.FFmpegError:
             patience -= 1
+    if over is not None:
+        yield over - (_TAGS if clockless else 0.0), None
+
+
+class _Decoder:
+    """Packets to frames of one kind. What damage makes of a packet may be of any other, and so is what follows then."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.codec = stream, stream.codec_context
+        if self.codec.name == "flac":
+            self._begin()
+        self.kind: tuple[int, int] | None = None  # Hz, channels
+        self.strange: list[tuple[int, int]] = []  # kinds of the last frames, if they were of another
+
+    def decode(self, packet: Any) -> tuple[list[Any], bool]:
+        """Frames, and whether they are all that the packet held."""
+        import av
+
+        try:
+            frames = self.codec.decode(packet)
+        except av.FFmpegError:
+            return [], not packet.size
+        good = [frame for frame in frames if self._belongs(frame)]
+        if len(good) == len(frames):
+            return frames, True
+        self._begin()
+        return good, False
+
+    def _begin(self) -> None:
+        """Another decoder, if the header says how to read each packet: it knows nothing of what was damaged."""
+        import av
+
+        if extradata := self.stream.codec_context.extradata:
+            self.codec = av.CodecContext.create(self.codec.name, "r")
+            self.codec.extradata = extradata
+            if self.codec.name == "flac":
+                self.codec.options = {"err_detect": "crccheck+explode"}  # else a frame with wrong bits is noise
+
+    def _belongs(self, frame: Any) -> bool:
+        kind = frame.sample_rate, frame.layout.nb_channels
+        self.kind = self.kind or kind
+        safe = kind[0] == self.kind[0] and not _is_unsafe(frame)
+        # the channels may really change: between packets that say what they are, or if it stays so
+        if kind == self.kind or (safe and (not self.stream.codec_context.extradata or self.strange[-3:] == [kind] * 3)):
+            self.kind, self.strange = kind, []
+            return True
+        self.strange = [*self.strange[-2:], kind]
+        return False
 
 
 def _with_holes(
-    frames: Iterable[tuple[float | None, np.ndarray]], rate: int, lost: list[tuple[float, float]]
+    frames: Iterable[tuple[float | None, np.ndarray | None]], rate: int, lost: list[tuple[float, float]]
 ) -> Iterator[np.ndarray]:
     """Blocks of (time in seconds, samples (n, channels)), with zeros where the times say that some are missing."""
-    at = 0
+    at, channels = 0, 1
     origin: float | None = None
     for time, x in frames:
         if origin is None:
@@ -600,9 +697,11 @@ def _with_holes(
                 lost.append((at / rate, (at + hole) / rate))
             at += hole
             for begin in range(0, hole, _BLOCK):
-                yield np.zeros((min(_BLOCK, hole - begin), x.shape[1]), np.float32)
-        yield x
-        at += len(x)
+                yield np.zeros((min(_BLOCK, hole - begin), channels), np.float32)
+        if x is not None:
+            channels = x.shape[1]
+            yield x
+            at += len(x)
 
 
 # ---- headers: is all of the file there? ---------------------------------------------------------------------------
@@ -617,7 +716,7 @@ def _is_cut(file: BinaryIO) -> bool:
     """Whether the file ends before the place that its own structure states. libsndfile reads such files in silence."""
     size = file.seek(0, os.SEEK_END)
     if _at(file, 0, 4) == b"OggS":
-        return _ogg_is_cut(_at(file, max(0, size - 2**17), 2**17))  # a page is 65,307 bytes at most
+        return _ogg_is_cut(_at(file, max(0, size - _TAIL), _TAIL))
     end = _stated_end(file)
     return end is not None and end > size + 64  # some programs are wrong by the size of a header
 

@@ -48,6 +48,7 @@ class Tally:
     total: int
     done: int = 0  # captioned, in earlier runs too
     failed: int = 0
+    damaged: int = 0  # of those captioned, all but a part of them
     audio: float = 0.0  # seconds of sound captioned
     fresh: int = 0  # inputs finished by this run
     fresh_audio: float = 0.0
@@ -57,6 +58,7 @@ class Tally:
         """Count a shard in, or out."""
         self.done += sign * report["captioned"]
         self.failed += sign * len(report["failures"])
+        self.damaged += sign * report["damaged"]
         self.audio += sign * report["seconds"]
 
     def summary(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class Tally:
         return {
             "inputs": self.total,
             "captioned": self.done,
+            "damaged": self.damaged,
             "failed": self.failed,
             "left": self.total - self.done - self.failed,
             "hours": round(self.audio / 3600, 4),
@@ -307,11 +310,12 @@ def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally
     good = [row for row in rows if "error" not in row]
     failures = [{"index": index, **shard.rows[index]} for index, _ in shard.inputs if "error" in shard.rows[index]]
     seconds = sum(row["duration"] for row in good)
-    report = {"captioned": len(good), "seconds": seconds, "failures": failures}
+    damaged = sum("damage" in row for row in good)
+    report = {"captioned": len(good), "damaged": damaged, "seconds": seconds, "failures": failures}
     before = _report(out, shard.number, rounds) if shard.round else None
     if before:
-        report["captioned"] += before["captioned"]
-        report["seconds"] += before["seconds"]
+        for name in ("captioned", "damaged", "seconds"):
+            report[name] += before[name]
         tally.add(before, -1)
     if good or not before:  # a retry without a success leaves all as it was
         name = _name(shard.number, shard.round)
@@ -364,7 +368,7 @@ def _parquet(rows: list[Row]) -> bytes:
     segment = pa.struct([*segment, ("confidence", pa.float64())])
     columns = {"id": pa.string(), "file": pa.string(), "duration": pa.float64(), "caption": pa.string()}
     columns |= {"score": pa.float64(), "confidence": pa.float64(), "captions": pa.list_(pa.string())}
-    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment)}
+    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment), "damage": pa.list_(pa.string())}
     rows = [{**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()} for row in rows]
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), file)

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .audio import AudioError
+from .audio import AudioDamage, AudioError
 from .bulk_listing import BulkError, Input, open_address
 
 if TYPE_CHECKING:
@@ -85,17 +85,19 @@ def load(settings: Settings) -> str | None:
 
 
 def work(settings: Settings, inputs: list[Input]) -> Answer:
-    """The rows of `inputs`: `Caption.to_dict` with the input's own name, and its id where it has one."""
+    """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
     captioner = _captioner(settings)
     options = {key: value for key, value in asdict(settings).items() if key not in ("model", "device", "threads")}
     try:
         rate = captioner.model.encoder.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)
-        names = [{"id": item.id} if item.id else {} for item in inputs]
-        rows = [
-            {**name, **replace(caption, file=item.file).to_dict()}
-            for name, item, caption in zip(names, inputs, captions, strict=True)
-        ]
+        rows = []
+        with warnings.catch_warnings(record=True) as told:  # of timelines, which are made one by one
+            warnings.simplefilter("always", AudioDamage)
+            for item, caption in zip(inputs, captions, strict=True):
+                row = {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
+                rows.append({**row, "damage": [str(warning.message) for warning in told]} if told else row)
+                told.clear()
     except Exception as error:  # a bug, or the memory of a GPU: for one input a failure, for many they are parted
         return Answer([], f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
     return Answer(rows)

@@ -112,7 +112,7 @@ class Captioner:
                 `listen`, a function that is handed the samples, in order, at the encoder's rate.
 
         Nothing is opened before the first segment is asked for, which raises AudioError for what cannot be read at all.
-        What cannot be decoded later on is a segment "(unreadable)", with an AudioWarning.
+        What cannot be decoded later on is a segment "(unreadable)", with an AudioDamage (a warning).
         """
         plan = self._plan(window, hop, **options)
         return Timeline(audio.name(source), timeline(self.model, source, plan))

@@ -177,8 +177,8 @@ def caption(
 
     Reads wav, flac, ogg, opus, mp3, aiff, m4a, mp4, webm and more, of any length.
     Captions go to standard output, progress and messages to standard error.
-    Exit code: 0 if all went well; 1 if a file could not be captioned (the others
-    are, and it is named); 2 if the command itself was wrong.
+    Exit code: 0 if all went well; 1 if a file, or with --timeline a part of it, could
+    not be captioned (the others are, and it is named); 2 if the command was wrong.
 
     \b
     [bold]Examples[/]
@@ -214,9 +214,9 @@ def caption(
     from lamb.audio import AudioError, expand
     from lamb.captions import WRITERS
 
-    _tidy_warnings(quiet)
     inputs: list[Any] = []
     failed: list[str] = []
+    _tidy_warnings(quiet, failed)
     for path in paths:
         try:
             inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
@@ -327,8 +327,8 @@ def bulk(
     INPUT is a folder (and all below it), a manifest, or an address such as s3://bucket/folder.
     The same command again goes on where the last one stopped, even after kill -9: every
     recording is in the output once, and finished shards are not touched.
-    Exit code: 0 if all went well; 1 if a recording failed (see failures.jsonl), or no
-    worker can start; 2 if the command itself was wrong.
+    Exit code: 0 if all went well; 1 if a recording failed (see failures.jsonl) or is
+    damaged, or no worker can start; 2 if the command itself was wrong.
 
     \b
     [bold]Examples[/]
@@ -357,7 +357,7 @@ def bulk(
         )
     if not quiet:
         run = summary["this_run"]
-        rows = [(name, f"{summary[name]:,}") for name in ("inputs", "captioned", "failed")]
+        rows = [(name, f"{summary[name]:,}") for name in ("inputs", "captioned", "damaged", "failed")]
         rows += [("hours of sound", f"{summary['hours']:,.2f}"), ("seconds", f"{run['seconds']:,.1f}")]
         rows += [("inputs a second", f"{run['inputs_per_second']:,.1f}")]
         rows += [("times real time", f"{run['hours_per_hour']:,.1f}")]
@@ -365,6 +365,9 @@ def bulk(
     print(out)
     if summary["failed"]:
         _say("error", f"{summary['failed']} of {summary['inputs']} failed: see {out / 'failures.jsonl'}")
+    if summary["damaged"]:
+        _say("error", f"{summary['damaged']} of {summary['inputs']} are damaged: see damage in {out / 'captions'}")
+    if summary["failed"] or summary["damaged"]:
         raise typer.Exit(1)
 
 
@@ -876,17 +879,23 @@ def _loading() -> Iterator[None]:
         _fail(error, 1)
 
 
-def _tidy_warnings(quiet: bool) -> None:
-    """Our warnings in one line each; those of the libraries only where the user asked for them (-W)."""
+def _tidy_warnings(quiet: bool, damaged: list[str] | None = None) -> None:
+    """Our warnings in one line each; those of the libraries only where the user asked for them (-W).
+
+    Sound that is lost is an error, be it `quiet`, and what is said of it is collected in `damaged`.
+    """
     import warnings
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
         if not category.__module__.startswith("lamb."):
             usual(message, category, *rest, **named)
+        elif damaged is not None and issubclass(category, AudioDamage):
+            damaged.append(str(message))
+            _say("error", message)
         elif not quiet:
             _say("warning", message)
 
-    from lamb.audio import AudioWarning
+    from lamb.audio import AudioDamage, AudioWarning
 
     usual, warnings.showwarning = warnings.showwarning, show
     if not sys.warnoptions:

@@ -4,6 +4,7 @@ The spectrogram is taken while the sound passes, with at most 2 * COLUMNS column
 two become one.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ class Picture:
         kinds = self.figure.canvas.get_supported_filetypes()
         if self.path.suffix[1:].lower() not in kinds:
             raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}; choose another name")
+        if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):  # now, not after ten hours of sound
+            raise PictureError(f"{path}: cannot be written; choose a file in a folder that you may write to")
         self.mel = mel_matrix(rate, N_FFT, MELS).numpy()
         self.window = np.hanning(N_FFT).astype(np.float32)
         self.left = np.zeros(0, np.float32)  # samples that are not yet in a frame

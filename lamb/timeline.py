@@ -59,7 +59,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
     """Yields the segments, each as soon as it is final, and returns the whole, with the segments in it.
 
     Raises AudioError for what cannot be opened. A stretch that cannot be decoded is a segment "(unreadable)" of
-    confidence 0, with an AudioWarning.
+    confidence 0, with an AudioDamage (a warning).
     """
     name, found = audio.name(source), []
     sound = _Sound(model, source, plan)
@@ -91,7 +91,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
 def _told(segment: Segment, name: str) -> Segment:
     if segment.caption == UNREADABLE.text:
         problem = f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over"
-        warnings.warn(f"{name}: {problem}", audio.AudioWarning, stacklevel=3)
+        warnings.warn(audio.AudioDamage(name, problem), stacklevel=3)
     return segment
 
 

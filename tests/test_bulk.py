@@ -442,6 +442,19 @@ def test_a_real_model_hears_files_addresses_and_clips(tmp_path, model_folder):
         assert words in error
 
 
+def test_what_a_timeline_lost_is_in_its_row(tmp_path, model_folder):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in "abc":
+        soundfile.write(folder / f"{name}.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 48000), 16000)
+    content = (folder / "b.wav").read_bytes()
+    (folder / "b.wav").write_bytes(content[: len(content) // 2])
+    summary = bulk(str(folder), out, Settings(str(model_folder), "cpu", 1, timeline=True), workers=1, shard_size=3)
+    assert (summary["captioned"], summary["damaged"], summary["failed"]) == (3, 1, 0)
+    assert [len(row.get("damage", [])) for row in rows(out)] == [0, 1, 0]
+    assert rows(out)[1]["damage"][0].startswith(f"{folder}/b.wav: truncated: ")
+
+
 @pytest.mark.slow
 def test_ray_with_a_killed_worker(tmp_path, start):
     pytest.importorskip("ray", reason="needs the extra cluster (hundreds of MB)")

@@ -23,7 +23,7 @@ from lamb.captions import WRITERS
 # Stands in for lamb/captioner.py, here and in processes of their own; a file's name says what happens to it.
 FAKE = """
 import time, warnings
-from lamb.audio import AudioWarning
+from lamb.audio import AudioDamage, AudioWarning
 from lamb.captions import Caption, Segment, Timeline
 
 class Captioner:
@@ -46,6 +46,8 @@ class Captioner:
             if "wrong" in file:
                 warnings.warn("wrong.wav: 3 samples\\nrepaired", AudioWarning)
                 warnings.warn("of no interest")
+            if "holes" in file:
+                warnings.warn(AudioDamage("holes.mp3", "damaged: 3 s"))
             if "bad" in file:
                 yield Caption(file, error="not audio; give a sound file")
                 continue
@@ -169,7 +171,13 @@ def test_a_bug_keeps_its_traceback(lamb: Run) -> None:
 
 def test_warnings_are_a_line(lamb: Run) -> None:
     assert lamb("caption", "wrong.wav")[2] == "lamb: warning: wrong.wav: 3 samples\\nrepaired\n"
-    assert lamb("caption", "wrong.wav", "--quiet")[2] == ""
+    assert lamb("caption", "wrong.wav", "--quiet")[::2] == (0, "")
+
+
+def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
+    told = (1, "A dog barks.\n", "lamb: error: holes.mp3: damaged: 3 s; copy or download it again\n")
+    for options in ((), ("--quiet",)):
+        assert lamb("caption", "holes.mp3", *options) == told
 
 
 @pytest.mark.parametrize("name", [*WRITERS, "table"])

@@ -55,3 +55,7 @@ def test_a_moment_without_sound(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match=r"a\.xyz: a picture ends in one of .*png"):
         Picture(RATE, tmp_path / "a.xyz")
+    (tmp_path / "b.png").mkdir()
+    for path in (tmp_path / "none" / "a.png", tmp_path / "b.png"):
+        with pytest.raises(PictureError, match=rf"{path}: cannot be written; "):
+            Picture(RATE, path)
