@@ -301,7 +301,8 @@ def _name(number: int, round: int) -> str:
 
 def _report(out: Path, number: int, rounds: dict[int, int]) -> dict[str, Any]:
     path = out / "reports" / f"{_name(number, rounds[number])}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    # a run that an older version began knows no damage
+    return {"damaged": 0, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally: Tally) -> None:
