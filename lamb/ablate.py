@@ -20,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -155,8 +156,13 @@ def _apart(out: str) -> None:
     parent = parent_process()
     assert parent is not None
     # one that is killed leaves nobody behind who writes on into the same folders
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     sys.stdout = sys.stderr = open(Path(out) / f"job-{os.getpid()}.log", "a", buffering=1)  # noqa: SIM115
+
+
+def _leave_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def _tell(message: str) -> None:

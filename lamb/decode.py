@@ -90,8 +90,8 @@ def generate(
     Beam search with `options.beams` (1: greedy), or sampling where a `seed` is given. Repeated texts are dropped.
     """
     if options.rerank and seed is None and options.beams > 1:
-        found = generate(model, z_a, mask, replace(options, rerank=0.0), max(options.beams, n_best))
-        return [h[:n_best] for h in _reranked(model, z_a, mask, found, options.rerank)]
+        searched = generate(model, z_a, mask, replace(options, rerank=0.0), max(options.beams, n_best))
+        return [row[:n_best] for row in _reranked(model, z_a, mask, searched, options.rerank)]
     from transformers import GenerationConfig, LogitsProcessorList
     from transformers.generation.logits_process import (
         NoRepeatNGramLogitsProcessor,

@@ -128,8 +128,9 @@ class ConvEncoder(nn.Module):
             raise ValueError("n_fft: give the length of one window at least")
         self.options = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
         self.dim = widths[-1]
-        self.trunks = nn.ModuleList(Trunk(self.sample_rate, widths, mels, n, hop) for n in windows)
-        self.frame_rate = self.sample_rate / hop / self.trunks[0].hops
+        trunks = [Trunk(self.sample_rate, widths, mels, n, hop) for n in windows]
+        self.trunks = nn.ModuleList(trunks)
+        self.frame_rate = self.sample_rate / hop / trunks[0].hops
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ConvEncoder":
