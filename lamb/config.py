@@ -80,6 +80,7 @@ class GuideConfig:
     enabled: bool = True
     distance: Literal["l2", "l1", "cosine"] = "l2"  # squared L2 [P]
     reduce: Literal["mean", "min"] = "mean"  # over the audio tokens [O]
+    residual: bool = False  # what was said is taken off what is heard [O]
     beta: float | None = None  # initial strength; None: so that beta * score has standard deviation 1 [O]
 
 
@@ -175,6 +176,7 @@ class OptimConfig:
 
     lr: float = 5e-5  # [P] pretraining; 3e-6 when fine-tuning
     llm_lr: float | None = None  # of a language model or encoder that trains in full; None: as lr [O]
+    gamma_lr: float = 3e-3  # of a residual guide's share of what was said [O]
     beta_lr: float = 1e-2  # of the guide's strength, relative to its initial value [O]
     temperature_lr: float = 1e-3  # of InfoNCE's temperature (its logarithm) [O]
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]

@@ -12,11 +12,12 @@ from .model import LambModel, Output
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean over the labelled tokens, in fp32; logits (B, L, V), labels (B, L) with -100 for none, bias (B, V)."""
+    """Mean over the labelled tokens, in fp32; logits (B, L, V), labels (B, L) with -100 for none, bias (B, V) or
+    (B, L, V)."""
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         if bias is not None:
-            logits = logits + bias[:, None]
+            logits = logits + (bias if bias.ndim == 3 else bias[:, None])
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 

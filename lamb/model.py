@@ -27,7 +27,7 @@ class Output:
     z_t: Tensor  # (B, L, D_llm) input embeddings of the caption tokens
     z_t_mask: Tensor  # (B, L)
     logits: Tensor  # (B, L + 1, V) raw
-    bias: Tensor | None  # (B, V) of the guide; None without one
+    bias: Tensor | None  # (B, V) of the guide, (B, L + 1, V) of a residual one; None without
     labels: Tensor  # (B, L + 1) caption ids, then EOS, then -100
 
 
@@ -56,7 +56,7 @@ class LambModel(nn.Module):
         self.guide: TokenGuide | None = None
         if config.guide.enabled:
             g = config.guide
-            self.guide = TokenGuide(distance=g.distance, reduce=g.reduce, beta=1.0 if g.beta is None else g.beta)
+            self.guide = TokenGuide(distance=g.distance, reduce=g.reduce, beta=1.0 if g.beta is None else g.beta, residual=g.residual)
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -110,6 +110,20 @@ class LambModel(nn.Module):
         """The guide's addition to the logits of every step, (B, V) float32; None without a guide."""
         return None if self.guide is None else self.guide(z_a, mask, self.llm.table)
 
+    def token_bias(self, bias: Tensor | None, ids: Tensor) -> Tensor | None:
+        """The guide's `bias` (B, V) -> what is added to the logits of each of ids (B, L) and of the end: the same, or
+        of a residual guide (B, L + 1, V)."""
+        if bias is None or self.guide is None or self.guide.gamma is None:
+            return bias
+        said = F.pad(self.llm.embed(ids).float().cumsum(1), (0, 0, 1, 0))  # (B, L + 1, D_llm)
+        return bias[:, None] + self.guide.residual(said, self.llm.table)
+
+    def next_bias(self, bias: Tensor, ids: Tensor) -> Tensor:
+        """The guide's `bias` (B, V) -> what is added to the logits of the token after ids (B, L): (B, V)."""
+        if self.guide is None or self.guide.gamma is None:
+            return bias
+        return bias + self.guide.residual(self.llm.embed(ids).float().sum(1), self.llm.table)
+
     def forward(self, audio: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor, encoded: bool = False) -> Output:
         """Waveforms (B, T), or where `encoded` their h_a (B, N_a, D), with mask, and caption ids (B, L) with mask."""
         h_a, h_a_mask = (audio, mask) if encoded else self.encode(audio, mask)
@@ -122,7 +136,7 @@ class LambModel(nn.Module):
             z_t=self.llm.embed(ids),
             z_t_mask=ids_mask,
             logits=logits,
-            bias=self.bias(z_a, z_a_mask),
+            bias=self.token_bias(self.bias(z_a, z_a_mask), ids),
             labels=caption_labels(ids, ids_mask, self.llm.tokenizer.eos_token_id),
         )
 

@@ -11,6 +11,11 @@ Our choice where the paper is silent:
     min    the closest token alone:  -min_i |z_i - e_v|^2,  max_i cos(z_i, e_v)
     bias = beta * (score - mean_v score): the softmax does not see the centring, and the numbers stay small
 
+    residual  what was said is no longer to be said. The sum of the said tokens' embeddings is taken off z̄:
+              bias of the token after y_1 .. y_t = bias - gamma * beta * 2 (Σ_j≤t e_yj)·(e_v - mean_v e_v)
+              gamma begins at 0, the paper's guide, and is learnt: audio and caption live in one space, so that
+              what is left of a mixture once its loud sound is told points to the other one
+
 With z̄ = mean_i z_i, mean_i |z_i - e_v|^2 = mean_i |z_i|^2 - 2 z̄·e_v + |e_v|^2: l2 / mean is one
 matrix-vector product a clip, and so is cosine / mean. With beam search the bias must enter before the
 log-softmax.
@@ -68,15 +73,22 @@ class TokenGuide(nn.Module):
     too.
     """
 
-    def __init__(self, *, distance: Distance, reduce: Reduce, beta: float) -> None:
+    def __init__(self, *, distance: Distance, reduce: Reduce, beta: float, residual: bool = False) -> None:
         super().__init__()
         self.distance: Distance = distance
         self.reduce: Reduce = reduce
         self.beta = nn.Parameter(torch.tensor(beta, dtype=torch.float32))
+        self.gamma = nn.Parameter(torch.tensor(0.0)) if residual else None
 
     def forward(self, z_a: Tensor, mask: Tensor, table: Tensor) -> Tensor:
         scores = guide_scores(z_a, mask, table, distance=self.distance, reduce=self.reduce)  # (B, V)
         return self.beta * (scores - scores.mean(-1, keepdim=True))
+
+    def residual(self, said: Tensor, table: Tensor) -> Tensor:
+        """What is added once tokens are said, the sum of whose embeddings is `said` (..., D): (..., V), float32."""
+        with torch.autocast(said.device.type, enabled=False):
+            table = table.float()
+            return -2 * self.gamma * self.beta * (said.float() @ (table - table.mean(0)).mT)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ captions), `lamb` (the method: adapter, aligner, guide, and the language model w
 import json
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from .data import leakage, loader, manifest, scenes, sources
 from .data.manifest import Clip
 from .data.render import split_sounds
 from .decode import clean
+from .encoders.conv import ConvEncoder
 from .fit import (
     LESS_MEMORY,
     Losses,
@@ -44,6 +45,9 @@ from .labels import fit_confidence, label_scores, names
 from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, share_of, token_share
 from .model import LambModel, build, build_encoder, caption_labels
+
+
+HEADS = "heads.safetensors"  # that an encoder was trained with, beside its weights
 
 
 def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resume: bool = False) -> Path:
@@ -84,14 +88,15 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
 
 
 class Tagger(nn.Module):
-    """The encoder with a linear head on its tokens and one on their mean; the heads are thrown away afterwards.
+    """The encoder with a linear head on its tokens and one on their mean; the captioner has no use for the heads.
 
-    In training every trunk answers for itself, R trunks R times the batch; in evaluation their mean does.
+    In training every trunk that learns answers for itself, R trunks R times the batch; in evaluation the mean of all.
     """
 
     def __init__(self, encoder: Any, labels: int):
         super().__init__()
         self.encoder = encoder
+        self.trained = [trunk for trunk in encoder.trunks if trunk.place.requires_grad]
         self.frame = nn.Linear(encoder.dim, labels + 1)  # the last: nothing sounds
         self.clip = nn.Linear(encoder.dim, labels)
         self.dropout = nn.Dropout(0.2)
@@ -101,7 +106,7 @@ class Tagger(nn.Module):
         evaluation."""
         if self.training:
             heard = []
-            for trunk in self.encoder.trunks:
+            for trunk in self.trained:
                 log_mel, valid = trunk.log_mel(waveform, mask)
                 heard.append(trunk.encode(band_mask(log_mel, valid), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
@@ -126,14 +131,23 @@ def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30,
 
 
 def train_encoder(config: TrainConfig, out: Path) -> None:
-    """Stage `encoder`: cross entropy against what sounds, of every token and of the clip, on mixed scenes. [O]"""
+    """Stage `encoder`: cross entropy against what sounds, of every token and of the clip, on mixed scenes. [O]
+
+    With `init`, trunks are added to the encoder in that folder. Its own stay as they are, and so do its heads, which
+    the new ones learn to answer to: the mean of all is what the heads read.
+    """
     from safetensors.torch import save_file
 
     if config.model.encoder.name != "conv":
         raise ConfigError(f"model.encoder.name: {config.model.encoder.name!r} is not trained here, only 'conv' is")
-    encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
+    if config.init is None:
+        encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
+    else:
+        encoder = _grown(Path(config.init), config.model.encoder.options)
     maker, development = _scenes(config, encoder.sample_rate)
     tagger = Tagger(encoder, len(maker.labels))
+    if config.init is not None:
+        _put_heads(tagger, Path(config.init))
     optim = config.optim
 
     def losses(forward: nn.Module, batch: dict[str, Any]) -> Losses:
@@ -173,8 +187,47 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         check,
     )
     if is_first_process():
-        write(out / "config.json", json.dumps(encoder.options))
-        save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
+        head = {f"head.{k}": v for k, v in tagger.frame.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in {**encoder.state_dict(), **head}.items()}
+        write(out / "config.json", json.dumps({**encoder.options, "labels": tagger.frame.out_features}))
+        save_file(weights, out / "model.safetensors")
+        heads = {k: v.contiguous() for k, v in tagger.state_dict().items() if not k.startswith("encoder.")}
+        save_file(heads, out / HEADS)
+
+
+def _grown(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
+    """The encoder in `folder`, frozen, with new trunks that have the windows `options["n_fft"]`."""
+    try:
+        old = ConvEncoder.from_pretrained(folder)
+    except ValueError as error:
+        raise ConfigError(f"init: {error}") from None
+    windows = options.get("n_fft", [])
+    if set(options) != {"n_fft"} or not windows:
+        raise ConfigError("model.encoder.options: with init, give n_fft, the windows of the trunks to add, and no more")
+    windows = [windows] if isinstance(windows, int) else windows
+    encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows], "labels": 0})
+    encoder.trunks[: len(old.trunks)].load_state_dict(old.trunks.state_dict())
+    encoder.trunks[: len(old.trunks)].requires_grad_(False)
+    return encoder
+
+
+def _put_heads(tagger: Tagger, folder: Path) -> None:
+    """The heads of the encoder in `folder`, frozen."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        heads = load_file(folder / HEADS)
+        for name in ("frame", "clip"):
+            head = getattr(tagger, name)
+            head.load_state_dict({key: heads[f"{name}.{key}"] for key in ("weight", "bias")})
+            head.requires_grad_(False)
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"init: {folder / HEADS}: not the heads of an encoder of these labels ({reason}); give the folder that "
+            "stage encoder of lamb train left for the same recordings"
+        ) from None
 
 
 def train_language_model(config: TrainConfig, out: Path) -> None:
@@ -276,13 +329,15 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         make, check, finish, epoch = *_labelled(config, model), 0
     optim = config.optim
     base_lr = optim.lr if optim.llm_lr is None else optim.llm_lr
-    scalars = ("guide.beta", "aligner.log_scale")
+    scalars = ("guide.beta", "guide.gamma", "aligner.log_scale")
     own = [(n, p) for n, p in model.named_parameters() if not n.startswith(("llm.", "encoder.")) and n not in scalars]
     bases = [(n, p) for n, p in model.named_parameters() if n.startswith(("llm.", "encoder."))]
     parameters = [*groups(own, optim.lr, optim.weight_decay), *groups(bases, base_lr, optim.weight_decay)]
     if model.guide is not None:
         lr = optim.beta_lr * float(model.guide.beta.detach())
         parameters.append({"params": [model.guide.beta], "lr": lr, "weight_decay": 0.0})
+        if model.guide.gamma is not None:
+            parameters.append({"params": [model.guide.gamma], "lr": optim.gamma_lr, "weight_decay": 0.0})
     if model.aligner is not None and "infonce" in model.aligner.weights:
         scale = {"params": [model.aligner.log_scale], "lr": optim.temperature_lr, "weight_decay": 0.0}
         parameters.append(scale)
@@ -299,7 +354,11 @@ def train_lamb(config: TrainConfig, out: Path) -> None:
         output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
         terms = loss_terms(model, output)
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
-        return terms if model.guide is None else {**terms, "beta": model.guide.beta}
+        if model.guide is not None:
+            terms["beta"] = model.guide.beta
+            if model.guide.gamma is not None:
+                terms["gamma"] = model.guide.gamma
+        return terms
 
     # a language model with LoRA, or frozen, stays where it is: only what was trained is written
     nowhere = None in (model.config.encoder.source, model.config.llm.source)

@@ -78,25 +78,32 @@ def everything(model, z_a, mask, limit: int) -> dict[tuple[int, ...], float]:
     sequences += list(itertools.product(words, repeat=limit))
     ids = torch.tensor([list(s) + [EOS] * (limit - len(s)) for s in sequences])
     prefix, prefix_mask = model.llm.prefix(z_a[None].expand(len(ids), -1, -1), mask[None].expand(len(ids), -1))
-    logits = model.llm.logits(prefix, prefix_mask, ids)[:, :-1]
+    logits = model.llm.logits(prefix, prefix_mask, ids)  # (sequences, limit + 1, V)
     bias = model.bias(z_a[None], mask[None])
-    step = (logits if bias is None else logits + bias).log_softmax(-1).gather(2, ids[..., None])[..., 0]
+    if bias is not None:
+        bias = model.token_bias(bias, ids)
+        logits = logits + (bias if bias.ndim == 3 else bias[:, None])
+    step = logits[:, :-1].log_softmax(-1).gather(2, ids[..., None])[..., 0]
     return {s: float(row[: len(s)].sum()) for s, row in zip(sequences, step, strict=True)}
 
 
 # --- search
 
 
-def test_the_guide_can_enter_after_the_log_softmax():
+def test_the_guide_can_enter_after_the_log_softmax(make_toy):
     x, bias = torch.randn(6, V), torch.randn(3, V)
-    guided = GuideBias(bias)(torch.zeros(6, 0, dtype=torch.long), x.log_softmax(-1)).log_softmax(-1)
-    torch.testing.assert_close(guided, (x + bias.repeat_interleave(2, 0)).log_softmax(-1))
+    guide = GuideBias(make_toy(), bias, 0.5)
+    guided = guide(torch.zeros(6, 0, dtype=torch.long), x.log_softmax(-1)).log_softmax(-1)
+    torch.testing.assert_close(guided, (x + 0.5 * bias.repeat_interleave(2, 0)).log_softmax(-1))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("guided", [True, False], ids=["guided", "raw"])
-def test_wide_beam_search_is_exhaustive_search(make_toy, guided, penalty):
-    model = make_toy(guide={"enabled": guided, "beta": 0.3}, decode={"length_penalty": penalty})
+@pytest.mark.parametrize("guide", ["once", "residual", "none"])
+def test_wide_beam_search_is_exhaustive_search(make_toy, guide, penalty):
+    options = {"enabled": guide != "none", "beta": 0.3, "residual": guide == "residual"}
+    model = make_toy(guide=options, decode={"length_penalty": penalty})
+    if guide == "residual":
+        model.guide.gamma.data.fill_(0.5)
     z_a, mask = audio(model, size=3)
     found = best(model, z_a, mask, beams=150)
     for clip in range(3):
@@ -251,8 +258,11 @@ def test_alternatives_do_not_change_the_caption(make_toy):
 
 
 @torch.no_grad()
-def test_score_is_the_mean_log_probability(make_toy):
-    model = make_toy()
+@pytest.mark.parametrize("residual", [False, True])
+def test_score_is_the_mean_log_probability(make_toy, residual):
+    model = make_toy(guide={"residual": residual, "beta": 0.3})
+    if residual:
+        model.guide.gamma.data.fill_(0.5)
     z_a, mask = audio(model, size=1)
     ended, cut, empty = [1, 2, EOS, EOS], [1, 2, 3, 4], [EOS, EOS, EOS, EOS]
     prefix = [part.repeat_interleave(3, 0) for part in model.llm.prefix(z_a, mask)]
@@ -372,9 +382,24 @@ def test_the_option_bars_repeats(make_toy, monkeypatch):
     assert not seen
 
 
+def test_what_was_said_is_said_no_more(make_toy):
+    model = make_toy(guide={"beta": 1.0, "residual": True})
+    z_a, mask = model.llm.table[[1, 2]].mean(0).detach().expand(1, 3, -1), torch.ones(1, 3, dtype=torch.bool)
+    once = model.bias(z_a, mask)
+    ids = torch.tensor([[1]])
+    assert torch.equal(model.next_bias(once, ids), once)  # gamma begins at 0
+    model.guide.gamma.data.fill_(0.5)  # z_a is the mean of two words: half of one is taken off
+    assert torch.equal(model.next_bias(once, ids[:, :0]), once)
+    expected = model.bias(z_a - 0.5 * model.llm.table[1], mask)
+    torch.testing.assert_close(model.next_bias(once, ids), expected, atol=1e-4, rtol=1e-5)
+    assert model.next_bias(once, ids).argmax() == 2
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.5])
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
-def test_the_guides_strength_scales_its_beta(make_toy, strength):
-    model = make_toy(guide={"beta": 1.5})
+def test_the_guides_strength_scales_its_beta(make_toy, strength, residual):
+    model = make_toy(guide={"beta": 1.5, "residual": True})
+    model.guide.gamma.data.fill_(residual)
     z_a, mask = audio(model)
     found = best(model, z_a, mask, guide=strength, beams=3)
     assert found != best(model, z_a, mask, beams=3)

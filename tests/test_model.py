@@ -91,6 +91,21 @@ def test_outputs(make_model):
     assert torch.equal(out.z_t_mask, mask)
 
 
+@torch.no_grad()
+def test_a_residual_guide_has_a_bias_for_every_token(make_model):
+    plain, residual = make_model(), make_model(guide={"residual": True})
+    residual.load_state_dict(plain.state_dict(), strict=False)  # gamma is not there
+    once, by_token = run(plain, 16000, 9000), run(residual, 16000, 9000)
+    torch.testing.assert_close(by_token.bias, once.bias[:, None].expand_as(by_token.bias))  # gamma 0: the paper's
+    assert loss_terms(plain, once)["guided"] == pytest.approx(float(loss_terms(residual, by_token)["guided"]))
+    residual.guide.gamma.fill_(0.3)
+    by_token = run(residual, 16000, 9000)
+    ids, _ = residual.llm.tokenize(CAPTIONS[:2])
+    for k in range(ids.shape[1] + 1):
+        expected = residual.next_bias(once.bias, ids[:, :k])
+        torch.testing.assert_close(by_token.bias[:, k], expected, atol=1e-5, rtol=1e-5)
+
+
 def test_channel_dropout_takes_channels_of_a_clip(make_model):
     model = make_model(adapter={"kind": "linear", "channel_dropout": 0.5})
     h_a, mask = torch.ones(8, 5, 32), torch.ones(8, 5, dtype=torch.bool)

@@ -215,6 +215,35 @@ def test_three_stages_from_sounds_to_captions(stages, data):
     assert json.loads((stages["lamb"] / "lamb.json").read_text())["card"] == {"licence": "none"}
 
 
+def test_trunks_are_added_to_an_encoder(stages, recipe, tmp_path):
+    grow = {"init": str(stages["encoder"]), "out": str(tmp_path / "grown")}
+    train(recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, **grow))
+    old, new = (load_file(folder / "model.safetensors") for folder in (stages["encoder"], tmp_path / "grown"))
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    encoder = ConvEncoder.from_pretrained(tmp_path / "grown")
+    before = ConvEncoder.from_pretrained(stages["encoder"])
+    assert encoder.options == {**before.options, "n_fft": [*before.options["n_fft"], 512]}
+    assert encoder.head is not None
+    torch.manual_seed(42)
+    fresh = ConvEncoder(**encoder.options)
+    assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("trunks.1."))
+
+
+def test_what_trunks_cannot_be_added_to(stages, recipe, tmp_path):
+    for options, init, problem in (
+        ({"n_fft": 512}, tmp_path / "nowhere", "init: .*nowhere: not a convolutional encoder"),
+        ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give n_fft"),
+        ({}, stages["encoder"], "encoder.options: with init, give n_fft"),
+    ):
+        path = recipe("encoder", model={"encoder": {"name": "conv", "options": options}}, init=str(init), out="x")
+        with pytest.raises(ConfigError, match=problem):
+            train(path)
+    (stages["encoder"] / "heads.safetensors").unlink()
+    path = recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, init=str(init), out="x")
+    with pytest.raises(ConfigError, match="heads.safetensors: not the heads of an encoder of these labels"):
+        train(path)
+
+
 def test_what_is_frozen_stays(stages):
     before = load_file(stages["encoder"] / "model.safetensors")
     after = load_file(stages["lamb"] / "model.safetensors")  # in fp16

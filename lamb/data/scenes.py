@@ -280,7 +280,11 @@ class SceneMaker:
     def _overlap(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
         length = rng.uniform(0.7, 1.0) * seconds
         sounds = [self._sound(label, length, rng) for label in labels]
-        sounds = [self._repeat(x, length, rng) if len(x) < 0.6 * length * self.rate else x for x in sounds]
+        once = int(rng.integers(2 * len(sounds)))  # in half of the scenes, one that is short is heard once
+        sounds = [
+            self._repeat(x, length, rng) if k != once and len(x) < 0.6 * length * self.rate else x
+            for k, x in enumerate(sounds)
+        ]
         mix = np.zeros(int(length * self.rate), np.float32)
         events = []
         for k, (label, x) in enumerate(zip(labels, sounds, strict=True)):

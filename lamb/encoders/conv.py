@@ -4,7 +4,11 @@ A trunk: log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max o
 The level of a clip does not matter: the log mel is taken relative to the clip's own peak, at most 80 dB below it.
 A spectrogram is sharp in time or in frequency, not in both, so there may be several trunks, each with a window of its
 own length. They learn independently of each other but for the head that they share (`lamb.train.Tagger`), which makes
-their tokens comparable: h_a (B, N, D) is their mean, and a linear head on it the mean of their opinions, an ensemble.
+their tokens comparable: their mean h (B, N, D) is an ensemble, and a linear head on it the mean of their opinions.
+With that head (w_c, b_c of label c) every token is drawn to what it was taken for, which of two sounds at once is far
+easier to read than the token alone:
+
+    h_a = h + sum_c p_c sqrt(D) w_c / |w_c|,   p = softmax(w h + b)
 """
 
 import math
@@ -111,6 +115,7 @@ class ConvEncoder(nn.Module):
             time is halved by the stem and by the first two of them, so a token stands for 8 hops.
         mels, hop: of the log mel front end, in bands and samples.
         n_fft: length of its window in samples; several give a trunk each.
+        labels: outputs of the head that tokens are drawn by, which stage encoder of `lamb train` makes; 0: none.
     """
 
     sample_rate = 16000
@@ -121,15 +126,19 @@ class ConvEncoder(nn.Module):
         mels: int = 64,
         n_fft: int | Sequence[int] = 1024,
         hop: int = 320,
+        labels: int = 0,
     ):
         super().__init__()
         windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
         if not windows:
             raise ValueError("n_fft: give the length of one window at least")
         self.options = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        if labels:
+            self.options["labels"] = labels
         self.dim = widths[-1]
         trunks = [Trunk(self.sample_rate, widths, mels, n, hop) for n in windows]
         self.trunks = nn.ModuleList(trunks)
+        self.head = nn.Linear(self.dim, labels) if labels else None
         self.frame_rate = self.sample_rate / hop / trunks[0].hops
 
     @classmethod
@@ -155,4 +164,8 @@ class ConvEncoder(nn.Module):
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         heard = [trunk(waveform, mask) for trunk in self.trunks]
-        return torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]
+        tokens, valid = torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]  # (B, N, D), (B, N)
+        if self.head is not None:
+            taken_for = self.head(tokens).softmax(-1)  # (B, N, labels)
+            tokens = tokens + taken_for @ F.normalize(self.head.weight, dim=1) * math.sqrt(self.dim)
+        return tokens, valid
