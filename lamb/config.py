@@ -199,9 +199,8 @@ class TrainConfig:
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
-    init: str | None = (
-        None  # a lamb model to go on from (stage lamb), in place of `model`; pretraining, then fine-tuning
-    )
+    # stage lamb: a model to go on from, in place of `model`; stage encoder: an encoder to add trunks to, its own stay
+    init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
     save_every: int = 200  # steps between two saved states; a check comes with each, or with optim.epochs every epoch

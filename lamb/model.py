@@ -102,6 +102,8 @@ class LambModel(nn.Module):
         # a frozen encoder is surer of the recordings that it learnt from than of any others: less to rely on
         lacking = F.dropout(h_a.new_ones(len(h_a), 1, h_a.shape[2]), self.config.adapter.channel_dropout, self.training)
         h_a = h_a * lacking
+        if hasattr(self.encoder, "draw"):
+            h_a = self.encoder.draw(h_a)
         if self.config.adapter.place:
             h_a = h_a + sinusoids(mask, h_a.shape[-1])
         return self.adapter(h_a, mask)

@@ -5,8 +5,8 @@ The level of a clip does not matter: the log mel is taken relative to the clip's
 A spectrogram is sharp in time or in frequency, not in both, so there may be several trunks, each with a window of its
 own length. They learn independently of each other but for the head that they share (`lamb.train.Tagger`), which makes
 their tokens comparable: their mean h (B, N, D) is an ensemble, and a linear head on it the mean of their opinions.
-With that head (w_c, b_c of label c) every token is drawn to what it was taken for, which of two sounds at once is far
-easier to read than the token alone:
+With that head (w_c, b_c of label c) `draw` moves every token towards what it is taken for, which of two sounds at once
+is easier to read than the token alone:
 
     h_a = h + sum_c p_c sqrt(D) w_c / |w_c|,   p = softmax(w h + b)
 """
@@ -164,8 +164,11 @@ class ConvEncoder(nn.Module):
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         heard = [trunk(waveform, mask) for trunk in self.trunks]
-        tokens, valid = torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]  # (B, N, D), (B, N)
-        if self.head is not None:
-            taken_for = self.head(tokens).softmax(-1)  # (B, N, labels)
-            tokens = tokens + taken_for @ F.normalize(self.head.weight, dim=1) * math.sqrt(self.dim)
-        return tokens, valid
+        return torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]
+
+    def draw(self, tokens: Tensor) -> Tensor:
+        """Tokens h (B, N, D) -> h_a (B, N, D); the same where there is no head."""
+        if self.head is None:
+            return tokens
+        taken_for = self.head(tokens).softmax(-1)  # (B, N, labels)
+        return tokens + taken_for @ F.normalize(self.head.weight, dim=1) * math.sqrt(self.dim)
