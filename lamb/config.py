@@ -119,6 +119,7 @@ class DecodeConfig:
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]
     guide: float = 1.0  # times the Token Guide's beta; 0: without it [O]
+    said: float = 1.0  # times a residual guide's gamma; more: less is said twice [O]
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]

@@ -41,15 +41,15 @@ class Hypothesis:
 
 
 class GuideBias:
-    """Logits processor: adds strength * the guide's bias (B, V) to scores (B * k, V), k rows a clip; of a residual
-    guide also what the ids so far add."""
+    """Logits processor: adds the guide's bias (B, V) to scores (B * k, V), k rows a clip; of a residual guide also what
+    the ids so far add."""
 
-    def __init__(self, model: LambModel, bias: Tensor, strength: float):
-        self.model, self.bias, self.strength = model, bias, strength
+    def __init__(self, model: LambModel, bias: Tensor, options: DecodeConfig):
+        self.model, self.bias, self.options = model, bias, options
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        bias = self.model.next_bias(self.bias.repeat_interleave(len(scores) // len(self.bias), 0), input_ids)
-        return scores.float() + self.strength * bias
+        once = self.bias.repeat_interleave(len(scores) // len(self.bias), 0)
+        return scores.float() + self.options.guide * self.model.next_bias(once, input_ids, self.options.said)
 
 
 class OneMention:
@@ -104,7 +104,7 @@ def generate(
     size = len(z_a)
     prefix, prefix_mask = model.llm.prefix(z_a, mask)
     bias = model.bias(z_a, mask) if options.guide else None
-    processors: list[Any] = [] if bias is None else [GuideBias(model, bias, options.guide)]
+    processors: list[Any] = [] if bias is None else [GuideBias(model, bias, options)]
     if options.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram))
     if options.no_repeat_word:
@@ -135,7 +135,7 @@ def generate(
     )  # (B * n_best, L)
     if seed is None:
         prefix, prefix_mask = prefix.repeat_interleave(n_best, 0), prefix_mask.repeat_interleave(n_best, 0)
-    scores = score(model, prefix, prefix_mask, ids, bias, options.guide)
+    scores = score(model, prefix, prefix_mask, ids, bias, options)
     texts = [clean(model.llm.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
     found = [Hypothesis(text, value) for text, value in zip(texts, scores.tolist(), strict=True)]
     if seed is not None:  # a search has ranked them: by score, or as its length penalty asks
@@ -157,16 +157,17 @@ def _reranked(
 
 
 def score(
-    model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None, strength: float = 1.0
+    model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None, options: DecodeConfig
 ) -> Tensor:
-    """Mean log probability (B * k,) of generated ids (B * k, L), the end included, under logits + strength * the guide's
-    bias (B, V)."""
+    """Mean log probability (B * k,) of generated ids (B * k, L), the end included, under the logits and the guide's
+    bias (B, V), which counts as `options` say."""
     eos = model.llm.tokenizer.eos_token_id
     mask = (ids == eos).cumsum(1) == 0  # (B * k, L) tokens before the end
     logits = model.llm.logits(prefix, prefix_mask, ids).float()  # (B * k, L + 1, V)
     if bias is not None:
-        by_token = model.token_bias(bias.repeat_interleave(len(logits) // len(bias), 0), ids)
-        logits = logits + strength * (by_token if by_token.ndim == 3 else by_token[:, None])
+        once = bias.repeat_interleave(len(logits) // len(bias), 0)
+        by_token: Any = model.token_bias(once, ids, options.said)
+        logits = logits + options.guide * (by_token if by_token.ndim == 3 else by_token[:, None])
     labels = caption_labels(ids, mask, eos)  # (B * k, L + 1)
     labels[:, -1] = -100  # a caption that was cut at the limit has no end to score
     valid = labels != -100

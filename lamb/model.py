@@ -56,7 +56,9 @@ class LambModel(nn.Module):
         self.guide: TokenGuide | None = None
         if config.guide.enabled:
             g = config.guide
-            self.guide = TokenGuide(distance=g.distance, reduce=g.reduce, beta=1.0 if g.beta is None else g.beta, residual=g.residual)
+            self.guide = TokenGuide(
+                distance=g.distance, reduce=g.reduce, beta=1.0 if g.beta is None else g.beta, residual=g.residual
+            )
 
     @torch.no_grad()
     def initialise(self) -> None:
@@ -112,19 +114,19 @@ class LambModel(nn.Module):
         """The guide's addition to the logits of every step, (B, V) float32; None without a guide."""
         return None if self.guide is None else self.guide(z_a, mask, self.llm.table)
 
-    def token_bias(self, bias: Tensor | None, ids: Tensor) -> Tensor | None:
+    def token_bias(self, bias: Tensor | None, ids: Tensor, said: float = 1.0) -> Tensor | None:
         """The guide's `bias` (B, V) -> what is added to the logits of each of ids (B, L) and of the end: the same, or
-        of a residual guide (B, L + 1, V)."""
+        of a residual guide (B, L + 1, V), with `said` times its gamma."""
         if bias is None or self.guide is None or self.guide.gamma is None:
             return bias
-        said = F.pad(self.llm.embed(ids).float().cumsum(1), (0, 0, 1, 0))  # (B, L + 1, D_llm)
-        return bias[:, None] + self.guide.residual(said, self.llm.table)
+        so_far = F.pad(self.llm.embed(ids).float().cumsum(1), (0, 0, 1, 0))  # (B, L + 1, D_llm)
+        return bias[:, None] + said * self.guide.residual(so_far, self.llm.table)
 
-    def next_bias(self, bias: Tensor, ids: Tensor) -> Tensor:
-        """The guide's `bias` (B, V) -> what is added to the logits of the token after ids (B, L): (B, V)."""
+    def next_bias(self, bias: Tensor, ids: Tensor, said: float = 1.0) -> Tensor:
+        """The same for the token after ids (B, L) alone: (B, V)."""
         if self.guide is None or self.guide.gamma is None:
             return bias
-        return bias + self.guide.residual(self.llm.embed(ids).float().sum(1), self.llm.table)
+        return bias + said * self.guide.residual(self.llm.embed(ids).float().sum(1), self.llm.table)
 
     def forward(self, audio: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor, encoded: bool = False) -> Output:
         """Waveforms (B, T), or where `encoded` their h_a (B, N_a, D), with mask, and caption ids (B, L) with mask."""

@@ -46,7 +46,6 @@ from .llm import LanguageModel
 from .losses import cross_entropy, loss_terms, share_of, token_share
 from .model import LambModel, build, build_encoder, caption_labels
 
-
 HEADS = "heads.safetensors"  # that an encoder was trained with, beside its weights
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lamb.config import DecodeConfig
 from lamb.decode import GuideBias, GumbelNoise, Hypothesis, OneMention, clean, generate, score
 
 WORDS = ("</s>", "ah", "be", "cow", "dog", "eel")
@@ -92,7 +93,7 @@ def everything(model, z_a, mask, limit: int) -> dict[tuple[int, ...], float]:
 
 def test_the_guide_can_enter_after_the_log_softmax(make_toy):
     x, bias = torch.randn(6, V), torch.randn(3, V)
-    guide = GuideBias(make_toy(), bias, 0.5)
+    guide = GuideBias(make_toy(), bias, DecodeConfig(guide=0.5))
     guided = guide(torch.zeros(6, 0, dtype=torch.long), x.log_softmax(-1)).log_softmax(-1)
     torch.testing.assert_close(guided, (x + 0.5 * bias.repeat_interleave(2, 0)).log_softmax(-1))
 
@@ -266,7 +267,7 @@ def test_score_is_the_mean_log_probability(make_toy, residual):
     z_a, mask = audio(model, size=1)
     ended, cut, empty = [1, 2, EOS, EOS], [1, 2, 3, 4], [EOS, EOS, EOS, EOS]
     prefix = [part.repeat_interleave(3, 0) for part in model.llm.prefix(z_a, mask)]
-    found = score(model, *prefix, torch.tensor([ended, cut, empty]), model.bias(z_a, mask))
+    found = score(model, *prefix, torch.tensor([ended, cut, empty]), model.bias(z_a, mask), model.config.decode)
     scores = everything(model, z_a[0], mask[0], limit=4)
     expected = [scores[1, 2, EOS] / 3, scores[1, 2, 3, 4] / 4, scores[EOS,]]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
@@ -393,6 +394,9 @@ def test_what_was_said_is_said_no_more(make_toy):
     expected = model.bias(z_a - 0.5 * model.llm.table[1], mask)
     torch.testing.assert_close(model.next_bias(once, ids), expected, atol=1e-4, rtol=1e-5)
     assert model.next_bias(once, ids).argmax() == 2
+    model.guide.gamma.data.fill_(0.25)
+    torch.testing.assert_close(model.next_bias(once, ids, said=2.0), expected, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(model.token_bias(once, ids, said=2.0)[:, 1], expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.5])

@@ -240,7 +240,7 @@ def test_what_trunks_cannot_be_added_to(stages, recipe, tmp_path):
             train(path)
     (stages["encoder"] / "heads.safetensors").unlink()
     path = recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, init=str(init), out="x")
-    with pytest.raises(ConfigError, match="heads.safetensors: not the heads of an encoder of these labels"):
+    with pytest.raises(ConfigError, match=r"heads\.safetensors: not the heads of an encoder of these labels"):
         train(path)
 
 

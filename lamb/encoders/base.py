@@ -12,8 +12,8 @@ from torch import Tensor
 class Encoder(Protocol):
     """h_a = E_a(x_a) (paper section 1): waveforms to time-ordered audio tokens.
 
-    Letters: B batch, T samples, N tokens of the longest clip, D encoder width. An encoder may have a method `draw`, which
-    makes tokens (B, N, D) easier to read; `LambModel.audio_tokens` calls it before the adapter.
+    Letters: B batch, T samples, N tokens of the longest clip, D encoder width. An encoder may have a method
+    `draw`, which makes tokens (B, N, D) easier to read; `LambModel.audio_tokens` calls it before the adapter.
     """
 
     sample_rate: int  # Hz, of the waveform that `forward` expects
