@@ -86,6 +86,7 @@ class TokenGuide(nn.Module):
 
     def residual(self, said: Tensor, table: Tensor) -> Tensor:
         """What is added once tokens are said, the sum of whose embeddings is `said` (..., D): (..., V), float32."""
+        assert self.gamma is not None, "not a residual guide"
         with torch.autocast(said.device.type, enabled=False):
             table = table.float()
             return -2 * self.gamma * self.beta * (said.float() @ (table - table.mean(0)).mT)

@@ -87,7 +87,7 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
 
 
 class Tagger(nn.Module):
-    """The encoder with a linear head on its tokens and one on their mean; the captioner has no use for the heads.
+    """The encoder with a linear head on its tokens, which it keeps to draw them by, and one on their mean.
 
     In training every trunk that learns answers for itself, R trunks R times the batch; in evaluation the mean of all.
     """
@@ -139,6 +139,8 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
 
     if config.model.encoder.name != "conv":
         raise ConfigError(f"model.encoder.name: {config.model.encoder.name!r} is not trained here, only 'conv' is")
+    if "labels" in config.model.encoder.options:
+        raise ConfigError("model.encoder.options.labels: is what this stage finds out; leave it out")
     if config.init is None:
         encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
     else:

@@ -394,6 +394,7 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
         ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
+        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: is what this stage finds out"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):

@@ -14,6 +14,7 @@ is easier to read than the token alone:
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,7 @@ class ConvEncoder(nn.Module):
         windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
         if not windows:
             raise ValueError("n_fft: give the length of one window at least")
-        self.options = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        self.options: dict[str, Any] = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
         if labels:
             self.options["labels"] = labels
         self.dim = widths[-1]
