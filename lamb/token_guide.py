@@ -13,6 +13,7 @@ Our choice where the paper is silent:
 
     residual  what was said is no longer to be said. The sum of the said tokens' embeddings is taken off z̄:
               bias of the token after y_1 .. y_t = bias - gamma * beta * 2 (Σ_j≤t e_yj)·(e_v - mean_v e_v)
+              exactly the bias of z̄ - gamma Σ e_yj for l2 / mean; the other scores get the same addition
               gamma begins at 0, the paper's guide, and is learnt: audio and caption live in one space, so that
               what is left of a mixture once its loud sound is told points to the other one
 
