@@ -35,7 +35,7 @@ def pretend_finished(out: Path) -> None:
 
 def child(task: str, folder: str, out: str) -> None:
     """In a process of its own: do `task`, print its seconds, the process's seconds of CPU and its peak memory in MB."""
-    from lamb import bulk
+    from lamb.bulk import run as bulk
 
     began = time.perf_counter()
     if task == "list":
@@ -71,7 +71,7 @@ def main() -> None:
 
 def write_plan(folder: Path, out: Path) -> None:
     """The plan that a first start would have written."""
-    from lamb import bulk
+    from lamb.bulk import run as bulk
 
     bulk._plan(str(folder), out, bulk.Settings(device="cpu"), None, "jsonl", 1, False)
 

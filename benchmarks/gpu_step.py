@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamb.config import AlignerConfig, EncoderConfig, GuideConfig, LambConfig, LLMConfig
-from lamb.encoders.ced import SIZES
-from lamb.llm import LanguageModel
-from lamb.losses import loss_terms
-from lamb.model import LambModel, build_encoder
-from lamb.train import train_tokenizer
+from lamb.model.encoders.ced import SIZES
+from lamb.model.lamb import LambModel, build_encoder
+from lamb.model.language_model import LanguageModel
+from lamb.model.losses import loss_terms
+from lamb.training.train import train_tokenizer
 
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
 

@@ -1,4 +1,4 @@
-"""How fast the scores of lamb/metrics.py are, on one core: seconds for a test set of the size asked for.
+"""How fast the scores of lamb/evaluation/metrics.py are, on one core: seconds for a test set of the size asked for.
 
     python benchmarks/metrics.py [--captions FILE] [--clips 5000] [--references 5] [--reference]
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamb import metrics
+from lamb.evaluation import metrics
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def main() -> None:
 
 def time_the_reference(candidates: list[str], rest: list[str], references: int) -> None:
     """Wall time of `scores.score`, and processor time of this process and of Java."""
-    from lamb import reference_metrics, scores
+    from lamb.evaluation import reference_metrics, scores
 
     def left_out(*given: object) -> None:
         raise reference_metrics.Unavailable("not timed", "")

@@ -22,12 +22,12 @@ import av
 import numpy as np
 import soundfile
 
-from lamb import audio
-from lamb.captioner import Captioner
-from lamb.captions import Segment
+from lamb.audio import reader as audio
 from lamb.data import sources
+from lamb.data.labels import names
 from lamb.data.manifest import Clip
-from lamb.labels import names
+from lamb.inference.captioner import Captioner
+from lamb.inference.captions import Segment
 
 RATE = 16000
 SOUNDS = Path(__file__).parents[2] / "shared" / "sounds"

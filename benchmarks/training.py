@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lamb.checkpoint import load
 from lamb.config import AlignerConfig, GuideConfig
 from lamb.data import loader
 from lamb.data.manifest import Clip
-from lamb.losses import loss_terms
-from lamb.model import LambModel
+from lamb.model.checkpoint import load
+from lamb.model.lamb import LambModel
+from lamb.model.losses import loss_terms
 
 ROOT = Path(__file__).parents[1]
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails."

@@ -6,11 +6,16 @@ __version__ = "0.1.0"
 __all__ = ["AudioError", "Caption", "Captioner", "Segment", "__version__"]
 
 if TYPE_CHECKING:
-    from .audio import AudioError
-    from .captioner import Captioner
-    from .captions import Caption, Segment
+    from .audio.reader import AudioError
+    from .inference.captioner import Captioner
+    from .inference.captions import Caption, Segment
 
-_WHERE = {"AudioError": "audio", "Captioner": "captioner", "Caption": "captions", "Segment": "captions"}
+_WHERE = {
+    "AudioError": "audio.reader",
+    "Captioner": "inference.captioner",
+    "Caption": "inference.captions",
+    "Segment": "inference.captions",
+}
 
 
 def __getattr__(name: str) -> Any:

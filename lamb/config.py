@@ -34,7 +34,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.encoders.ENCODERS: ced, conv, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
@@ -113,7 +113,9 @@ class DecodeConfig:
     beams: int = 4  # [A]
     max_new_tokens: int = 50  # [O]
     no_repeat_ngram: int = 3  # no run of so many tokens twice; 0: off [O]
-    no_repeat_word: bool = False  # no word that says what sounds is said twice, see lamb.decode.OneMention [O]
+    no_repeat_word: bool = (
+        False  # no word that says what sounds is said twice, see lamb.inference.generation.OneMention [O]
+    )
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
     rerank: float = 0.0  # weight of the likeness of caption and audio in a choice among the beams; 0: off [O]
     temperature: float = 1.0  # sampling only [O]
@@ -152,7 +154,9 @@ class DataConfig:
     split: str = "train"  # of the manifest, to train on
     validation: str | None = "val"  # of the manifest, to check on; None: no check
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
-    spec_augment: bool = False  # hide stretches of the spectrogram of an encoder that learns, CED's (lamb.augment) [A]
+    spec_augment: bool = (
+        False  # hide stretches of the spectrogram of an encoder that learns, CED's (encoders.spec_augment) [A]
+    )
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
@@ -183,7 +187,7 @@ class OptimConfig:
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
     clip: float = 1.0  # gradient norm [O]
     batch: int = 32  # [P], of all processes together
-    accumulate: int = 1  # batches whose gradients make one step; see lamb.fit
+    accumulate: int = 1  # batches whose gradients make one step; see lamb.training.loop
     steps: int = 1000  # [O]
     warmup: int = 50  # steps [O]
     epochs: int | None = None  # of a manifest, in place of steps; the paper: 30 [P]
@@ -233,7 +237,14 @@ class TableConfig:
     title: str
     rows: Mapping[str, str]  # what a row is called: the variant that it shows
     against: str | None = None  # the variant that differences are taken from; None: the first one of the recipe
-    columns: tuple[str, ...] = ("l2", "cosine", "bleu_4", "rouge_l", "cider_d", "named")  # see lamb.ablate.COLUMNS
+    columns: tuple[str, ...] = (
+        "l2",
+        "cosine",
+        "bleu_4",
+        "rouge_l",
+        "cider_d",
+        "named",
+    )  # see lamb.training.ablate.COLUMNS
 
 
 @dataclass(frozen=True)

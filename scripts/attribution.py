@@ -1,6 +1,6 @@
 """Write the attribution of the training recordings (title, author, licence, source) as the CSV that ships with a model.
 
-python scripts/attribution.py ../shared/sounds lamb/models/tiny/ATTRIBUTION.csv
+python scripts/attribution.py ../shared/sounds lamb/bundled/tiny/ATTRIBUTION.csv
 """
 
 import csv

@@ -28,7 +28,7 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lamb.train import train_tokenizer
+    from lamb.training.train import train_tokenizer
 
     folder = tmp_path_factory.mktemp("llm")
     tokenizer = train_tokenizer(SENTENCES * 4, 300)
@@ -54,7 +54,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from lamb.encoders.conv import ConvEncoder
+    from lamb.model.encoders.conv import ConvEncoder
 
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
     """make_model(section={...}, ...) -> a new tiny LambModel in eval mode, the same one for the same settings."""
     import torch
 
-    from lamb.model import build
+    from lamb.model.lamb import build
 
     def make(**sections: dict[str, Any]) -> Any:
         torch.manual_seed(1)
@@ -102,7 +102,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def model_folder(make_model: Callable[..., Any], tmp_path: Path) -> Path:
     """A tiny standalone model on disk."""
-    from lamb.checkpoint import save
+    from lamb.model.checkpoint import save
 
     card = {"trained_on": "nothing", "licence": "none"}
     return save(make_model(), tmp_path / "model", standalone=True, card=card)

@@ -20,10 +20,10 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
-from lamb.alignment import gap
 from lamb.config import LambConfig, from_dict
-from lamb.losses import loss_terms
-from lamb.model import build
+from lamb.model.aligner import gap
+from lamb.model.lamb import build
+from lamb.model.losses import loss_terms
 
 
 class OnGPU(torch.Tensor):
@@ -102,7 +102,7 @@ def attention(q: Any, k: Any, v: Any, attn_mask: Any = None, is_causal: bool = F
 
 
 def step(config: LambConfig) -> None:
-    from lamb.captioner import Captioner
+    from lamb.inference.captioner import Captioner
 
     model = build(config).train().to(GPU)
     if hasattr(model.encoder, "spec_augment"):

@@ -1,4 +1,4 @@
-"""The service in this process, on a free port, for the tests of `lamb.server` and for `benchmarks/serve.py`."""
+"""The service in this process, on a free port, for the tests of `lamb.serving.server` and for `benchmarks/serve.py`."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from typing import Any
 
 import uvicorn
 
-from lamb.captioner import Captioner
 from lamb.config import ServeConfig
-from lamb.server import create_app
+from lamb.inference.captioner import Captioner
+from lamb.serving.server import create_app
 from lamb.serving.service import Service
 
 SAMPLES = Path(__file__).parents[1] / "samples"

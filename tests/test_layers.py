@@ -1,4 +1,4 @@
-"""The house: a file imports only from floors below its own, and what must be quick imports nothing heavy."""
+"""The house: a room uses only rooms before it in the list, and what must be quick imports nothing heavy."""
 
 import ast
 import sys
@@ -11,41 +11,29 @@ import lamb
 
 PACKAGE = Path(__file__).parents[1] / "lamb"
 
-# fmt: off
-FLOORS = [
-    ["", "config", "audio", "captions", "adapter", "alignment", "token_guide", "encoders.base", "data",
-     "data.phrases", "data.download", "data.archives", "metrics", "changes", "augment", "serving"],
-    ["encoders.ced", "encoders.conv", "encoders.huggingface", "llm", "sharding", "data.manifest", "data.scenes",
-     "reference_metrics", "serving.decoding", "serving.gate", "serving.schema"],
-    ["encoders", "labels", "picture", "bulk_listing", "scores", "data.sources", "data.loader", "data.leakage",
-     "data.coverage", "data.collections.published"],
-    ["model", "probes", "data.render", "data.collections.audiocaps", "data.collections.clotho",
-     "data.collections.wavcaps", "data.collections.macs", "data.collections.esc50", "data.collections.urbansound8k",
-     "data.collections.folder"],
-    ["losses", "decode", "fit", "data.collections"],
-    ["checkpoint", "batches"],
-    ["timeline"],
-    ["captioner"],
-    ["predictions", "gap", "serving.batching"],
-    ["evaluate"],
-    ["train", "report", "serving.service"],
-    ["ablate", "server", "bulk_workers"],
-    ["bulk", "demo"],
-    ["cli"],
-    ["__main__"],
+ROOMS = [  # the one place where the order is stated: a room may use those before it
+    "config",
+    "audio",
+    "model",
+    "data",
+    "inference",
+    "evaluation",
+    "training",
+    "serving",
+    "bulk",
+    "cli",
+    "__main__",
 ]
-# fmt: on
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules}
-LAZY = ""  # lamb/__init__.py looks its names up when they are used, and imports nothing before
+TO_MEND = {("data.labels", "inference")}  # found by the move; nothing may be added
 LIGHT = {  # what these files may import when they are imported, besides the standard library
     "": set(),
     "config": set(),
-    "captions": set(),
-    "metrics": {"numpy"},
-    "checkpoint": set(),  # `lamb info` does without torch
-    "audio": {"numpy"},
+    "inference.captions": set(),
+    "evaluation.metrics": {"numpy"},
+    "model.checkpoint": set(),  # `lamb info` does without torch
+    "audio.reader": {"numpy"},
     "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
-    "cli": {"typer"},
+    "cli.app": {"typer"},
     "__main__": set(),
 }
 
@@ -89,22 +77,45 @@ def parsed(module: str) -> ast.Module:
     return ast.parse(FILES[module].read_text(encoding="utf-8"))
 
 
-def test_every_file_has_its_floor():
-    assert set(FILES) == set(FLOOR)
+def room(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("module", sorted(set(FILES) - {LAZY}))
-def test_imports_only_from_below(module):
-    own = [name for name in imports(module, ast.walk(parsed(module))) if name.split(".")[0] == "lamb"]
-    below = {name: FLOOR[name.removeprefix("lamb").removeprefix(".")] for name in own}
-    assert {name: floor for name, floor in below.items() if floor >= FLOOR[module]} == {}
+def rooms_used(module: str) -> set[str]:
+    """The other rooms that a module imports from, inside functions and for types too."""
+    names = (
+        name.removeprefix("lamb.") for name in imports(module, ast.walk(parsed(module))) if name.startswith("lamb.")
+    )
+    return {room(name) for name in names} - {room(module)}
+
+
+def test_every_file_is_in_a_room():
+    assert {room(module) for module in FILES} == {"", *ROOMS}
+
+
+@pytest.mark.parametrize("module", sorted(set(FILES) - {""}))
+def test_a_room_uses_only_rooms_before_it(module):
+    above = set(ROOMS[: ROOMS.index(room(module))])
+    assert {(module, used) for used in rooms_used(module) - above} <= TO_MEND
+
+
+def test_what_is_to_mend_is_not_yet_mended():
+    assert {(module, used) for module, used in TO_MEND if used in rooms_used(module)} == TO_MEND
+
+
+def test_no_module_imports_itself_in_a_circle():
+    uses = {m: {n.removeprefix("lamb.") for n in imports(m, at_import(parsed(m)))} & set(FILES) for m in FILES if m}
+    done: set[str] = set()
+    while ready := {m for m in uses.keys() - done if uses[m] - {m} <= done}:
+        done |= ready
+    assert set(uses) - done == set()
 
 
 def test_the_reader_of_imports_sees_all_kinds():
     found = list(imports("data.loader", ast.walk(parsed("data.loader"))))
-    assert {"lamb.audio", "lamb.data.manifest", "torch.utils.data", "numpy"} <= set(found)
-    assert "lamb.train" in set(imports("cli", ast.walk(parsed("cli")))), "inside functions too"
-    assert "lamb.train" not in set(imports("cli", at_import(parsed("cli"))))
+    assert {"lamb.audio.reader", "lamb.data.manifest", "torch.utils.data", "numpy"} <= set(found)
+    assert "lamb.training.train" in set(imports("cli.app", ast.walk(parsed("cli.app")))), "inside functions too"
+    assert "lamb.training.train" not in set(imports("cli.app", at_import(parsed("cli.app"))))
 
 
 @pytest.mark.parametrize("module", sorted(LIGHT))

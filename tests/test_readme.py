@@ -149,7 +149,7 @@ def test_the_bundled_model_is_built_by_its_commands(clone: Path) -> None:
     few = " optim.steps=2 save_every=1 optim.warmup=1"
     for command in commands("recipes/tiny/README.md"):
         if command.startswith("cp "):
-            (clone / "lamb/models/tiny").mkdir(parents=True)
+            (clone / "lamb/bundled/tiny").mkdir(parents=True)
         result = run(command + few if command.startswith("lamb train") else command, clone)
         assert result.returncode == 0, result.stderr
-    assert run("lamb caption samples/rain.flac --model lamb/models/tiny", clone).returncode == 0
+    assert run("lamb caption samples/rain.flac --model lamb/bundled/tiny", clone).returncode == 0

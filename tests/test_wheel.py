@@ -31,10 +31,10 @@ def test_a_wheel_captions_where_it_is_installed(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(site)
     for name in ("lamb.json", "model.safetensors", "llm/config.json", "llm/tokenizer.json"):
-        assert f"lamb/models/tiny/{name}" in names
+        assert f"lamb/bundled/tiny/{name}" in names
     assert "lamb/data/test_sets/audiocaps-test.txt" in names
     assert not [name for name in names if name.startswith(("tests", "samples", "benchmarks"))]
-    command = [sys.executable, "-c", "import lamb; print(lamb.__file__); from lamb.cli import main; main()"]
+    command = [sys.executable, "-c", "import lamb; print(lamb.__file__); from lamb.cli.app import main; main()"]
     result = subprocess.run(
         [*command, "caption", str(ROOT / "samples" / "rain.flac")],
         cwd=tmp_path,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from .. import audio
+from ..audio import reader as audio
 from .manifest import Clip
 from .scenes import Event, SceneMaker, trim
 

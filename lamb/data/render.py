@@ -29,7 +29,7 @@ def split_sounds(folder: str | Path) -> tuple[list[Clip], list[Clip]]:
     if unknown:
         raise ConfigError(
             f"{folder}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
-            "write them into lamb/data/phrases.py, and their words into lamb/labels.py"
+            "write them into lamb/data/phrases.py, and their words into lamb/data/labels.py"
         )
     # ESC-50 and UrbanSound8K share a few recordings
     same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}

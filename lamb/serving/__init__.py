@@ -1,1 +1,1 @@
-"""The rooms behind `lamb.server`: decoding in processes that may die, batches of many clients, the gate."""
+"""The rooms behind `lamb.serving.server`: decoding in processes that may die, batches of many clients, the gate."""

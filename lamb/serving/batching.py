@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lamb.captioner import Captioner
-from lamb.captions import Caption, Segment
+from lamb.inference.captioner import Captioner
+from lamb.inference.captions import Caption, Segment
 
 Options = tuple[tuple[str, Any], ...]  # keywords of Captioner.stream
 

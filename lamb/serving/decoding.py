@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from lamb import audio
+from lamb.audio import reader as audio
 from lamb.config import ServeConfig
 
 CHUNK = 2**20  # bytes of an upload that are held at a time
@@ -117,7 +117,7 @@ class Decoders:
     async def _spawn(self) -> asyncio.subprocess.Process:
         """A worker that has said that it is ready."""
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-        here, given = str(Path(audio.__file__).parents[1]), os.environ.get("PYTHONPATH")
+        here, given = str(Path(audio.__file__).parents[2]), os.environ.get("PYTHONPATH")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, given]))
         # One thread and few arenas: each would take address space from what the file may use.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}

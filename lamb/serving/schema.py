@@ -8,7 +8,7 @@ from typing import Any, Literal
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from lamb.captions import Caption
+from lamb.inference.captions import Caption
 
 EVENTS = "text/event-stream"
 MEDIA = {

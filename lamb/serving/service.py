@@ -16,9 +16,9 @@ from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from lamb.captioner import Captioner
-from lamb.captions import Caption
 from lamb.config import ServeConfig
+from lamb.inference.captioner import Captioner
+from lamb.inference.captions import Caption
 
 from .batching import Batcher, Options
 from .decoding import CHUNK, Decoders

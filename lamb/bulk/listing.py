@@ -1,0 +1,182 @@
+"""What a bulk run is to caption: a folder, a manifest or an address as a list on disk, in an order that stays.
+
+The list is one `Input` a line of JSON. It is written as the names come and sorted on disk, so that memory holds
+`RUN` names at most, however many there are; only in a remote store, where fsspec lists a folder at once, a folder's
+names. What is listed in a folder: files with one of `audio.SUFFIXES`, at any depth; what starts with a dot is passed
+over, and a link to a folder is not followed (it may lead in a circle).
+"""
+
+import csv
+import hashlib
+import heapq
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..audio.reader import SUFFIXES
+from ..data.manifest import parse
+
+RUN = 100_000  # names that are sorted in memory
+MANIFESTS = (".jsonl", ".csv", ".tsv", ".txt")
+
+
+class BulkError(ValueError):
+    """A bulk run that cannot be begun as it was asked for: what is wrong, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """A recording, or a stretch of one, to caption."""
+
+    file: str  # path or address
+    id: str | None = None  # of the clip, in a manifest that has ids
+    start: float = 0.0  # seconds
+    duration: float | None = None  # seconds; None: to the end
+
+    @classmethod
+    def from_json(cls, line: str) -> "Input":
+        """An input from its line of the list."""
+        return cls(**json.loads(line))
+
+    def to_json(self) -> str:
+        """A line of ASCII; bytes of a name that are not UTF-8 are kept as escaped surrogates."""
+        return json.dumps({key: value for key, value in asdict(self).items() if value}) + "\n"
+
+
+def write_list(source: str, path: Path) -> tuple[int, str]:
+    """Write what `source` means to the file `path`: the number of inputs and the list's SHA-256. Raises BulkError."""
+    digest, count = hashlib.sha256(), 0
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("w", encoding="ascii") as file:
+            for line in _lines(source, path.parent):
+                file.write(line)
+                digest.update(line.encode())
+                count += 1
+        if not count:
+            raise BulkError(f"{source}: no recordings in it; name a folder with sound files, or a manifest")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return count, digest.hexdigest()
+
+
+def open_address(url: str) -> tuple[Any, str]:
+    """The fsspec file system of `url` and the path in it. Raises BulkError where no package speaks its protocol."""
+    from fsspec.core import url_to_fs
+
+    protocol = url.partition("://")[0]
+    try:
+        return url_to_fs(url)
+    except ImportError as error:
+        raise BulkError(f"{url}: {protocol}:// needs another package: {error}") from None
+    except ValueError as error:
+        raise BulkError(f"{url}: {error}; s3://, gs://, hf://, file:// and others of fsspec are known") from None
+
+
+def _lines(source: str, scratch: Path) -> Iterator[str]:
+    if "://" in source:
+        fs, path = open_address(source)
+        try:
+            if fs.isfile(path):
+                with fs.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+                    yield from _manifest(file, source, source.rpartition("/")[0])
+                return
+            names = _remote(fs, path)
+            yield from _sorted((Input(name).to_json() for name in names), scratch)
+        except BulkError:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            raise BulkError(f"{source}: cannot be listed ({error}); check the address and your rights") from error
+    elif os.path.isdir(source):
+        names = _local(os.path.normpath(source))
+        yield from _sorted((Input(name).to_json() for name in names), scratch)
+    else:
+        try:
+            with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                yield from _manifest(file, source, os.path.dirname(os.path.abspath(source)))
+        except OSError as error:
+            raise BulkError(f"{source}: {error.strerror}; name a folder, a manifest or an address") from None
+
+
+def _local(folder: str) -> Iterator[str]:
+    """Recordings below `folder`, in no order; of the folders on the way only one handle each is held."""
+    with ExitStack() as stack:
+        try:
+            levels = [stack.enter_context(os.scandir(folder))]
+            while levels:
+                if (entry := next(levels[-1], None)) is None:
+                    levels.pop().close()
+                elif entry.name.startswith("."):
+                    pass
+                elif entry.is_dir(follow_symlinks=False):
+                    folder = entry.path
+                    levels.append(stack.enter_context(os.scandir(folder)))
+                elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):
+                    yield entry.path
+        except OSError as error:
+            raise BulkError(f"{folder}: cannot be listed ({error.strerror}); check its permissions") from None
+
+
+def _remote(fs: Any, path: str) -> Iterator[str]:
+    for parent, folders, files in fs.walk(path, on_error="raise"):
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield fs.unstrip_protocol(f"{parent}/{name}")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _sorted(lines: Iterable[str], scratch: Path) -> Iterator[str]:
+    """The lines in order, sorted in runs that wait in unnamed files of the folder `scratch`."""
+    lines = iter(lines)
+    with ExitStack() as stack:
+        runs = []
+        while run := sorted(islice(lines, RUN)):
+            file = stack.enter_context(tempfile.TemporaryFile("w+", encoding="ascii", dir=scratch))
+            file.writelines(run)
+            file.seek(0)
+            runs.append(file)
+        yield from heapq.merge(*runs)
+
+
+def _manifest(file: TextIO, source: str, folder: str) -> Iterator[str]:
+    """The inputs of a manifest in its own order; paths are relative to its folder, addresses stay as they are."""
+    suffix = os.path.splitext(source)[1].lower()
+    if suffix not in MANIFESTS:
+        raise BulkError(f"{source}: not a folder, nor a manifest ({', '.join(MANIFESTS)}: one path a line)")
+    delimiter = {".csv": ",", ".tsv": "\t"}.get(suffix)
+    rows: Iterable[Any] = csv.DictReader(file, delimiter=delimiter) if delimiter else file
+    try:
+        for number, row in enumerate(rows, 2 if delimiter else 1):
+            if delimiter or row.strip():
+                yield _row(row, suffix, source, folder, number).to_json()
+    except csv.Error as error:
+        raise BulkError(f"{source}: {error}") from None
+
+
+def _row(row: Any, suffix: str, source: str, folder: str, number: int) -> Input:
+    try:
+        if suffix == ".txt":
+            return Input(_resolved(row.rstrip("\r\n"), folder))
+        if suffix == ".jsonl":
+            row = json.loads(row)
+        if not isinstance(row, dict):
+            raise ValueError("expected an object with the key path")
+        if not row.get("path"):
+            raise ValueError("path is missing")
+        clip = parse({"id": row.get("path"), **row}, Path())
+        return Input(_resolved(row["path"], folder), row.get("id") or None, clip.start, clip.duration)
+    except ValueError as error:
+        raise BulkError(f"{source}, row {number}: {error}") from None
+
+
+def _resolved(path: str, folder: str) -> str:
+    if "://" in path or os.path.isabs(path):
+        return path
+    return f"{folder}/{path}" if "://" in folder else os.path.join(folder, path)

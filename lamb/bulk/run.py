@@ -1,0 +1,401 @@
+"""`lamb bulk`: captions of ten to ten million recordings, on all cores or a cluster, that go on after any kill.
+
+The folder that it fills:
+
+    plan.json, inputs.jsonl     what is captioned, and how: written at the first start, read at every other
+    captions/000012.jsonl       the captions of inputs 12 * N to 13 * N - 1, in their order (or .parquet)
+    captions/000012-1.jsonl     those of its failures that succeeded with `retry_failed`, -2 the next time
+    reports/000012.json         counts and failures of that shard
+    failures.jsonl              all failures, and summary.json the counts: made from the reports whenever a run ends
+
+Exactly once: workers only turn inputs into rows; this process alone writes. A shard's report is written first, then
+its captions get their name by a rename, and this one step makes the shard finished: it is not touched again. What a
+kill leaves half done has no name yet and is done again. [O]
+
+Ray: plain actors and not Ray Data, because a shard must come back as that shard, and it must be known which inputs a
+worker died over; Ray Data cuts blocks and repeats them as it sees fit. The loop below is the same for both. [O]
+"""
+
+import fcntl
+import io
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from .listing import BulkError, Input, write_list
+from .workers import Answer, Settings, Worker, WorkerError, crew
+
+SHARD_SIZE = 1000  # inputs at most; a kill costs what a worker had done of one
+CRASH = "the decoder crashed on it, or used too much memory; convert it, for instance with: ffmpeg -i FILE sound.wav"
+PIECES = 8  # that the inputs are cut into over which a worker died
+STILLBORN = 3  # workers that may die one after another before they have their model
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Tally:
+    """Where a run stands: all of the folder's inputs, and what this run did."""
+
+    total: int
+    done: int = 0  # captioned, in earlier runs too
+    failed: int = 0
+    damaged: int = 0  # of those captioned, all but a part of them
+    audio: float = 0.0  # seconds of sound captioned
+    fresh: int = 0  # inputs finished by this run
+    fresh_audio: float = 0.0
+    began: float = field(default_factory=time.monotonic)
+
+    def add(self, report: dict[str, Any], sign: int = 1) -> None:
+        """Count a shard in, or out."""
+        self.done += sign * report["captioned"]
+        self.failed += sign * len(report["failures"])
+        self.damaged += sign * report["damaged"]
+        self.audio += sign * report["seconds"]
+
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds."""
+        seconds = time.monotonic() - self.began
+        return {
+            "inputs": self.total,
+            "captioned": self.done,
+            "damaged": self.damaged,
+            "failed": self.failed,
+            "left": self.total - self.done - self.failed,
+            "hours": round(self.audio / 3600, 4),
+            "this_run": {
+                "seconds": round(seconds, 1),
+                "inputs": self.fresh,
+                "inputs_per_second": round(self.fresh / seconds, 2),
+                "hours_per_hour": round(self.fresh_audio / seconds, 1),
+            },
+        }
+
+
+@dataclass
+class _Shard:
+    number: int
+    round: int  # 0, and one more with each retry
+    inputs: list[tuple[int, Input]]  # with their places in the list
+    rows: dict[int, Row] = field(default_factory=dict)
+
+
+@dataclass
+class _Piece:
+    """Inputs of a shard for one call of a worker: all of them, or fewer after one died."""
+
+    shard: _Shard
+    inputs: list[tuple[int, Input]]
+    tries: int = 0
+
+
+def bulk(
+    source: str,
+    out: str | Path,
+    settings: Settings,
+    *,
+    workers: int | None = None,
+    ray: str | None = None,
+    shard_size: int | None = None,
+    format: str = "jsonl",
+    retry_failed: bool = False,
+    as_listed: bool = False,
+    watch: Callable[[Tally], None] = lambda tally: None,
+) -> dict[str, Any]:
+    """Caption all of `source` (folder, manifest, address) into the folder `out`, or what is left of it; the summary.
+
+    Args:
+        workers: processes, or with `ray` actors; None: one a GPU or core.
+        ray: the address of a cluster, or "local".
+        shard_size: inputs a shard; None: `SHARD_SIZE`, fewer where all would fall to a few workers.
+        format: "jsonl" or "parquet" (needs the extra `cluster`).
+        retry_failed: try the failures of finished shards again as well.
+        as_listed: go on with the list of the first start, and do not list again to see whether it changed.
+        watch: called whenever a shard is finished.
+
+    Raises BulkError (the command cannot be right), WorkerError (no worker can start).
+    """
+    out = Path(out)
+    if format == "parquet":
+        _pyarrow()
+    with _locked(out), crew(settings, workers, ray) as (hire, count):
+        plan = _plan(source, out, settings, shard_size, format, count, as_listed)
+        rounds = _rounds(out)
+        tally = Tally(plan["inputs"])
+        for number in rounds:
+            tally.add(_report(out, number, rounds))
+        watch(tally)
+
+        def commit(shard: _Shard) -> None:
+            _commit(out, shard, rounds, plan["format"], tally)
+            watch(tally)
+
+        try:
+            _drive(_todo(out, plan["shard_size"], rounds, retry_failed), hire, count, commit)
+        finally:
+            _conclude(out, rounds, tally)
+    return tally.summary()
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, commit: Callable[[_Shard], None]) -> None:
+    """Have `count` workers caption all shards; `commit` each that is complete. Memory: the shards in work."""
+    again: deque[_Piece] = deque()  # pieces whose worker died
+    idle: list[tuple[int, Worker]] = []
+    free = list(range(count))[::-1]  # numbers of workers to hire
+    busy: dict[Future[Answer], tuple[int, Worker, _Piece]] = {}
+    stillborn = 0
+
+    def next_piece() -> _Piece | None:
+        if again:
+            return again.popleft()
+        shard = next(todo, None)
+        return None if shard is None else _Piece(shard, shard.inputs)
+
+    try:
+        while True:
+            while len(busy) < count and (piece := next_piece()):
+                if idle:
+                    number, worker = idle.pop()
+                else:
+                    number = free.pop()
+                    worker = hire(number)
+                busy[_submit(worker, piece)] = number, worker, piece
+            if not busy:
+                return
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                number, worker, piece = busy.pop(future)
+                died = future.exception() is not None
+                if died and worker.ready.exception() is not None:  # before it had its model: no fault of the inputs
+                    stillborn += 1
+                    if stillborn > STILLBORN:
+                        raise WorkerError("workers die while they load the model; take fewer (--workers), for memory")
+                    piece.tries -= 1
+                elif problem := worker.ready.result():
+                    raise WorkerError(problem)
+                else:
+                    stillborn = 0
+                if died:
+                    worker.stop()
+                    free.append(number)
+                else:
+                    idle.append((number, worker))
+                problem = CRASH if died else future.result().problem
+                if problem:
+                    again.extendleft(reversed(_again(piece, problem)))
+                else:
+                    _fill(piece, future.result().rows)
+                if len(piece.shard.rows) == len(piece.shard.inputs):
+                    commit(piece.shard)
+    finally:
+        for worker in [*(worker for _, worker in idle), *(worker for _, worker, _ in busy.values())]:
+            worker.stop()
+
+
+def _submit(worker: Worker, piece: _Piece) -> "Future[Answer]":
+    try:
+        return worker.submit([item for _, item in piece.inputs])
+    except Exception as error:  # it died while it was idle
+        piece.tries -= 1
+        future: Future[Answer] = Future()
+        future.set_exception(error)
+        return future
+
+
+def _fill(piece: _Piece, rows: list[Row]) -> None:
+    for (index, _), row in zip(piece.inputs, rows, strict=True):
+        piece.shard.rows[index] = row
+
+
+def _again(piece: _Piece, problem: str) -> list[_Piece]:
+    """What to try after `piece` failed as a whole: the same once more, then parts of it; a lone input is given up."""
+    piece.tries += 1
+    if piece.tries < 2:
+        return [piece]
+    if len(piece.inputs) == 1:
+        _, item = piece.inputs[0]
+        _fill(piece, [{**({"id": item.id} if item.id else {}), "file": item.file, "error": problem}])
+        return []
+    size = -(-len(piece.inputs) // PIECES)
+    parts = [piece.inputs[k : k + size] for k in range(0, len(piece.inputs), size)]
+    return [_Piece(piece.shard, part, tries=int(size > 1)) for part in parts]
+
+
+def _todo(out: Path, size: int, rounds: dict[int, int], retry_failed: bool) -> Iterator[_Shard]:
+    """The shards that are not finished, and with `retry_failed` the failures of those that are."""
+    with (out / "inputs.jsonl").open(encoding="ascii") as lines:
+        number = 0
+        while held := list(islice(lines, size)):
+            if number not in rounds:
+                yield _Shard(number, 0, [(number * size + k, Input.from_json(line)) for k, line in enumerate(held)])
+            elif retry_failed and (failures := _report(out, number, rounds)["failures"]):
+                places = [failure["index"] for failure in failures]
+                inputs = [(k, Input.from_json(held[k - number * size])) for k in places]
+                yield _Shard(number, rounds[number] + 1, inputs)
+            number += 1
+
+
+# ---- the folder ---------------------------------------------------------------------------------------------------
+
+
+def _plan(
+    source: str, out: Path, settings: Settings, size: int | None, format: str, workers: int, as_listed: bool
+) -> dict[str, Any]:
+    """What is to be done: of the first start, which the later ones must agree with, or made now."""
+    path, listing = out / "plan.json", out / "inputs.jsonl"
+    chosen = {**asdict(settings), "input": source, "format": str(format)}
+    for name in ("device", "threads", "batch_size"):  # they change the speed alone
+        del chosen[name]
+    if not path.exists():
+        count, digest = write_list(source, listing)
+        size = size or max(1, min(SHARD_SIZE, -(-count // (4 * workers))))
+        plan = {"inputs": count, "sha256": digest, "shard_size": size, **chosen}
+        _write(path, json.dumps(plan, indent=2) + "\n")
+        return plan
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    wanted = {**chosen, "shard_size": size or plan["shard_size"]}
+    for name, value in wanted.items():
+        if plan[name] != value:
+            raise BulkError(
+                f"{out}: was begun with {name} {plan[name]!r}, not {value!r}; go on with that, or choose another --out"
+            )
+    if not as_listed:
+        now = out / ".inputs.jsonl"
+        count, digest = write_list(source, now)
+        now.unlink()
+        if digest != plan["sha256"]:
+            raise BulkError(
+                f"{source}: what it lists has changed since {out} was begun ({plan['inputs']} inputs then, {count} "
+                "now); add --as-listed to finish those of then, or choose another --out for those of now"
+            )
+    return plan
+
+
+def _rounds(out: Path) -> dict[int, int]:
+    """The finished shards, each with its last round."""
+    (out / "captions").mkdir(exist_ok=True)
+    (out / "reports").mkdir(exist_ok=True)
+    rounds: dict[int, int] = {}
+    for entry in os.scandir(out / "captions"):
+        if entry.name.startswith("."):
+            os.unlink(entry.path)  # a part that a kill left
+            continue
+        number, _, last = entry.name.partition(".")[0].partition("-")
+        rounds[int(number)] = max(rounds.get(int(number), 0), int(last or 0))
+    return rounds
+
+
+def _name(number: int, round: int) -> str:
+    return f"{number:06d}-{round}" if round else f"{number:06d}"
+
+
+def _report(out: Path, number: int, rounds: dict[int, int]) -> dict[str, Any]:
+    path = out / "reports" / f"{_name(number, rounds[number])}.json"
+    # a run that an older version began knows no damage
+    return {"damaged": 0, **json.loads(path.read_text(encoding="utf-8"))}
+
+
+def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally: Tally) -> None:
+    """Make a complete shard finished: its report, then its captions."""
+    rows = [shard.rows[index] for index, _ in shard.inputs]
+    good = [row for row in rows if "error" not in row]
+    failures = [{"index": index, **shard.rows[index]} for index, _ in shard.inputs if "error" in shard.rows[index]]
+    seconds = sum(row["duration"] for row in good)
+    damaged = sum("damage" in row for row in good)
+    report = {"captioned": len(good), "damaged": damaged, "seconds": seconds, "failures": failures}
+    before = _report(out, shard.number, rounds) if shard.round else None
+    if before:
+        for name in ("captioned", "damaged", "seconds"):
+            report[name] += before[name]
+        tally.add(before, -1)
+    if good or not before:  # a retry without a success leaves all as it was
+        name = _name(shard.number, shard.round)
+        _write(out / "reports" / f"{name}.json", json.dumps(report) + "\n")
+        _write(out / "captions" / f"{name}.{format}", _parquet(good) if format == "parquet" else _jsonl(good))
+        rounds[shard.number] = shard.round
+    tally.add(report)
+    tally.fresh += len(rows)
+    tally.fresh_audio += seconds
+
+
+def _conclude(out: Path, rounds: dict[int, int], tally: Tally) -> None:
+    """Write failures.jsonl and summary.json."""
+    part = out / ".failures.part"
+    with part.open("w", encoding="utf-8") as file:
+        for number in sorted(rounds):
+            file.writelines(map(_line, _report(out, number, rounds)["failures"]))
+    part.replace(out / "failures.jsonl")
+    _write(out / "summary.json", json.dumps(tally.summary(), indent=2) + "\n")
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Whole or not at all, even if the power fails."""
+    part = path.with_name(f".{path.name}.part")
+    with part.open("wb") as file:
+        file.write(content if isinstance(content, bytes) else content.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _line(row: Row) -> str:
+    """A row as a line of JSON; a name's bytes that are not UTF-8 as escaped surrogates."""
+    try:
+        line = json.dumps(row, ensure_ascii=False) + "\n"
+        line.encode()
+    except UnicodeEncodeError:
+        line = json.dumps(row) + "\n"
+    return line
+
+
+def _jsonl(rows: list[Row]) -> str:
+    return "".join(map(_line, rows))
+
+
+def _parquet(rows: list[Row]) -> bytes:
+    """The rows as a Parquet file; a name's bytes that are not UTF-8 are written out as \\udcXX."""
+    pa, parquet = _pyarrow()
+    segment = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("caption", pa.string())])
+    segment = pa.struct([*segment, ("confidence", pa.float64())])
+    columns = {"id": pa.string(), "file": pa.string(), "duration": pa.float64(), "caption": pa.string()}
+    columns |= {"score": pa.float64(), "confidence": pa.float64(), "captions": pa.list_(pa.string())}
+    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment), "damage": pa.list_(pa.string())}
+    rows = [{**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()} for row in rows]
+    file = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), file)
+    return file.getvalue()
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BulkError("--format parquet needs pyarrow: pip install 'lamb-aac[cluster]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """The folder, for one run at a time; the lock falls with the process."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise BulkError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BulkError(f"{out}: another run is filling it; wait for it, or choose another --out") from None
+        yield

@@ -1,0 +1,282 @@
+"""The workers of a bulk run: inputs in, rows out. One model each, in a process of its own or a Ray actor.
+
+A worker is lent inputs by `submit` and answers with a future. It never touches the folder of the run. When it dies,
+of a decoder's fault or a kill, its futures raise; what goes wrong within Python is in the `Answer`.
+"""
+
+import glob
+import io
+import multiprocessing
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..audio.reader import AudioDamage, AudioError
+from .listing import BulkError, Input, open_address
+
+if TYPE_CHECKING:
+    from ..inference.captioner import Captioner
+
+
+class WorkerError(OSError):
+    """No worker can do anything: the model cannot be loaded, or the cluster not be reached."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How captions are made; the options of `Captioner.load` and `Captioner.stream`."""
+
+    model: str = "tiny"
+    device: str | None = None
+    threads: int | None = None  # of each worker; None: the cores shared out
+    n_best: int = 1
+    beams: int | None = None
+    batch_size: int | None = None
+    timeline: bool = False
+    window: float | None = None  # seconds
+    hop: float | None = None  # seconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Rows in the order of the inputs, or why there are none."""
+
+    rows: list[dict[str, Any]]
+    problem: str | None = None
+
+
+class Worker(Protocol):
+    """`ready` ends with None once the model is there, or with why it cannot be loaded."""
+
+    ready: "Future[str | None]"
+
+    def submit(self, inputs: list[Input]) -> "Future[Answer]":
+        """Caption these."""
+
+    def stop(self) -> None:
+        """End at once, whatever it is doing."""
+
+
+# ---- in the worker ------------------------------------------------------------------------------------------------
+
+
+@cache
+def _captioner(settings: Settings) -> "Captioner":
+    from ..inference.captioner import Captioner
+
+    return Captioner.load(settings.model, device=settings.device)
+
+
+def load(settings: Settings) -> str | None:
+    """Load the model; why it cannot be, or None."""
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # torch reads it when it is imported, here or below
+    warnings.simplefilter("ignore")  # the repairs of thousands of clips, from several processes
+    try:
+        _captioner(settings)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def work(settings: Settings, inputs: list[Input]) -> Answer:
+    """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
+    captioner = _captioner(settings)
+    options = {key: value for key, value in asdict(settings).items() if key not in ("model", "device", "threads")}
+    try:
+        rate = captioner.model.encoder.sample_rate
+        captions = captioner.stream((_source(item, rate) for item in inputs), **options)
+        rows = []
+        with warnings.catch_warnings(record=True) as told:  # of timelines, which are made one by one
+            warnings.simplefilter("always", AudioDamage)
+            for item, caption in zip(inputs, captions, strict=True):
+                row = {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
+                rows.append({**row, "damage": [str(warning.message) for warning in told]} if told else row)
+                told.clear()
+    except Exception as error:  # a bug, or the memory of a GPU: for one input a failure, for many they are parted
+        return Answer([], f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+    return Answer(rows)
+
+
+class _Lazy(io.RawIOBase):
+    """A file that is fetched when the captioner's background threads read it, copy it to disk and let go of it."""
+
+    def __init__(self, name: str, fetch: Callable[[], Any]) -> None:
+        self.name, self._fetch = name, fetch
+        self._file: Any = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            self._file = self._file or self._fetch()
+            if not (data := self._file.read(size)):
+                self._file.close()
+            return data
+        except AudioError:
+            raise
+        except Exception as error:  # each store has exceptions of its own
+            remedy = "check the address, your rights and the network, then --retry-failed"
+            raise AudioError(self.name, f"cannot be fetched ({type(error).__name__}: {error})", remedy) from error
+
+
+def _source(item: Input, rate: int) -> Any:
+    """What the captioner is given for `item`: a path, or something that is fetched in time."""
+    if "://" in item.file:
+        whole: Any = _Lazy(item.file, lambda: _open(item.file))
+    else:
+        whole = item.file
+        try:
+            kind = stat.S_IFMT(os.stat(item.file).st_mode)
+        except (OSError, ValueError):
+            kind = stat.S_IFREG  # for the reader to report
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would be waited for, a device read for ever
+            return _Lazy(item.file, lambda: _refuse(item.file))
+    if not item.start and item.duration is None:
+        return whole
+    return _Lazy(item.file, lambda: _stretch(whole, rate, item))
+
+
+def _open(url: str) -> Any:
+    fs, path = open_address(url)
+    return fs.open(path, "rb")
+
+
+def _refuse(file: str) -> Any:
+    raise AudioError(file, "a pipe or a device, not a file", "copy what it gives to a file")
+
+
+def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:
+    """A wav file of the clip's part of its recording."""
+    import soundfile
+
+    from ..audio.reader import load as load_audio
+
+    x = load_audio(whole, rate, item.start, item.duration)
+    file = io.BytesIO()
+    soundfile.write(file, x, rate, "FLOAT", format="WAV")
+    file.seek(0)
+    return file
+
+
+# ---- in the process that runs it ----------------------------------------------------------------------------------
+
+
+class Process:
+    """A worker on this machine. It ends when its end of the line `leash` is closed, be it by our own death."""
+
+    def __init__(self, settings: Settings) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._leash, other = context.Pipe()
+        self._pool = ProcessPoolExecutor(1, context, _begin, (other,))
+        self._settings = settings
+        self.ready = self._pool.submit(load, settings)
+
+    def submit(self, inputs: list[Input]) -> "Future[Answer]":
+        return self._pool.submit(work, self._settings, inputs)
+
+    def stop(self) -> None:
+        self._leash.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin(leash: Any) -> None:
+    """A worker's first moment: Ctrl-C is its master's business; when the master is gone, so is it."""
+    import signal
+    import threading
+
+    def follow() -> None:
+        try:
+            leash.recv()
+        finally:
+            os._exit(1)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=follow, daemon=True).start()
+
+
+class Actor:
+    """A worker somewhere in a Ray cluster."""
+
+    def __init__(self, settings: Settings, cores: float, gpus: float) -> None:
+        import ray
+
+        remote = ray.remote(num_cpus=cores, num_gpus=gpus, max_restarts=0)(_Remote)
+        self._actor = remote.remote(settings)
+        self.ready = self._actor.load.remote().future()
+
+    def submit(self, inputs: list[Input]) -> "Future[Answer]":
+        return self._actor.work.remote(inputs).future()
+
+    def stop(self) -> None:
+        import ray
+
+        ray.kill(self._actor)
+
+
+class _Remote:
+    """What the actor runs: the same two functions."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def load(self) -> str | None:
+        return load(self.settings)
+
+    def work(self, inputs: list[Input]) -> Answer:
+        return work(self.settings, inputs)
+
+
+@contextmanager
+def crew(settings: Settings, workers: int | None, ray: str | None) -> Iterator[tuple[Callable[[int], Worker], int]]:
+    """A function that hires worker number k, and how many there should be."""
+    if ray is not None:
+        with _cluster(ray, settings, workers) as hiring:
+            yield hiring
+        return
+    cores = len(os.sched_getaffinity(0))
+    gpus = 0 if settings.device else _gpus()
+    workers = workers or gpus or (cores if settings.device in (None, "cpu") else 1)
+    settings = replace(settings, threads=settings.threads or max(1, cores // workers))
+
+    def hire(number: int) -> Worker:
+        return Process(replace(settings, device=f"cuda:{number % gpus}") if gpus else settings)
+
+    yield hire, workers
+
+
+def _gpus() -> int:
+    if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
+        return 0  # without the two seconds that torch takes to say so
+    import torch
+
+    return torch.cuda.device_count()
+
+
+@contextmanager
+def _cluster(address: str, settings: Settings, workers: int | None) -> Iterator[tuple[Callable[[int], Worker], int]]:
+    try:
+        import ray
+    except ImportError:
+        raise BulkError("--ray needs Ray: pip install 'lamb-aac[cluster]'") from None
+    threads = settings.threads or 1
+    options: dict[str, Any] = {"address": address}
+    if address == "local":  # as many "cores" as the workers ask for, be they there or not
+        options["num_cpus"] = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
+        options["include_dashboard"] = False
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except Exception as error:
+        raise WorkerError(f"no Ray cluster answers at {address} ({error}); start one with ray start --head") from error
+    try:
+        there = ray.cluster_resources()
+        device = settings.device or ("cuda" if there.get("GPU") else "cpu")
+        on_gpu = device.startswith("cuda")
+        count = workers or int(there.get("GPU", 1) if on_gpu else there.get("CPU", 1) // threads) or 1
+        chosen = replace(settings, threads=threads, device=device)
+        yield (lambda number: Actor(chosen, threads, 1 if on_gpu else 0)), count
+    finally:
+        ray.shutdown()

@@ -1,0 +1,303 @@
+"""The modality gap: how far a model's audio tokens lie from the embeddings of the captions (paper, Table 2, Figure 2).
+
+Every clip gives its audio tokens z_a and every caption its tokens' input embeddings z_t, as in training. Measures:
+
+- `l2`, `cosine`: mean L2 distance and cosine of the mean-pooled, raw vectors of every clip and caption [P, Table 2];
+  `l2_unit`: the distance of the same vectors at unit length, `audio_norm` and `text_norm` their mean lengths [O].
+  An L2 distance can be compared between models of one language model only; the cosine and `l2_unit` between any.
+- `cs_global`, `cs_token`: the aligner's divergences (`lamb.model.aligner`). Global: the pooled clips against their
+  first captions, in sets of at most SET. Token: a clip's tokens against a caption's, the mean over all. The kernel is
+  that of `AlignerConfig`'s defaults whatever the model was trained with: one yardstick for all [O]. The global one
+  falls with the size of the set (a point's distance to itself counts), so it is not that of a training batch.
+- `audio_to_text_r1` ... `_r10`: share of clips with one of their captions among the first 1, 5, 10 of all captions, by
+  the cosine of the pooled vectors; `text_to_audio_r1` ...: share of captions whose clip is among the first [O].
+
+Letters: S clips, C captions, N audio tokens, L caption tokens, D_llm LLM width.
+"""
+
+import math
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..audio import reader as audio
+from ..config import AlignerConfig
+from ..data.manifest import Clip, ManifestError
+from ..data.phrases import PHRASES
+from ..data.scenes import Event, compose
+from ..inference.batches import encode
+from ..model import aligner as alignment
+from ..model.lamb import LambModel
+
+RANKS = (1, 5, 10)
+SET = 1000  # clips whose pooled vectors the global divergence compares at once
+SHOWN = 300  # clips in a picture, evenly spaced in the list; more are a blot
+FORMATS = ("png", "svg", "pdf")
+TOLERANCE = 1e-6  # similarities this close are equal: the same caption comes out alike to rounding only
+AUDIO, TEXT = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+
+
+class PlotError(ValueError):
+    """A picture that cannot be made: the file or the missing part, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Clips and their captions, mean-pooled in the language model's input space, on the CPU in float32."""
+
+    audio: Tensor  # (S, D_llm)
+    text: Tensor  # (C, D_llm), the captions of one clip next to each other
+    clip: Tensor  # (C,) the clip of each caption, ascending
+    cs_token: float  # mean over all captions
+    failed: int  # clips that could not be read
+
+    @property
+    def first(self) -> Tensor:
+        """(S,) the first caption of every clip."""
+        return torch.searchsorted(self.clip, torch.arange(len(self.audio)))
+
+
+def captioned(clips: Sequence[Clip]) -> list[Clip]:
+    """`clips`, those without captions with one composed from their labels, the same at every call.
+
+    ManifestError for a clip that has neither a caption nor a label of the phrase bank.
+    """
+    return [clip if any(map(str.strip, clip.captions)) else _composed(clip) for clip in clips]
+
+
+def _composed(clip: Clip) -> Clip:
+    if not clip.labels or not PHRASES.keys() >= set(clip.labels):
+        wanted = f"labels {', '.join(clip.labels)} have no phrases" if clip.labels else "has neither caption nor label"
+        raise ManifestError(f"clip {clip.id!r}: {wanted}; give it captions, or phrases in lamb/data/phrases.py")
+    rng = np.random.default_rng(zlib.crc32(clip.id.encode()))
+    events = [Event(label, 0.0, 1.0, 0.0) for label in clip.labels]
+    return replace(clip, captions=(compose("overlap" if len(events) > 1 else "single", events, rng),))
+
+
+@torch.inference_mode()
+def embed(model: LambModel, clips: Sequence[Clip]) -> Embeddings:
+    """Hear `clips` and read all their captions; a clip that cannot be read is left out with a warning.
+
+    ManifestError where there is nothing to read at all.
+    """
+    yardstick = AlignerConfig()
+    pooled_audio, pooled_text, owners, divergences, heard = [], [], [], [], 0
+    for part, z_a, z_a_mask in _heard(model, captioned(clips)):
+        texts = [(row, text) for row, clip in enumerate(part) for text in clip.captions if text.strip()]
+        ids, z_t_mask = model.llm.tokenize([text for _, text in texts])  # (C', L)
+        z_t = model.llm.embed(ids)
+        owner = torch.tensor([row for row, _ in texts])
+        at = owner.to(z_a.device)
+        divergence = alignment.cs_divergence(
+            z_a[at], z_t, z_a_mask[at], z_t_mask, sigma=yardstick.sigma, normalise=yardstick.normalise
+        )
+        pooled_audio.append(alignment.pool(z_a, z_a_mask).cpu())
+        pooled_text.append(alignment.pool(z_t, z_t_mask).cpu())
+        divergences.append(divergence.cpu())
+        owners.append(owner + heard)
+        heard += len(part)
+    if not heard:
+        raise ManifestError("none of the clips can be read; the warnings above say why")
+    return Embeddings(
+        audio=torch.cat(pooled_audio),
+        text=torch.cat(pooled_text),
+        clip=torch.cat(owners),
+        cs_token=float(torch.cat(divergences).mean()),
+        failed=len(clips) - heard,
+    )
+
+
+def _heard(model: LambModel, clips: Sequence[Clip]) -> Iterator[tuple[list[Clip], Tensor, Tensor]]:
+    """Clips in batches with their z_a (B, N, D_llm) and mask (B, N); what cannot be read is left out."""
+    size, rate = model.config.decode.batch_size, model.encoder.sample_rate
+
+    def decode(clip: Clip) -> tuple[Clip, np.ndarray | None, str]:
+        try:
+            return clip, audio.load(clip.path, rate, clip.start, clip.duration), ""
+        except (audio.AudioError, OSError) as error:
+            return clip, None, str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        for k in range(0, len(clips), size):
+            found = list(pool.map(decode, clips[k : k + size]))
+            for clip, x, problem in found:
+                if x is None:
+                    warnings.warn(f"left out: {problem or clip.path}", audio.AudioWarning, stacklevel=2)
+            sounds = [(clip, x) for clip, x, _ in found if x is not None]
+            if sounds:
+                yield [clip for clip, _ in sounds], *_audio_tokens(model, [x for _, x in sounds])
+
+
+def _audio_tokens(model: LambModel, sounds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Waveforms (T,) -> z_a (B, N, D_llm), mask (B, N); a long sound window by window, as `Captioner` hears it."""
+    rate, options = model.encoder.sample_rate, model.config.decode
+    windows = [[w for _, w in audio.windows((x, rate), rate, options.window, options.hop)] for x in sounds]
+    whole = iter(encode(model, [w for own in windows for w in own], options.batch_size))  # (N_a, D) each
+    joined = [torch.cat([next(whole) for _ in own]) for own in windows]
+    lengths = torch.tensor([len(x) for x in joined], device=model.device)
+    h_a = pad_sequence(joined, batch_first=True)  # (B, N_a, D)
+    return model.audio_tokens(h_a, torch.arange(h_a.shape[1], device=model.device) < lengths[:, None])
+
+
+def measures(found: Embeddings) -> dict[str, float]:
+    """All measures of this file's docstring, with the numbers of clips, captions and unreadable clips."""
+    a, t = found.audio[found.clip], found.text  # (C, D_llm)
+    one = torch.ones(len(t), 1, dtype=torch.bool)
+    raw = alignment.gap(a[:, None], one, t[:, None], one)
+    unit_a, unit_t = F.normalize(found.audio, dim=-1), F.normalize(t, dim=-1)
+    return {
+        "clips": len(found.audio),
+        "captions": len(t),
+        "failed": found.failed,
+        "l2": float(raw["l2"]),
+        "cosine": float(raw["cosine"]),
+        "l2_unit": float((unit_a[found.clip] - unit_t).norm(dim=-1).mean()),
+        "audio_norm": float(found.audio.norm(dim=-1).mean()),
+        "text_norm": float(t.norm(dim=-1).mean()),
+        "cs_global": _cs_global(found),
+        "cs_token": found.cs_token,
+        **_named("audio_to_text", recall(unit_a, unit_t, torch.arange(len(unit_a)), found.clip)),
+        **_named("text_to_audio", recall(unit_t, unit_a, found.clip, torch.arange(len(unit_a)))),
+    }
+
+
+def _named(direction: str, shares: Sequence[float]) -> dict[str, float]:
+    return {f"{direction}_r{rank}": share for rank, share in zip(RANKS, shares, strict=True)}
+
+
+def _cs_global(found: Embeddings) -> float:
+    """The global divergence, the mean over as few sets of about the same size as SET allows, by their clips."""
+    yardstick, parts = AlignerConfig(), math.ceil(len(found.audio) / SET)
+    pairs = zip(found.audio.tensor_split(parts), found.text[found.first].tensor_split(parts), strict=True)
+    terms = [
+        len(a) * alignment.cs_divergence(a, t, sigma=yardstick.sigma, normalise=yardstick.normalise) for a, t in pairs
+    ]
+    return float(torch.stack(terms).sum()) / len(found.audio)
+
+
+def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor) -> list[float]:
+    """Share of queries (Q, D) that find an item (C, D) of their own clip among the first 1, 5, 10 by inner product.
+
+    Items that are alike come in random order, and the share is what is expected then: a model that maps everything to
+    one point finds by chance, and captions in the same words share their place.
+    """
+    found = torch.zeros(len(RANKS), dtype=torch.float64)
+    for rows, clips in zip(queries.split(1024), query_clip.split(1024), strict=True):
+        similarity = rows @ items.T  # (Q', C)
+        right = clips[:, None] == item_clip
+        best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        better = (similarity > best + TOLERANCE).sum(1)
+        alike = (similarity - best).abs() <= TOLERANCE
+        others, own = (alike & ~right).sum(1).double(), (alike & right).sum(1).double()
+        missed = torch.ones_like(own)  # chance that none of the first `rank` is right
+        for rank in range(1, max(RANKS) + 1):
+            drawn = (rank - 1 - better).clamp_min(0)  # of those alike, before this place
+            left = (others - drawn).clamp_min(0) / (others + own - drawn).clamp_min(1)
+            missed = torch.where(rank > better, missed * left, missed)
+            if rank in RANKS:
+                found[RANKS.index(rank)] += (1 - missed).sum()
+    return (found / len(queries)).tolist()
+
+
+def scores(model: LambModel, clips: Sequence[Clip]) -> dict[str, float]:
+    """The measures of `clips` under names that begin with gap_, for the log of a training."""
+    found = measures(embed(model, clips))
+    return {f"gap_{name}": value for name, value in found.items() if name not in ("clips", "captions", "failed")}
+
+
+def format_of(file: Path, umap: bool = False) -> str:
+    """The format that the ending of `file` names; PlotError for another one, or without what draws it."""
+    ending = file.suffix[1:].lower()
+    if ending not in FORMATS:
+        raise PlotError(f"{file}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
+    if not file.absolute().parent.is_dir():
+        raise PlotError(f"{file}: there is no folder {file.parent}; make it first")
+    for module, name in (("matplotlib", "matplotlib"), *([("umap", "umap-learn")] if umap else [])):
+        if find_spec(module) is None:
+            raise PlotError(f"{file}: this picture needs {name}; pip install 'lamb-aac[plot]'")
+    return ending
+
+
+def save_figure(figure: Any, file: Path) -> None:
+    """A matplotlib figure in the format that `file` ends in, whole or not at all."""
+    part = file.with_name(f".{file.name}.part")
+    try:
+        figure.savefig(part, format=format_of(file), dpi=150)
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, unit: bool = False) -> None:
+    """The paper's Figure 2: clips and their first captions in two dimensions, a panel (title, embeddings) a model.
+
+    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels share their axes unless one
+    spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own. With `unit`
+    all vectors have length 1 and only directions are compared, as in the aligner's own kernel [O].
+    """
+    format_of(file, umap)
+    from matplotlib.collections import LineCollection
+    from matplotlib.figure import Figure
+
+    projected = [_projected(found, umap, unit) for _, found in panels]
+    reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
+    together = not umap and max(reach) < 10 * min(reach)
+    figure = Figure(figsize=(5.2 * len(panels), 5.8), layout="constrained")
+    for axes, (title, found), (points, labels), own in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, projected, reach, strict=True
+    ):
+        a, t = points.reshape(2, -1, 2)
+        axes.add_collection(
+            LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1)
+        )
+        axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
+        axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
+        shown = measures(found)
+        distance = f"L2 at unit length {shown['l2_unit']:.2f}" if unit else f"L2 {shown['l2']:.3g}"
+        about = f"{distance}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips"
+        axes.set_title(f"{title}\n{about}", fontsize=10)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        limit = max(reach) if together else own
+        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axes.legend(loc="upper left", frameon=False)
+    save_figure(figure, file)
+
+
+def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:
+    """The clips to show, then their first captions, as (2 S', 2) about 0, and what the axes are called."""
+    chosen = torch.linspace(0, len(found.audio) - 1, min(SHOWN, len(found.audio))).long()
+    points = torch.cat([found.audio[chosen], found.text[found.first[chosen]]]).double()
+    points = F.normalize(points, dim=-1) if unit else points
+    points -= points.mean(0)
+    if umap:
+        flat, labels = _umap(points.float().numpy()), ("UMAP 1", "UMAP 2")
+    else:
+        u, s, _ = torch.linalg.svd(points, full_matrices=False)
+        u, s = F.pad(u * s, (0, 2))[:, :2], F.pad(s, (0, 2))  # a single clip spans one dimension
+        share = (s.square() / s.square().sum().clamp_min(1e-30)).tolist()
+        flat, labels = u.numpy(), (f"PC 1 ({share[0]:.0%} of variance)", f"PC 2 ({share[1]:.0%})")
+    flat = flat - flat.mean(0)
+    middle = flat.reshape(2, -1, 2).mean(1)  # of audio and of text
+    return flat * np.where(middle[0] < middle[1], -1, 1), labels
+
+
+def _umap(points: np.ndarray) -> np.ndarray:
+    if len(points) < 6:
+        raise PlotError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
+    from umap import UMAP
+
+    # a seed makes it repeatable and single-threaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.asarray(UMAP(n_neighbors=min(15, len(points) - 1), random_state=0).fit_transform(points))

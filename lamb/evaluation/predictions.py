@@ -1,0 +1,190 @@
+"""What a system says of each clip: captioned here, kept as JSONL and gone on with, or read from a file.
+
+A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the clip's `id` and `run`, a fingerprint
+of model and clips: lines of another run are never used, their file is moved aside.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..audio import reader as audio
+from ..data.manifest import Clip, ManifestError, rows
+from ..inference.captioner import Captioner
+from ..inference.captions import Caption
+from ..model import checkpoint
+
+FILE = "predictions.jsonl"
+Progress = Callable[[int, int], None]
+"""Called with how many clips are done, and of how many."""
+
+
+def caption_clips(
+    model: str,
+    clips: Sequence[Clip],
+    out: Path | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[Caption]:
+    """A caption for each clip, or the error why there is none, in their order.
+
+    With `out`, each is appended to `out`/predictions.jsonl as it comes, and those that are there already, of the same
+    model and the same clips, are not made again. The model is loaded only if there is something to do.
+    """
+    file = None if out is None else out / FILE
+    run = _fingerprint(model, clips) if file else ""
+    done = _kept(file, run, say) if file else {}
+    todo = [clip for clip in clips if clip.id not in done]
+    if not todo:
+        return [_caption(done[clip.id]) for clip in clips]
+    if done:
+        say(f"{len(done)} of {len(clips)} clips are captioned already in {file}")
+    captioner = Captioner.load(model, device)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
+        for clip, caption in _captions(captioner, todo):
+            done[clip.id] = {"run": run, "id": clip.id, **caption.to_dict()}
+            if stream:
+                stream.write(json.dumps(done[clip.id]) + "\n")
+                stream.flush()
+            if progress:
+                progress(len(done), len(clips))
+    return [_caption(done[clip.id]) for clip in clips]
+
+
+def _captions(captioner: Captioner, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Caption]]:
+    """Each clip with its caption, as they come; a part of a recording is cut out of it first."""
+    broken: list[tuple[Clip, Caption]] = []
+    sent: list[Clip] = []
+    rate = captioner.model.encoder.sample_rate
+
+    def sources() -> Iterator[audio.Source]:
+        for clip in clips:
+            source: audio.Source = clip.path
+            if clip.start or clip.duration is not None:
+                try:
+                    source = audio.load(clip.path, rate, clip.start, clip.duration), rate
+                except audio.AudioError as error:
+                    broken.append((clip, Caption(clip.path, error=f"{error.problem}; {error.remedy}")))
+                    continue
+            sent.append(clip)
+            yield source
+
+    for number, caption in enumerate(captioner.stream(sources())):
+        yield sent[number], replace(caption, file=sent[number].path)
+    yield from broken
+
+
+def _fingerprint(model: str, clips: Sequence[Clip]) -> str:
+    """Of the model's files and of the clips' recordings: other ones, other letters. Recordings, and encoder and LLM
+    where a model only refers to them, are known by size and time of change."""
+    folder = checkpoint.find(model)
+    config = checkpoint.read_facts(folder)["config"]
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in checkpoint.FILES for path in folder.glob(pattern)):
+        if path.suffix in (".json", ".safetensors"):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for source in filter(None, (config.encoder.source, config.llm.source)):
+        digest.update(f"{[_stamp(path) for path in sorted([Path(source), *Path(source).glob('*')])]}\n".encode())
+    for clip in clips:
+        about = (clip.id, clip.path, clip.start, clip.duration, _stamp(Path(clip.path)))
+        digest.update(f"{about!r}\n".encode("utf-8", "replace"))
+    return digest.hexdigest()[:12]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    stat = path.stat() if path.is_file() else None
+    return (stat.st_size, stat.st_mtime_ns) if stat else None
+
+
+def _kept(file: Path, run: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """The lines of `file` that belong to `run`, by id; a line that a killed run left half is cut off."""
+    if not file.exists():
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    text = file.read_bytes().decode("utf-8", "replace")
+    whole = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(whole.split("\n"), 1):
+        if not line:
+            continue
+        try:
+            row = json.loads(line)
+            if row["run"] != run:
+                aside = file.with_name(f"{file.stem}.{row['run']}{file.suffix}")
+                file.replace(aside)
+                say(f"{file} is of another model or other clips; it is {aside.name} now, and this run starts afresh")
+                return {}
+            found[row["id"]] = row
+        except (ValueError, KeyError, TypeError):
+            raise ManifestError(f"{file}, line {number}: not written by lamb evaluate; move the file away") from None
+    if whole != text:
+        with file.open("r+b") as stream:
+            stream.truncate(len(whole.encode()))
+    return found
+
+
+def _caption(row: dict[str, Any]) -> Caption:
+    return Caption(
+        file=row["file"],
+        duration=row.get("duration"),
+        text=row.get("caption", ""),
+        score=row.get("score"),
+        confidence=row.get("confidence"),
+        error=row.get("error"),
+    )
+
+
+def read_predictions(
+    path: str | Path, clips: Sequence[Clip], partial: bool = False
+) -> tuple[list[Clip], list[Caption]]:
+    """Captions of any system, CSV, TSV or JSONL with `id` and `caption`: the clips and a caption for each, in order.
+
+    A row with an `error` in place of a caption is a clip that failed. ManifestError for an id that is there twice, that
+    no clip has, or that is missing; with `partial`, what only one side has is left out.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: cannot be read as captions: {error}") from None
+    found: dict[str, Caption] = {}
+    lines: dict[str, int] = {}
+    for number, content in rows(text, path):
+        try:
+            row = json.loads(content) if isinstance(content, str) else content
+            id, caption = _row(row)
+            if id in lines:
+                raise ValueError(f"the id {id!r} is that of line {lines[id]}")
+        except ValueError as error:
+            raise ManifestError(f"{path}, line {number}: {error}") from None
+        found[id], lines[id] = caption, number
+    known = {clip.id for clip in clips}
+    for what, ids in (
+        ("ids that no clip of the data has", [id for id in found if id not in known]),
+        ("clips of the data without a caption", [clip.id for clip in clips if clip.id not in found]),
+    ):
+        if ids and not partial:
+            named = ", ".join(map(repr, ids[:3])) + (", ..." if len(ids) > 3 else "")
+            raise ManifestError(f"{path}: {len(ids)} {what}: {named}; give --partial to score what both have")
+    both = [clip for clip in clips if clip.id in found]
+    if not both:
+        raise ManifestError(f"{path}: no id of the data is here; ids look like {clips[0].id!r}")
+    return both, [replace(found[clip.id], file=clip.path or clip.id) for clip in both]
+
+
+def _row(row: Any) -> tuple[str, Caption]:
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]:
+        raise ValueError("no id; a row has the keys id and caption")
+    if row.get("error"):
+        return row["id"], Caption(row["id"], error=str(row["error"]))
+    if not isinstance(row.get("caption"), str):
+        raise ValueError("no caption; a row has the keys id and caption")
+    numbers = {key: row[key] for key in ("score", "confidence") if isinstance(row.get(key), int | float)}
+    return row["id"], Caption(row["id"], text=row["caption"].strip(), **numbers)

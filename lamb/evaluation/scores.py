@@ -1,0 +1,243 @@
+"""All caption scores of one evaluation: by the reference implementations where they are, else by ours, and said so.
+
+A round is one candidate a clip and its references; an evaluation has one round a system, or several where people are
+compared with each other. Captions are tokenised, embedded and handed to Java once for all rounds.
+
+Letters: S clips, F what is counted in a clip.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from . import reference_metrics as reference
+from .metrics import Floats, Total
+from .reference_metrics import SBERT, Unavailable
+
+NAMES = {
+    "bleu_1": "BLEU-1",
+    "bleu_2": "BLEU-2",
+    "bleu_3": "BLEU-3",
+    "bleu_4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
+    "cider_d": "CIDEr-D",
+    "spice": "SPICE",
+    "spider": "SPIDEr",
+    "spider_fl": "SPIDEr-FL",
+    "fense": "FENSE",
+    "sbert": "SBERT similarity",
+    "fluency_errors": "captions with a fluency error",
+    "vocabulary": "words in use",
+    "length": "words a caption",
+}
+"""The measures, in the order of the tables."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score of one system: of the collection, of each clip, and what it is computed from."""
+
+    value: float
+    per_clip: Floats | None = None  # (S,); nan where a clip has none
+    counts: Floats | None = None  # (S, F), added up over clips ...
+    of: Total | None = None  # ... and this of the sums is the value
+
+    @cached_property
+    def interval(self) -> tuple[float, float] | None:
+        """Bootstrap 95 % interval over clips; None where the score is not one of clips."""
+        if self.counts is None:
+            return None
+        return metrics.confidence_interval(self.counts, of=self.of)
+
+
+def mean(values: Floats) -> Measure:
+    """A score that is the mean of its clips' (nan: not of that clip)."""
+    there = np.isfinite(values)
+    return ratio(np.where(there, values, 0.0), there.astype(float), values)
+
+
+def ratio(part: Floats, whole: Floats, per_clip: Floats) -> Measure:
+    """A score that is a sum over clips divided by another."""
+    return Measure(float(part.sum() / whole.sum()), per_clip, np.stack([part, whole], axis=1), _ratio)
+
+
+def _ratio(sums: Floats) -> Floats:
+    return sums[..., 0] / np.maximum(sums[..., 1], 1e-12)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is scored together: a candidate a clip (empty: there is none) and its references, one or more."""
+
+    candidates: Sequence[str]
+    references: Sequence[Sequence[str]]
+
+
+@dataclass
+class Scored:
+    """The measures of each round; those left out, and why; what is to be known of how the others came about."""
+
+    rounds: list[dict[str, Measure]] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, name: str, measures: Sequence[Measure]) -> None:
+        """One measure a round."""
+        for found, measure in zip(self.rounds, measures, strict=True):
+            found[name] = measure
+
+    def try_to(self, names: Sequence[str], work: Callable[[], Any]) -> Any:
+        """What `work` gives; None where its part is not on this machine, which leaves `names` out."""
+        try:
+            return work()
+        except Unavailable as error:
+            self.left_out.update(dict.fromkeys(names, str(error)))
+            return None
+
+
+def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
+    """Every score that can be had here. `sbert`: the sentence model of SBERT similarity and FENSE.
+
+    A caption without words scores 0 everywhere. ValueError for a round without clips or references.
+    """
+    for k, one in enumerate(rounds):
+        if not one.candidates or not all(one.references):
+            raise ValueError(f"round {k}: nothing to score, or a clip without a reference")
+    done = Scored([{} for _ in rounds])
+    tokens = _tokenize(rounds, done)
+    plain = [_joined(one, tokens) for one in rounds]
+    with ThreadPoolExecutor(1) as pool:  # METEOR is a process of its own: it and what follows share the cores
+        meteors = pool.submit(done.try_to, ["meteor"], lambda: reference.meteor(plain))
+        _words(plain, done)
+        similarity = done.try_to(["sbert", "fense"], lambda: reference.Sentences(sbert).similarity(plain))
+        detector = done.try_to(["fluency_errors", "spider_fl", "fense"], reference.FluencyDetector)
+        if (found := meteors.result()) is not None:
+            done.add("meteor", [Measure(m.score, m.per_clip, m.counts, reference.meteor_of) for m in found])
+    spices = done.try_to(["spice", "spider", "spider_fl"], lambda: reference.spice(plain))
+    if sbert != SBERT and similarity is not None:
+        done.notes.append(f"SBERT similarity and FENSE are of {sbert}, not of {SBERT} as in publications")
+    errors = None
+    if detector is not None:
+        texts = sorted({text for candidates, _ in plain for text in candidates})
+        likely = dict(zip(texts, detector.probability(texts) > reference.THRESHOLD, strict=True))
+        errors = [np.array([float(likely[text]) for text in candidates]) for candidates, _ in plain]
+    _combine(done, spices, similarity, errors)
+    done.rounds = [{name: found[name] for name in NAMES if name in found} for found in done.rounds]
+    done.left_out = {name: done.left_out[name] for name in NAMES if name in done.left_out}
+    return done
+
+
+def _combine(
+    done: Scored, spices: list[Floats] | None, similarity: list[Floats] | None, errors: list[Floats] | None
+) -> None:
+    """SPIDEr = (CIDEr-D + SPICE) / 2 (Liu et al. 2017); SPIDEr-FL and FENSE lose 90 % where the detector fires."""
+    for k, found in enumerate(done.rounds):
+        scores: dict[str, Floats] = {}
+        if similarity is not None:
+            scores["sbert"] = similarity[k]
+        if spices is not None:
+            cider = found["cider_d"].per_clip
+            assert cider is not None
+            scores |= {"spice": spices[k], "spider": (cider + spices[k]) / 2}
+        if errors is not None:
+            scores["fluency_errors"] = errors[k]
+            for base, penalised in (("sbert", "fense"), ("spider", "spider_fl")):
+                if base in scores:
+                    scores[penalised] = scores[base] * (1 - reference.PENALTY * errors[k])
+        found.update({name: mean(values) for name, values in scores.items()})
+
+
+def _tokenize(rounds: Sequence[Round], done: Scored) -> dict[str, list[str]]:
+    """The tokens of every caption, by the PTB tokenizer, or ours without Java."""
+    texts = sorted({text for one in rounds for group in (one.candidates, *one.references) for text in group})
+    try:
+        return dict(zip(texts, reference.ptb_tokenize(texts), strict=True))
+    except Unavailable as error:
+        done.notes.append(f"tokens by lamb's own tokenizer, as the PTB tokenizer is not here: {error}")
+        return {text: metrics.tokenize(text) for text in texts}
+
+
+def _joined(one: Round, tokens: dict[str, list[str]]) -> reference.Round:
+    candidates = [" ".join(tokens[text]) for text in one.candidates]
+    return candidates, [[" ".join(tokens[text]) for text in group] for group in one.references]
+
+
+def _words(plain: Sequence[reference.Round], done: Scored) -> None:
+    """BLEU, ROUGE-L and CIDEr-D by pycocoevalcap, or lamb.evaluation.metrics, which equal it; vocabulary and length."""
+    ours = find_spec("pycocoevalcap") is None
+    if ours:
+        done.notes.append(
+            "BLEU, ROUGE-L and CIDEr-D by lamb's own code, as pycocoevalcap is not here: pip install 'lamb-aac[eval]'"
+        )
+    for found, (candidates, references) in zip(done.rounds, plain, strict=True):
+        words = [text.split() for text in candidates], [[text.split() for text in group] for group in references]
+        if ours or not any(map(any, references)):  # pycocoevalcap stops at references without a word
+            (bleu, bleus), rouge, cider = metrics.bleu(*words), metrics.rouge_l(*words)[1], metrics.cider_d(*words)[1]
+        else:
+            bleu, bleus, rouge, cider = _pycocoevalcap(candidates, references)
+        counts = metrics.bleu_counts(*words)
+        for n in range(4):
+            found[f"bleu_{n + 1}"] = Measure(float(bleu[n]), bleus[n], counts, _bleu_total(n))
+        found["rouge_l"], found["cider_d"] = mean(rouge), mean(cider)
+        found["vocabulary"] = Measure(metrics.vocabulary_size(words[0]))
+        found["length"] = mean(np.array([len(tokens) for tokens in words[0]], dtype=float))
+
+
+def _bleu_total(n: int) -> Total:
+    return lambda sums: metrics.bleu_of(sums)[..., n]
+
+
+def _pycocoevalcap(
+    candidates: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[Any, Floats, Floats, Floats]:
+    """BLEU-1 ... 4 of the collection and of each clip, (4, S); ROUGE-L and CIDEr-D of each clip, (S,)."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    truth = {k: list(group) for k, group in enumerate(references)}
+    results = {k: [text] for k, text in enumerate(candidates)}
+    bleu, bleus = Bleu(4).compute_score(truth, results, verbose=0)
+    rouge, cider = Rouge().compute_score(truth, results)[1], Cider().compute_score(truth, results)[1]
+    return bleu, np.array(bleus), np.array(rouge), np.array(cider)
+
+
+def averaged(rounds: Sequence[dict[str, Measure]], places: Sequence[Sequence[int]], clips: int) -> dict[str, Measure]:
+    """The mean over rounds, each weighing as many clips as it has; round k scored the clips places[k] of `clips`."""
+    weight = np.array([len(place) for place in places]) / sum(map(len, places))
+    found = {}
+    for name in rounds[0]:
+        measures = [one[name] for one in rounds]
+        value = float(weight @ [measure.value for measure in measures]) if len(rounds) > 1 else measures[0].value
+        if measures[0].counts is None:
+            found[name] = Measure(value)
+            continue
+        blocks, per_clip = [], np.full((len(rounds), clips), np.nan)
+        for k, (measure, place) in enumerate(zip(measures, places, strict=True)):
+            assert measure.counts is not None
+            assert measure.per_clip is not None
+            block = np.zeros((clips, measure.counts.shape[1]))
+            block[list(place)] = measure.counts
+            blocks.append(block)
+            per_clip[k, list(place)] = measure.per_clip
+        there = np.isfinite(per_clip)
+        sums, times = np.where(there, per_clip, 0).sum(0), there.sum(0)
+        means = np.divide(sums, times, out=np.full(clips, np.nan), where=times > 0)
+        found[name] = Measure(value, means, np.concatenate(blocks, axis=1), _mean_of(measures, weight))
+    return found
+
+
+def _mean_of(measures: Sequence[Measure], weight: Floats) -> Total:
+    def total(sums: Floats) -> Floats:
+        parts = np.split(sums, len(measures), axis=-1)
+        of = [measure.of(part) for measure, part in zip(measures, parts, strict=True) if measure.of]
+        return np.tensordot(weight, np.stack(of), axes=1)
+
+    return total

@@ -1,0 +1,175 @@
+"""Small residual convolutional networks on log mels: the bundled model's encoder (our choice; the paper uses CED).
+
+A trunk: log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max over frequency -> LayerNorm: (B, N, D).
+The level of a clip does not matter: the log mel is taken relative to the clip's own peak, at most 80 dB below it.
+A spectrogram is sharp in time or in frequency, not in both, so there may be several trunks, each with a window of its
+own length. They learn independently of each other but for the head that they share (`Tagger`), which makes
+their tokens comparable: their mean h (B, N, D) is an ensemble, and a linear head on it the mean of their opinions.
+With that head (w_c, b_c of label c) `draw` moves every token towards what it is taken for, which of two sounds at once
+is easier to read than the token alone:
+
+    h_a = h + sum_c p_c sqrt(D) w_c / |w_c|,   p = softmax(w h + b)
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+RANGE_DB = 80.0  # what lies further below the clip's peak is floor
+
+
+def mel_matrix(sample_rate: int, n_fft: int, mels: int) -> Tensor:
+    """Triangular HTK mel filters from 0 Hz to the Nyquist frequency, peak 1: (n_fft // 2 + 1, mels)."""
+    top = 2595.0 * torch.log10(torch.tensor(1.0 + sample_rate / 2 / 700.0, dtype=torch.float64))
+    edges = 700.0 * (10.0 ** (torch.linspace(0, 1, mels + 2, dtype=torch.float64) * top / 2595.0) - 1.0)
+    bins = torch.linspace(0, sample_rate / 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp_min(0).float()
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut; the first one strides. Positions beyond a clip's end stay zero."""
+
+    def __init__(self, dim_in: int, dim: int, stride: tuple[int, int]):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim_in, dim, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(dim)
+        self.shortcut: nn.Module = nn.Identity()
+        if dim_in != dim or stride != (1, 1):
+            self.shortcut = nn.Conv2d(dim_in, dim, 1, stride, bias=False)
+        self.stride = stride[0]
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mask = mask[:, :, :: self.stride]  # (B, 1, frames / stride, 1)
+        h = F.relu(self.norm1(self.conv1(x))) * mask
+        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)) * mask, mask
+
+
+class Trunk(nn.Module):
+    """One network on the log mel of windows of `n_fft` samples; the arguments are those of `ConvEncoder`."""
+
+    window: Tensor
+    mel: Tensor
+
+    def __init__(self, sample_rate: int, widths: Sequence[int], mels: int, n_fft: int, hop: int):
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        self.stem = nn.Conv2d(1, widths[0], 5, 2, 2, bias=False)
+        self.stem_norm = nn.BatchNorm2d(widths[0])
+        strides = [(1, 1), (2, 2), (2, 2)] + [(1, 2)] * len(widths)
+        # what a convolution sees does not tell it how high it is: a learnt map, added once
+        self.place = nn.Parameter(torch.zeros(1, widths[0], 1, (mels + 1) // 2))
+        self.blocks = nn.ModuleList(
+            Block(i, o, s) for i, o, s in zip((widths[0], *widths), widths, strides, strict=False)
+        )
+        self.norm = nn.LayerNorm(widths[-1])
+        self.hops = 2 * math.prod(time for time, _ in strides[: len(widths)])  # that a token stands for
+        # not parameters and cheap to make: kept out of the checkpoint
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("mel", mel_matrix(sample_rate, n_fft, mels), persistent=False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster one for convolutions on a CPU
+
+    def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
+        with torch.autocast(waveform.device.type, enabled=False):
+            signal = waveform.float() * mask
+            spectrum = torch.stft(
+                signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
+            )
+            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
+            decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
+        frames = mask.sum(1) // self.hop + 1
+        valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)
+        peak = decibel.masked_fill(~valid[..., None], -torch.inf).amax((1, 2), keepdim=True)
+        return ((decibel - peak).clamp_min(-RANGE_DB) + RANGE_DB / 2) / (RANGE_DB / 4), valid
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T), (B, T) -> tokens (B, N, D), mask (B, N)."""
+        return self.encode(*self.log_mel(waveform, mask))
+
+    def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
+        x = log_mel[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, frames, mels)
+        m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
+        x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
+        m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
+        x = F.relu(self.stem_norm(x) + self.place.to(x.dtype)) * m
+        for block in self.blocks:
+            x, m = block(x, m)
+        tokens = x.mean(3) + x.amax(3)  # (B, D, N)
+        return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
+
+
+class ConvEncoder(nn.Module):
+    """waveform (B, T) at 16 kHz, mask (B, T) -> tokens (B, N, D), mask (B, N); see `lamb.model.encoders.base.Encoder`.
+
+    Args:
+        widths: channels of the stages; the last one is D. Every stage but the first halves the frequency axis;
+            time is halved by the stem and by the first two of them, so a token stands for 8 hops.
+        mels, hop: of the log mel front end, in bands and samples.
+        n_fft: length of its window in samples; several give a trunk each.
+        labels: outputs of the head that tokens are drawn by, which stage encoder of `lamb train` makes; 0: none.
+    """
+
+    sample_rate = 16000
+
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        mels: int = 64,
+        n_fft: int | Sequence[int] = 1024,
+        hop: int = 320,
+        labels: int = 0,
+    ):
+        super().__init__()
+        windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
+        if not windows:
+            raise ValueError("n_fft: give the length of one window at least")
+        self.options: dict[str, Any] = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        if labels:
+            self.options["labels"] = labels
+        self.dim = widths[-1]
+        trunks = [Trunk(self.sample_rate, widths, mels, n, hop) for n in windows]
+        self.trunks = nn.ModuleList(trunks)
+        self.head = nn.Linear(self.dim, labels) if labels else None
+        self.frame_rate = self.sample_rate / hop / trunks[0].hops
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> "ConvEncoder":
+        """The encoder that `lamb train` (stage encoder) left in the folder `source`; strict."""
+        import json
+
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(source)
+        try:
+            options = json.loads((folder / "config.json").read_text())
+            weights = load_file(folder / "model.safetensors")
+            encoder = cls(**options)
+            encoder.load_state_dict(weights)
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(
+                f"{folder}: not a convolutional encoder saved by lamb ({error}); give the folder that stage encoder "
+                "of lamb train left"
+            ) from None
+        return encoder
+
+    def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        heard = [trunk(waveform, mask) for trunk in self.trunks]
+        return torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]
+
+    def draw(self, tokens: Tensor) -> Tensor:
+        """Tokens h (B, N, D) -> h_a (B, N, D); the same where there is no head."""
+        if self.head is None:
+            return tokens
+        taken_for = self.head(tokens).softmax(-1)  # (B, N, labels)
+        return tokens + taken_for @ F.normalize(self.head.weight, dim=1) * math.sqrt(self.dim)

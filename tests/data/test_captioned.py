@@ -1,0 +1,293 @@
+"""Training on captioned recordings from a manifest."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from lamb.audio.reader import AudioError, AudioWarning
+from lamb.config import ConfigError
+from lamb.data.loader import ClipReader, clip_batch
+from lamb.data.manifest import Clip, ManifestError, write
+from lamb.inference.captioner import Captioner
+from lamb.training.loop import TrainingError
+from lamb.training.train import train
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
+    """12 recordings of 0.3 to 2.5 s; sample number k of recording n has the value (n + 1) / 20 + k / 1e6."""
+    folder = tmp_path_factory.mktemp("clips")
+    found = []
+    for n in range(12):
+        size = int((0.3 + 0.2 * n) * RATE)
+        path = folder / f"{n:02d}.wav"
+        soundfile.write(path, (n + 1) / 20 + np.arange(size) / 1e6, RATE, subtype="FLOAT")
+        split = "train" if n < 9 else "val"
+        found.append(Clip(f"{n}", str(path), duration=size / RATE, captions=(f"A {n}.", f"B {n}."), split=split))
+    return found
+
+
+def test_a_reader_crops_and_draws_captions(clips):
+    reader = ClipReader(clips, RATE, 1.0, seed=0)
+    seen: set[str] = set()
+    starts = set()
+    for epoch in range(12):
+        x, caption = reader.read(11, epoch)
+        assert len(x) == RATE  # 2.5 s are cut to 1
+        seen.add(caption)
+        gain = (x[-1] - x[0]) / ((len(x) - 1) / 1e6)
+        assert 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
+        starts.add(round((x[0] / gain - 12 / 20) * 1e6))
+        again, same = reader.read(11, epoch)
+        assert same == caption
+        np.testing.assert_array_equal(again, x)
+    assert seen == {"A 11.", "B 11."}
+    assert len(starts) > 6
+    assert 0 <= min(starts) <= max(starts) <= 1.5 * RATE + 1
+    assert len(reader.read(0, 0)[0]) == pytest.approx(0.3 * RATE, abs=1)  # a shorter one stays whole
+
+
+def test_an_epoch_has_every_clip_once_and_neighbours_in_length(clips):
+    reader = ClipReader(clips, RATE, 5.0, seed=0)
+    order = reader.order(0, 3)
+    assert sorted(order.flatten()) == list(range(12))
+    assert all(row.max() - row.min() == 2 for row in order)  # sorted by length, they lie side by side
+    assert not np.array_equal(order, reader.order(1, 3))
+    assert reader.order(0, 5).shape == (2, 5)
+
+
+def test_processes_share_a_batch(clips):
+    reader = ClipReader(clips, RATE, 1.0, seed=0)
+    whole = clip_batch(reader, 4, 5)
+    parts = [clip_batch(reader, 4, 5, (number, 2)) for number in range(2)]
+    assert [*parts[0]["captions"], *parts[1]["captions"]] == whole["captions"]
+    for k, part in enumerate(parts):
+        length = part["waveform"].shape[1]
+        torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :length])
+    with pytest.raises(ValueError, match="4 clips cannot be shared alike by 3 processes"):
+        clip_batch(reader, 4, 0, (0, 3))
+
+
+def test_an_unreadable_clip_is_named_and_another_stands_in(clips, tmp_path):
+    bad = Clip("bad", str(tmp_path / "gone.wav"), duration=1.0, captions=("Gone.",))
+    reader = ClipReader([*clips[:3], bad], RATE, 1.0, seed=0)
+    for step in range(8):
+        batch = clip_batch(reader, 2, step)
+        assert len(batch["captions"]) == 2
+        assert "Gone." not in batch["captions"]
+    assert any("gone.wav" in problem for step in range(8) for problem in clip_batch(reader, 2, step)["unreadable"])
+    with pytest.raises(AudioError, match=r"gone\.wav"):
+        clip_batch(ClipReader([bad] * 2, RATE, 1.0, seed=0), 2, 0)
+
+
+@pytest.fixture
+def recipe(clips: list[Clip], tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Callable[..., Path]:
+    def make(extra: list[Clip] | None = None, **data: Any) -> Path:
+        write([*clips, *(extra or [])], tmp_path / "manifest.jsonl")
+        content = {
+            "out": str(tmp_path / "out"),
+            "save_every": 2,
+            "model": {
+                "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+                "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
+                "llm": {"source": str(llm_folder), "train": "lora"},
+                "decode": {"max_new_tokens": 4, "beams": 1},
+            },
+            "data": {"manifest": str(tmp_path / "manifest.jsonl"), "seconds": 1, "workers": 0, **data},
+            "optim": {"lr": 1e-3, "batch": 3, "steps": 4, "warmup": 1},
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return make
+
+
+def test_training_on_a_manifest(recipe, clips):
+    out = train(recipe(), ["optim.accumulate=2"])
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {"cs_global", "guided", "plain", "beta", "l2", "cosine"} <= log[0].keys()
+    assert {"cider_d", "val_plain", "val_guided", "gap_l2", "gap_cs_token", "gap_text_to_audio_r1"} <= log[1].keys()
+    assert "cider_d" not in log[0]
+    for model in (out, out / "best"):
+        assert Captioner.load(str(model)).caption([clips[0].path])[0].ok
+    assert sorted(path.name for path in out.glob("*.pt")) == ["state-00000002.pt", "state-00000004.pt"]
+
+
+def test_epochs_are_as_many_steps_as_the_clips_give(recipe):
+    """9 clips in batches of 3, two batches a step: one step an epoch."""
+    out = train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "optim.warmup_epochs=2", "save_every=3"])
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["lr"] for line in log[:3]] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert len(log) == 4
+    assert train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "save_every=3"], resume=True) == out
+
+
+def test_every_epoch_is_checked_and_saved(recipe, capsys):
+    """Three steps an epoch; a state also every two steps, without a check."""
+    out = train(recipe(), ["optim.epochs=2", "optim.warmup_epochs=1", "keep_states=9"])
+    log = [json.loads(line) for line in (out / "log.jsonl").open()]
+    assert [line["step"] for line in log if "cider_d" in line] == [3, 6]
+    assert sorted(path.name for path in out.glob("*.pt")) == [f"state-0000000{step}.pt" for step in (2, 3, 4, 6)]
+    shown = capsys.readouterr().err
+    assert "9 clips to train on, 3 to check on" in shown
+    assert "9: " in shown  # what it says of a clip
+    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
+        train(recipe(), ["optim.epochs=2", "optim.accumulate=4", f"out={out}2"])
+
+
+def test_spec_augment_is_drawn_again_by_a_resumed_run(recipe, tmp_path):
+    ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: lora}"
+    settings = [f"model.encoder={ced}", "model.llm.train=full", "data.spec_augment=true"]
+    whole = train(recipe(), [*settings, f"out={tmp_path / 'whole'}"])
+    plain = train(recipe(), [*settings[:2], f"out={tmp_path / 'plain'}"])
+    losses = [[json.loads(line)["loss"] for line in (out / "log.jsonl").open()] for out in (whole, plain)]
+    assert all(a != b for a, b in zip(*losses, strict=True))
+    weights = (whole / "model.safetensors").read_bytes()
+    (whole / "state-00000004.pt").unlink()
+    train(recipe(), [*settings, f"out={whole}"], resume=True)
+    assert (whole / "model.safetensors").read_bytes() == weights
+
+
+def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatch):
+    heard = []
+    real = Captioner.caption
+
+    def listen(self: Captioner, files: Any, **options: Any) -> Any:
+        files = list(files)
+        heard.extend(files)
+        return real(self, files, **options)
+
+    monkeypatch.setattr(Captioner, "caption", listen)
+    part = Clip("part", clips[11].path, start=0.5, duration=1.0, captions=("Part.",), split="part")
+    file = Clip("file", clips[10].path, captions=("File.",), split="part")
+    train(recipe([part, file], validation="part"), ["optim.steps=1"])
+    (x, rate), path = heard
+    assert (len(x), rate, path) == (RATE, RATE, clips[10].path)
+    assert x[0] == pytest.approx(12 / 20 + 0.5 * RATE / 1e6, abs=1e-4)
+
+
+def test_spec_augment_wants_an_encoder_that_learns(recipe):
+    with pytest.raises(ConfigError, match=r"data\.spec_augment: encoder conv has none, only ced"):
+        train(recipe(spec_augment=True))
+    ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: frozen}"
+    with pytest.raises(ConfigError, match=r"a frozen encoder hears as in use; set model\.encoder\.train=lora"):
+        train(recipe(spec_augment=True), [f"model.encoder={ced}"])
+
+
+def test_kill_9_at_any_moment(recipe, tmp_path):
+    """A real process, killed at random, begun again: the weights of a run that was left alone, bit for bit."""
+    path = recipe(workers=1)
+    settings = ["optim.steps=12", "optim.average=0.9"]
+    whole = train(path, [*settings, f"out={tmp_path / 'whole'}"])
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "lamb", "train", str(path), *settings, f"out={out}", "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    rng = np.random.default_rng()
+    done = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        log = out / "log.jsonl"
+        began = time.monotonic()
+        # once a step is done, or a while after the start
+        while time.monotonic() - began < 60 and not (log.exists() and len(log.read_text().splitlines()) > done):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        done = len(log.read_text().splitlines()) // 2 * 2 if log.exists() else 0
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 0
+    assert (out / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    drop = lambda file: [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in file.open()]
+    assert drop(out / "log.jsonl") == drop(whole / "log.jsonl")
+
+
+def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tmp_path, monkeypatch):
+    out = train(recipe())
+    newest = out / "state-00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(
+        TrainingError, match=r"state-00000004\.pt: the state cannot be read .*go on from state-00000002"
+    ):
+        train(recipe(), resume=True)
+    newest.unlink()
+    before = {file.name: file.read_bytes() for file in out.glob("*.pt")}
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(TrainingError, match=r"cannot be written .*No space left.* the last one is kept"):
+            train(recipe(), resume=True)
+    assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
+    more = Clip("more", clips[0].path, captions=("More.",), split="train")
+    with pytest.raises(ConfigError, match="begun with another list of recordings"):
+        train(recipe([more]), resume=True)
+    assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
+
+
+def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path, monkeypatch):
+    """Short clips without gain: the same weights from tokens as from waveforms; and nothing is encoded twice."""
+    monkeypatch.setattr(ClipReader, "read", without_gain(ClipReader.read))
+    settings = ["data.seconds=5", "optim.batch=1", "optim.steps=3"]
+    heard = train(recipe(), [*settings, f"out={tmp_path / 'heard'}"])
+    cache = f"data.cache={tmp_path / 'cache'}"
+    first = train(recipe(), [*settings, cache, f"out={tmp_path / 'first'}"])
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.npy")}
+    assert len(files) == 9
+    second = train(recipe(), [*settings, cache, f"out={tmp_path / 'second'}"])
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()} == files
+    assert (second / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes()
+    terms = [[json.loads(x)["plain"] for x in (out / "log.jsonl").open()] for out in (heard, first)]
+    assert terms[0] == pytest.approx(terms[1], abs=2e-4)
+
+
+def without_gain(read: Callable[..., Any]) -> Callable[..., Any]:
+    def plain(self: ClipReader, number: int, epoch: int) -> Any:
+        x, caption = read(self, number, epoch)
+        if self.tokens is None:
+            x, _ = soundfile.read(self.clips[number].path, dtype="float32")
+        return x, caption
+
+    return plain
+
+
+def test_a_cache_wants_a_frozen_encoder_and_readable_clips(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.cache: tokens can be kept only of a frozen encoder"):
+        train(recipe(), ["model.encoder.train=full", f"data.cache={tmp_path / 'cache'}"])
+    bad = [Clip("bad", str(tmp_path / "gone.wav"), captions=("Gone.",), split="train")]
+    with pytest.warns(AudioWarning, match=r"left out: .*gone\.wav: does not exist"):
+        out = train(recipe(bad, cache=str(tmp_path / "cache")))
+    assert (out / "lamb.json").exists()
+
+
+def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
+    bad = [Clip(f"bad{n}", str(tmp_path / f"gone{n}.wav"), captions=("Gone.",), split="train") for n in range(3)]
+    with pytest.warns(AudioWarning, match="left out: .*gone"):
+        train(recipe(bad, unreadable=3))
+    with pytest.warns(AudioWarning), pytest.raises(TrainingError, match=r"more than data.unreadable=1 .*\n.*gone"):
+        train(recipe(bad, unreadable=1), [f"out={tmp_path / 'second'}", "optim.steps=40"])
+
+
+def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):
+    with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
+        train(recipe(), ["optim.batch=10"])
+    leak = Clip("leak", clips[0].path, captions=("Known.",), split="val")
+    with pytest.raises(ManifestError, match="1 training clips are recordings that are evaluated on: 0 "):
+        train(recipe([leak]))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,288 @@
+"""An ablation end to end: runs that are trained once, stopped and gone on with, and the tables made of them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import ttest_rel
+
+from lamb.cli import app as cli
+from lamb.config import AblationConfig, ConfigError, from_dict, to_dict
+from lamb.data import loader
+from lamb.training import ablate as ablation
+from lamb.training import loop as fit
+from lamb.training.ablate import COLUMNS, ablate, difference, markdown, summary
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, make_config: Callable[..., Any], sounds_folder: Path) -> Callable[..., Path]:
+    """recipe(key=value, ...) -> two variants, two seeds, two steps; the result in `tmp_path`/out."""
+    model = to_dict(make_config())
+    base = {
+        "model": model,
+        "data": {"sounds": str(sounds_folder), "workers": 0},
+        "optim": {"lr": 1e-3, "batch": 4, "steps": 50, "warmup": 1},
+        "save_every": 1,
+    }
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+
+    def make(**changes: Any) -> Path:
+        content: dict[str, Any] = {
+            "base": str(tmp_path / "base.yaml"),
+            "out": str(tmp_path / "out"),
+            "settings": ["optim.steps=2"],
+            "seeds": [1, 2],
+            "scenes": {"sounds": str(sounds_folder), "train": 8, "test": 5, "seconds": 1},
+            "variants": {"full": [], "plain": ["model.aligner.enabled=false", "model.guide.enabled=false"]},
+            "tables": {
+                "one": {"title": "Table 1", "rows": {"LAMB": "full", "neither": "plain"}, "columns": ["l2", "named"]},
+                "two": {"title": "Table 2", "rows": {"LAMB": "full"}},
+            },
+        }
+        path = tmp_path / "ablation.yaml"
+        path.write_text(yaml.safe_dump({**content, **changes}))
+        return path
+
+    return make
+
+
+def folders(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "runs").iterdir())
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_two_variants_two_seeds(recipe, tmp_path, monkeypatch):
+    reported, batches = [], []
+    report, clip_batch = ablation._report, loader.clip_batch
+    monkeypatch.setattr(ablation, "_report", lambda *inputs: reported.append(report(*inputs)) or reported[-1])
+    monkeypatch.setattr(loader, "clip_batch", lambda *i, **o: batches.append(clip_batch(*i, **o)) or batches[-1])
+    document = tmp_path / "claims.md"
+    document.write_text(
+        "Before.\n<!-- lamb ablate: one -->\nstale\n<!-- end -->\nBetween.\n"
+        "<!-- lamb ablate: setting -->\n<!-- end -->\nAfter.\n"
+    )
+    text = ablate(recipe(), document=document)
+    out = tmp_path / "out"
+    assert folders(out) == ["full-1", "full-2", "plain-1", "plain-2"]
+    assert (out / "tables.md").read_text() == text
+    assert (out / "chart.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(out.rglob("state-*.pt")), "states of finished runs only take room"
+
+    found = {name: json.loads((out / "runs" / name / "result.json").read_text()) for name in folders(out)}
+    table = json.loads((out / "tables.json").read_text())["tables"]["one"]
+    cell = table["rows"][0]["columns"]["l2"]
+    values = [found["full-1"]["l2"], found["full-2"]["l2"]]
+    assert list(cell["values"].values()) == values
+    assert (cell["mean"], cell["deviation"]) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert table["rows"][1]["columns"]["l2"]["difference"]["mean"] == pytest.approx(
+        np.mean([found[f"plain-{s}"]["l2"] - found[f"full-{s}"]["l2"] for s in (1, 2)])
+    )
+    head, lamb, neither, _, apart = rows(markdown(table))
+    assert head == ["", "runs", "L2", "named %"]
+    assert lamb[:3] == ["LAMB", "2", f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"]
+    assert (neither[0], apart[0]) == ("neither", "neither")
+    assert re.fullmatch(r"(\*\*)?[+-]\d+\.\d{3} \[[+-]\d+\.\d{3}, [+-]\d+\.\d{3}\](\*\*)?", apart[2])
+
+    filled = document.read_text()
+    assert filled.startswith("Before.\n<!-- lamb ablate: one -->\n**Table 1**")
+    assert "stale" not in filled
+    assert "4 of 4 runs: 2 variants" in filled
+    assert filled.endswith("<!-- end -->\nAfter.\n")
+    assert len(reported) == 4, "a report after every run"
+    assert rows(reported[0]["one"])[2] == ["neither", "0", "–", "–"]  # not run yet
+
+    assert len(batches) == 8, "two steps of four runs"
+    assert all(batch["encoded"] for batch in batches), "from the cache"
+    assert len(list((out / "cache").rglob("*.npy"))) == 8
+    lines = (out / "runs" / "plain-2" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"test-{k:06d}" for k in range(5)]
+
+
+def test_a_run_that_was_killed_is_gone_on_with(recipe, tmp_path, monkeypatch):
+    ablate(recipe(out=str(tmp_path / "whole")), ["seeds=[1]"])
+    trained, save = [], fit._save
+    train = ablation.train
+
+    def watched(base: str, settings: list[str], resume: bool) -> Path:
+        trained.append((next(s for s in settings if s.startswith("out=")).rpartition("/")[2].rstrip('"'), resume))
+        return train(base, settings, resume)
+
+    def kill(state: dict[str, Any], out: Path, keep: int) -> None:
+        save(state, out, keep)
+        if out.name == "plain-1":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "train", watched)
+    monkeypatch.setattr(fit, "_save", kill)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(recipe(), ["seeds=[1]"])
+    assert (tmp_path / "out" / "tables.md").exists(), "what was ready was written"
+    monkeypatch.setattr(fit, "_save", save)
+    with pytest.raises(ConfigError, match="holds an ablation already; go on with --resume"):
+        ablate(recipe(), ["seeds=[1]"])
+    text = ablate(recipe(), ["seeds=[1]"], resume=True)
+    assert trained == [("full-1", False), ("plain-1", False), ("plain-1", True)]
+    numbers = rows(text)
+    assert numbers == rows((tmp_path / "whole" / "tables.md").read_text()), "the same as without the stop"
+    trained.clear()
+    assert rows(ablate(recipe(), ["seeds=[1]"], resume=True)) == numbers
+    assert not trained
+
+
+def test_runs_side_by_side(recipe, tmp_path):
+    """Processes of their own give the same numbers, in the same order, and no word of theirs is lost."""
+    ablate(recipe(out=str(tmp_path / "one")), ["seeds=[1]", 'settings=["optim.steps=2", "threads=1"]'])
+    text = ablate(recipe(), ["seeds=[1]", 'settings=["optim.steps=2", "threads=1"]', "jobs=2"])
+    one, two = (json.loads((tmp_path / name / "tables.json").read_text())["tables"] for name in ("one", "out"))
+    for table in one:
+        for a, b in zip(one[table]["rows"], two[table]["rows"], strict=True):
+            for column, cell in a["columns"].items():
+                assert b["columns"][column]["mean"] == pytest.approx(cell["mean"], rel=1e-4)
+    assert rows(text)[1][0] == "LAMB"
+    logs = "".join(path.read_text() for path in (tmp_path / "out").glob("job-*.log"))
+    assert logs.count("stage lamb: steps 2") == 2
+
+
+def killed(run: ablation.Run, base: str, clips: Any) -> None:
+    os._exit(1)
+
+
+def test_a_run_whose_process_is_killed(recipe, monkeypatch):
+    monkeypatch.setattr(ablation, "_work", killed)
+    with pytest.raises(fit.TrainingError, match=r"a run's process was killed.*--resume"):
+        ablate(recipe(), ["seeds=[1]", "jobs=2"])
+
+
+def test_no_run_outlives_the_command(tmp_path):
+    """Killed without a word, with a run under way: its pipe closes once nobody is left who could write to it."""
+    code = f"""
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from lamb.training.ablate import _apart
+pool = ProcessPoolExecutor(1, get_context("spawn"), _apart, ({str(tmp_path)!r},))
+print(pool.submit(os.getpid).result(), flush=True)
+pool.submit(time.sleep, 600).result()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout is not None
+        worker = int(command.stdout.readline())
+        os.kill(worker, 0)
+        command.kill()
+        assert command.communicate(timeout=30) == ("", None)
+
+
+def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
+    ablate(recipe(seeds=[1]))
+    runs = tmp_path / "out" / "runs"
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match="full-1: was begun with other settings; remove it"):
+        ablate(recipe(seeds=[1], settings=["optim.steps=3"]), resume=True)
+    with pytest.raises(ConfigError, match="holds scenes of other recordings or settings"):
+        ablate(recipe(seeds=[1]), ["scenes.test=4"], resume=True)
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before
+    more = {
+        "full": [],
+        "plain": ["model.aligner.enabled=false", "model.guide.enabled=false"],
+        "l1": ["model.guide.distance=l1"],
+    }
+    text = ablate(recipe(seeds=[1], variants=more, tables={"t": {"title": "T", "rows": {"l1": "l1"}}}), resume=True)
+    assert folders(tmp_path / "out") == ["full-1", "l1-1", "plain-1"]
+    assert rows(text)[1][:2] == ["l1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "problem"),
+    [
+        ({"variant": {}}, [], "variant: unknown key; did you mean 'variants'"),
+        ({}, ["scenes.trian=3"], "scenes.trian: unknown key; did you mean 'train'"),
+        ({}, ["base=nosuch.yaml"], "nosuch.yaml: no such recipe"),
+        ({"settings": ["init=tiny"]}, [], "must be of stage lamb, with a section model and no init"),
+        ({"scenes": {}}, [], "scenes.sounds: is missing"),
+        ({"variants": {"full": ["model.adaptor.kind=linear"]}}, [], "tables.one.rows.neither: 'plain' is not known"),
+        ({"variants": {"full": ["model.adaptor.kind=linear"], "plain": []}}, [], "model.adaptor: unknown key; did you"),
+        ({"variants": {"full": [], "plain": [], "a/b": []}}, [], "variants.a/b: the name is that of a folder"),
+        ({"seeds": [1, 1]}, [], "no seed twice"),
+        ({"jobs": 0}, [], "jobs: 0 is less than 1"),
+        (
+            {"tables": {"t": {"title": "T", "rows": {"x": "ful"}}}},
+            [],
+            "tables.t.rows.x: 'ful' is not known; did you mean",
+        ),
+        ({"tables": {"t": {"title": "T", "rows": {}, "against": "x"}}}, [], "tables.t.against: 'x' is not known"),
+        ({"tables": {"t": {"title": "T", "rows": {}, "columns": ["cider"]}}}, [], "did you mean 'cider_d'"),
+        ({"tables": {"a b": {"title": "T", "rows": {}}}}, [], "tables.a b: letters, digits"),
+    ],
+)
+def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, changes, overrides, problem):
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        ablate(recipe(**changes), overrides)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [(None, "cannot be read"), ("<!-- lamb ablate: one --> and no end", "has no place for a table")],
+)
+def test_documents_that_cannot_be_filled(recipe, tmp_path, text, problem):
+    if text:
+        (tmp_path / "claims.md").write_text(text)
+    with pytest.raises(ConfigError, match=problem):
+        ablate(recipe(), document=tmp_path / "claims.md")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_interval_is_students():
+    rng = np.random.default_rng(0)
+    a, b = dict(enumerate(rng.normal(1, 1, 5))), dict(enumerate(rng.normal(0, 1, 5)))
+    found = difference(a, b)
+    trusted = ttest_rel(list(a.values()), list(b.values())).confidence_interval(0.95)
+    assert found is not None
+    assert (found["low"], found["high"]) == pytest.approx((trusted.low, trusted.high))
+    assert found["mean"] == pytest.approx(np.mean(list(a.values())) - np.mean(list(b.values())))
+    assert difference(a, {0: 1.0}) is None
+    assert difference(a, {0: 1.0, 1: 2.0, 9: 3.0}) == difference({0: a[0], 1: a[1]}, {0: 1.0, 1: 2.0})
+
+
+def test_what_stands_out_is_bold():
+    """A difference of 1 in every seed, near enough, and one that is noise."""
+    table = {"title": "T", "rows": {"full": "full", "worse": "worse"}, "columns": ["l2", "named"]}
+    data = {"base": "b", "variants": {"full": [], "worse": []}, "tables": {"t": table}, "scenes": {"sounds": "s"}}
+    config = from_dict(AblationConfig, data)
+    results = {("full", s): {"l2": 1.0, "named": 0.5} for s in (1, 2, 3)}
+    results |= {("worse", s): {"l2": 2.0 + 0.01 * s, "named": 0.5 + 0.1 * (s - 2)} for s in (1, 2, 3)}
+    text = markdown(summary(config, config.tables["t"], results))
+    assert rows(text)[1] == ["full", "3", "1.000 ± 0.000", "50.0 ± 0.0"]
+    assert rows(text)[-1] == ["worse", "3", "**+1.020 [+0.995, +1.045]**", "+0.0 [-24.8, +24.8]"]
+
+
+def test_the_recipe_in_the_repository_can_be_read():
+    config = ablation.read(AblationConfig, Path(__file__).parents[2] / "recipes" / "ablation.yaml")
+    ablation._check(config)
+    assert len(config.seeds) >= 3
+    shown = {variant for table in config.tables.values() for variant in table.rows.values()}
+    assert shown == set(config.variants), "what is trained is shown"
+    document = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
+    assert set(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", document)) == {"setting", *config.tables}
+    assert set(next(iter(config.tables.values())).columns) <= COLUMNS.keys()
+
+
+def test_the_command(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["lamb", "ablate", str(recipe()), "seeds=[1]"])
+    with pytest.raises(SystemExit) as exit:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not exit.value.code
+    assert out == (tmp_path / "out" / "tables.md").read_text()
+    assert "lamb: run 2 of 2: plain, seed 1" in err

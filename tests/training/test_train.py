@@ -1,0 +1,420 @@
+"""Training: schedule, groups, the three stages from sounds to captions, and runs that stop and go on."""
+
+import json
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lamb.config import ConfigError, OptimConfig, TrainConfig
+from lamb.data.manifest import ManifestError
+from lamb.inference.captioner import Captioner
+from lamb.model.encoders.conv import ConvEncoder
+from lamb.training import loop as fitting
+from lamb.training import train as training
+from lamb.training.loop import TrainingError, groups, memory, precision_of, require_memory, schedule
+from lamb.training.train import Tagger, band_mask, train
+
+LABELS = ("dog", "rain", "siren", "rooster")
+ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": [256, 512]}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`sounds`: 4 labels x 4 recordings of half a second, fold 4 for development; `captions`: two small tables."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "sounds").mkdir()
+    (folder / "captions").mkdir()
+    rng = np.random.default_rng(0)
+    rows = ["file,label,fold,licence,title,author,source,clotho_split,captions"]
+    for k, label in enumerate(LABELS):
+        for fold in range(1, 5):
+            x = np.sin((0.1 + 0.3 * k) * np.arange(8000)) + 0.1 * rng.standard_normal(8000)
+            soundfile.write(folder / "sounds" / f"{label}{fold}.wav", 0.5 * x, 16000)
+            held = '"[""Never learn this.""]"' if fold == 4 else ""
+            rows.append(f"{label}{fold}.wav,{label},{fold},CC0,,,{label}{fold},,{held}")
+    (folder / "sounds" / "manifest.csv").write_text("\n".join(rows))
+    texts = [f"A {a} and a {b} sound" for a in LABELS for b in LABELS]
+    table = [f"{k},id{k},0,{text}" for k, text in enumerate(texts)]
+    (folder / "captions" / "audiocaps_train.csv").write_text(
+        "\n".join(["audiocap_id,youtube_id,start_time,caption", *table])
+    )
+    (folder / "captions" / "clotho_train.csv").write_text(
+        "file_path,caption\ntrain/a.npy,A dog barks.\ntrain/b.npy,Never learn this.\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, data: Path) -> Callable[..., Path]:
+    """recipe(stage, section={...}, ...) -> a recipe of a few small steps, its result in `tmp_path`/out."""
+
+    def make(stage: str, name: str = "recipe", **sections: Any) -> Path:
+        content: dict[str, Any] = {
+            "stage": stage,
+            "out": str(tmp_path / "out"),
+            "save_every": 2,
+            "data": {"sounds": str(data / "sounds"), "texts": str(data / "captions"), "seconds": 1, "workers": 0},
+            "optim": {"lr": 1e-3, "batch": 4, "steps": 5, "warmup": 2, "average": 0.9},
+        }
+        for key, value in sections.items():
+            content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return make
+
+
+def encoder_recipe(recipe: Callable[..., Path], **sections: Any) -> Path:
+    return recipe("encoder", model={"encoder": ENCODER}, **sections)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    """The log without the times."""
+    return [
+        {key: value for key, value in json.loads(line).items() if key != "seconds"}
+        for line in (out / "log.jsonl").read_text().splitlines()
+    ]
+
+
+def test_schedule():
+    optim = OptimConfig(steps=12, warmup=4)
+    factors = [schedule(step, optim) for step in range(12)]
+    assert factors[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert factors[8] == pytest.approx(0.5)  # half way from 4 to 12
+    assert factors[11] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+    assert schedule(12, optim) == pytest.approx(0)
+    assert schedule(0, OptimConfig(steps=1, warmup=0)) == 1
+
+
+def test_memory_that_is_certain(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10, dtype=torch.bfloat16))
+    model[1].requires_grad_(False)
+    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(average=0.9))
+    # 110 parameters of 4 bytes: weight, gradient, two moments, perhaps an average; 110 frozen of 2 bytes
+    assert memory(model, config) == 110 * 4 * 4 + 110 * 2
+    assert memory(model, averaged) == 110 * 4 * 5 + 110 * 2
+    size = SimpleNamespace(total_memory=2000)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: size)
+    require_memory(model, config, torch.device("cpu"))
+    require_memory(model, config, torch.device("cuda"))
+    with pytest.raises(
+        TrainingError, match=r"the GPU has .* the model without any clip needs .*: a smaller optim\.batch"
+    ):
+        require_memory(model, averaged, torch.device("cuda"))
+
+
+def test_a_full_gpu_is_told_with_advice(recipe, monkeypatch):
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setitem(training.STAGES, "encoder", full)
+    with pytest.raises(TrainingError, match=r"memory is full \(CUDA out of memory\): .*model\.llm\.train=lora"):
+        train(encoder_recipe(recipe))
+
+
+def test_no_decay_below_two_dimensions():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 2))
+    model[2].requires_grad_(False)
+    matrices, others = groups(model.named_parameters(), 0.1, 0.5)
+    assert [id(p) for p in matrices["params"]] == [id(model[0].weight)]
+    assert {id(p) for p in others["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.5, 0)
+    assert matrices["lr"] == others["lr"] == 0.1
+
+
+def test_bfloat16_only_where_it_can_be(monkeypatch):
+    on_cpu = TrainConfig(device="cpu", precision="bfloat16")
+    assert precision_of(TrainConfig(device="cpu")) == "no"
+    for can, precision in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr(fitting, "cpu_has_bfloat16", lambda can=can: can)
+        with nullcontext() if can else pytest.warns(UserWarning, match="no units for bfloat16; training in float32"):
+            assert precision_of(on_cpu) == precision
+
+
+def test_every_trunk_answers_in_training_and_their_mean_otherwise():
+    torch.manual_seed(0)
+    tagger = Tagger(ConvEncoder(widths=(4, 8), mels=32, n_fft=(256, 512)), 3)
+    waveform, mask = torch.randn(2, 8000), torch.ones(2, 8000, dtype=torch.bool)
+    frames, valid, clip = tagger.train()(waveform, mask)
+    assert len(frames) == len(valid) == len(clip) == 4
+    frames, valid, clip = tagger.eval()(waveform, mask)
+    assert len(frames) == len(valid) == len(clip) == 2
+    each = torch.stack([tagger.frame(trunk(waveform, mask)[0]) for trunk in tagger.encoder.trunks])
+    torch.testing.assert_close(frames, each.mean(0))
+
+
+def test_band_mask():
+    torch.manual_seed(0)
+    log_mel = torch.randn(64, 100, 32)
+    valid = torch.arange(100) < torch.tensor([[100], [60]]).repeat(32, 1)  # every other clip ends at frame 60
+    log_mel[~valid] = 1e3  # padding, which the mean must not see
+    masked = band_mask(log_mel, valid, bands=12, frames=40, times=1)
+    changed = masked != log_mel  # (B, frames, mels)
+    mean = torch.stack([clip[ok].mean() for clip, ok in zip(log_mel, valid, strict=True)])
+    for clip in range(64):
+        bands, frames = changed[clip].all(0), changed[clip].all(1)
+        assert bands.sum() <= 12
+        assert frames.sum() <= 40
+        assert torch.equal(changed[clip], bands | frames[:, None])
+        for stretch in (bands, frames):
+            where = stretch.nonzero()[:, 0]
+            assert len(where) == 0 or int(where[-1] - where[0]) == len(where) - 1
+        torch.testing.assert_close(
+            masked[clip][changed[clip]].unique(), mean[clip][None].expand(int(changed[clip].any()))
+        )
+    assert len({tuple(row) for row in changed.all(1).tolist()}) > 20  # every clip its own
+    twice = (band_mask(log_mel, valid, bands=12, frames=0, times=2) != log_mel).all(1)  # (B, mels)
+    starts = twice.float().diff(dim=1, prepend=torch.zeros(64, 1)) > 0
+    assert starts.sum(1).max() == 2
+
+
+@pytest.fixture
+def stages(recipe, tmp_path) -> dict[str, Path]:
+    """The results of the three stages, each built on those before."""
+    out = {stage: tmp_path / stage for stage in ("encoder", "language_model", "lamb")}
+    train(encoder_recipe(recipe, out=str(out["encoder"])))
+    prompt = {"prompt": "<audio>{instruction}", "instruction": "Describe:"}
+    size = {"vocabulary": 320, "width": 32, "layers": 1, "heads": 2, "mlp": 48}
+    train(recipe("language_model", out=str(out["language_model"]), language_model=size, model={"llm": prompt}))
+    model = {
+        "encoder": {"name": "conv", "source": str(out["encoder"]), "train": "frozen"},
+        "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
+        "llm": {"source": str(out["language_model"]), "train": "full", **prompt},
+        "decode": {"max_new_tokens": 6, "beams": 2},
+    }
+    train(recipe("lamb", out=str(out["lamb"]), model=model, card={"licence": "none"}))
+    return out
+
+
+def test_three_stages_from_sounds_to_captions(stages, data):
+    assert [line["step"] for line in lines(stages["encoder"])] == [1, 2, 3, 4, 5]
+    assert {"loss", "frame", "clip", "norm", "lr"} <= lines(stages["encoder"])[0].keys()
+    assert 0 <= lines(stages["encoder"])[-1]["development_accuracy"] <= 1
+    assert lines(stages["language_model"])[1]["held_out"] > 0
+    vocabulary = (stages["language_model"] / "tokenizer.json").read_text()
+    assert "learn" not in vocabulary  # the development captions are held out of the tokenizer too
+    last = lines(stages["lamb"])[-1]
+    assert {"cs_global", "cs_token", "infonce", "guided", "plain", "beta", "l2", "cosine", "named"} <= last.keys()
+
+    captioner = Captioner.load(str(stages["lamb"]))
+    (caption,) = captioner.caption([data / "sounds" / "dog1.wav"])
+    assert caption.ok
+    assert caption.text.endswith(".")
+    assert 0 <= caption.confidence <= 1
+    assert json.loads((stages["lamb"] / "lamb.json").read_text())["card"] == {"licence": "none"}
+
+
+def test_trunks_are_added_to_an_encoder(stages, recipe, tmp_path):
+    grow = {"init": str(stages["encoder"]), "out": str(tmp_path / "grown")}
+    train(recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, **grow))
+    old, new = (load_file(folder / "model.safetensors") for folder in (stages["encoder"], tmp_path / "grown"))
+    assert all(torch.equal(new[name], value) for name, value in old.items())
+    encoder = ConvEncoder.from_pretrained(tmp_path / "grown")
+    before = ConvEncoder.from_pretrained(stages["encoder"])
+    assert encoder.options == {**before.options, "n_fft": [*before.options["n_fft"], 512]}
+    assert encoder.head is not None
+    torch.manual_seed(42)
+    fresh = ConvEncoder(**encoder.options)
+    assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("trunks.1."))
+
+
+def test_what_trunks_cannot_be_added_to(stages, recipe, tmp_path):
+    for options, init, problem in (
+        ({"n_fft": 512}, tmp_path / "nowhere", "init: .*nowhere: not a convolutional encoder"),
+        ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give n_fft"),
+        ({}, stages["encoder"], "encoder.options: with init, give n_fft"),
+    ):
+        path = recipe("encoder", model={"encoder": {"name": "conv", "options": options}}, init=str(init), out="x")
+        with pytest.raises(ConfigError, match=problem):
+            train(path)
+    (stages["encoder"] / "heads.safetensors").unlink()
+    path = recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, init=str(init), out="x")
+    with pytest.raises(ConfigError, match=r"heads\.safetensors: not the heads of an encoder of these labels"):
+        train(path)
+
+
+def test_what_is_frozen_stays(stages):
+    before = load_file(stages["encoder"] / "model.safetensors")
+    after = load_file(stages["lamb"] / "model.safetensors")  # in fp16
+    weights = [name for name in before if "num_batches" not in name]
+    assert len(weights) > 10
+    for name in weights:
+        assert torch.equal(after[f"encoder.{name}"], before[name].half()), name
+    state = torch.load(stages["lamb"] / "state-00000005.pt")
+    parameters = {name for name in state["model"] if "running" not in name and "num_batches" not in name}
+    assert {name.partition(".")[0] for name in parameters} == {"adapter", "aligner", "guide", "llm"}
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies when `step` (from 0) begins."""
+    real = fitting.schedule
+
+    def stop(now: int, optim: OptimConfig) -> float:
+        if now == step:
+            raise Killed
+        return real(now, optim)
+
+    monkeypatch.setattr(fitting, "schedule", stop)
+
+
+def kill_in_save(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies in the middle of writing the state of `step` (from 1)."""
+    real = torch.save
+
+    def stop(state: Any, file: Any) -> None:
+        if state["step"] == step:
+            file.write(b"half a state")
+            raise Killed
+        real(state, file)
+
+    monkeypatch.setattr(torch, "save", stop)
+
+
+def run_and_kill(path: Path, kill: Callable[[int, pytest.MonkeyPatch], None], step: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        kill(step, patch)
+        with pytest.raises(Killed):
+            train(path)
+
+
+@pytest.mark.parametrize(
+    ("kill", "step"),
+    [
+        (kill_before, 0),
+        (kill_before, 1),
+        (kill_before, 2),
+        (kill_before, 3),
+        (kill_in_save, 2),
+        (kill_in_save, 4),
+        (kill_in_save, 5),
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path, kill, step):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(encoder_recipe(recipe, out=str(whole)))
+    path = encoder_recipe(recipe, out=str(broken))
+    run_and_kill(path, kill, step)
+    assert not (broken / "model.safetensors").exists()
+    torch.rand(7)  # another process has another random state
+    train(path, resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert lines(whole) == lines(broken)
+
+
+def test_a_resumed_lamb_run_equals_an_uninterrupted_one(recipe, tmp_path, llm_folder, encoder_folder):
+    model = {
+        "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+        "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
+        "llm": {"source": str(llm_folder), "train": "lora"},  # its dropout draws random numbers
+        "decode": {"max_new_tokens": 4, "beams": 1},
+    }
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    train(recipe("lamb", out=str(whole), model=model))
+    path = recipe("lamb", out=str(broken), model=model)
+    run_and_kill(path, kill_before, 3)
+    train(path, resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
+    assert lines(whole) == lines(broken)
+
+
+def test_a_finished_run_can_be_resumed(recipe, tmp_path):
+    path = encoder_recipe(recipe)
+    out = train(path)
+    before, log = (out / "model.safetensors").read_bytes(), lines(out)
+    (out / "model.safetensors").unlink()  # killed after the last state
+    train(path, resume=True)
+    assert (out / "model.safetensors").read_bytes() == before
+    assert lines(out) == log
+
+
+def test_batches_from_a_background_process_train_the_same(recipe, tmp_path):
+    inside = train(encoder_recipe(recipe, out=str(tmp_path / "inside")))
+    outside = train(encoder_recipe(recipe, out=str(tmp_path / "outside")), ["data.workers=1"])
+    assert (inside / "model.safetensors").read_bytes() == (outside / "model.safetensors").read_bytes()
+
+
+def test_an_existing_run_is_not_touched(recipe, tmp_path):
+    path = encoder_recipe(recipe, optim={"steps": 1})
+    out = train(path)
+    before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+        train(path)
+    with pytest.raises(ConfigError, match="was begun with another recipe"):
+        train(path, ["optim.steps=2"], resume=True)
+    assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monkeypatch):
+    calls = 0
+
+    class Broken(training.Tagger):
+        def forward(self, *inputs: Any) -> Any:
+            nonlocal calls
+            frames, mask, clip = super().forward(*inputs)
+            calls += self.training
+            if calls == 4 and self.training:
+                # the square root of 0 is finite, its slope is not
+                clip = clip * math.nan if where == "loss" else clip + (0 * clip).sqrt()
+            return frames, mask, clip
+
+    monkeypatch.setattr(training, "Tagger", Broken)
+    path = encoder_recipe(recipe)
+    with pytest.raises(
+        training.TrainingError,
+        match=r"step 4: .*'frame': .*'clip': .*'norm': nan.*last state is kept; its clips: \[",
+    ):
+        train(path)
+    state = torch.load(tmp_path / "out" / "state-00000002.pt")
+    assert state["step"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "problem"),
+    [
+        ("encoder", ["data.sounds=null"], "data.sounds: the folder of labelled recordings is missing"),
+        ("lamb", ["model.llm.sorce=x"], "model.llm.sorce: unknown key; did you mean 'source'"),
+        ("lamb", ["model.encoder.train=frozen"], "llm.source: give a hub id or a folder"),
+        ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
+        ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
+        ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
+        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: is what this stage finds out"),
+    ],
+)
+def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):
+    path = recipe(stage, model={"encoder": ENCODER})
+    with pytest.raises(ConfigError, match=problem):
+        train(path, overrides)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("a.wav,dog,1,,,,a,,\n", "no clips of split 'development'"),
+        ("a.wav,dog,4,,,,a,,\n", "no clips of split 'train'"),
+        ("", "no clips"),
+        ("a.wav,unicorn,1,,,,a,,\nb.wav,dog,4,,,,b,,\n", "labels without phrases for a caption: unicorn"),
+    ],
+)
+def test_sounds_that_cannot_be_used(recipe, tmp_path, rows, problem):
+    (tmp_path / "manifest.csv").write_text("file,label,fold,licence,title,author,source,clotho_split,captions\n" + rows)
+    with pytest.raises((ConfigError, ManifestError), match=problem):
+        train(encoder_recipe(recipe), [f"data.sounds={tmp_path}"])
+    assert not (tmp_path / "out").exists()
