@@ -12,6 +12,7 @@ import lamb
 PACKAGE = Path(__file__).parents[1] / "lamb"
 
 ROOMS = [  # the one place where the order is stated: a room may use those before it
+    "errors",
     "config",
     "audio",
     "model",
@@ -27,6 +28,7 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
 TO_MEND = {("data.labels", "inference")}  # found by the move; nothing may be added
 LIGHT = {  # what these files may import when they are imported, besides the standard library
     "": set(),
+    "errors": set(),
     "config": set(),
     "inference.captions": set(),
     "evaluation.metrics": {"numpy"},
