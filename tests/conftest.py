@@ -90,7 +90,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
     """make_model(section={...}, ...) -> a new tiny LambModel in eval mode, the same one for the same settings."""
     import torch
 
-    from lamb.model.lamb import build
+    from lamb.extensions import build
 
     def make(**sections: dict[str, Any]) -> Any:
         torch.manual_seed(1)

@@ -16,6 +16,7 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
     "config",
     "audio",
     "model",
+    "extensions",
     "data",
     "inference",
     "evaluation",

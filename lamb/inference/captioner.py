@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import extensions
 from ..audio import reader as audio
 from ..config import DecodeConfig
 from ..model import checkpoint
@@ -58,7 +59,7 @@ class Captioner:
 
         Raises CheckpointError, a ValueError, with the remedy in its text.
         """
-        model = checkpoint.load(name, _device(device))
+        model = extensions.load(name, _device(device))
         model.merge_lora()
         return cls(model)
 

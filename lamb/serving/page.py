@@ -118,7 +118,7 @@ def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
     [[without]] = describe(model, [tokens], replace(options, guide=0.0))
     with torch.inference_mode():
         z_a, mask = model.audio_tokens(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool, device=tokens.device))
-        bias = options.guide * model.guide(z_a, mask, model.llm.table)[0]  # (V,)
+        bias = options.guide * model.guide(z_a, mask, model.llm.embedding_matrix)[0, 0]  # (V,)
     return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
 
 

@@ -31,7 +31,7 @@ from ..data.manifest import Clip
 from ..data.render import write_scenes
 from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
-from ..model.lamb import build_encoder
+from ..model.encoders import build_encoder
 from .device import TrainingError
 from .state import require_same_recipe, write
 from .train import train

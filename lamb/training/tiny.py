@@ -16,15 +16,15 @@ from torch.nn import functional as F
 
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
+from ..extensions.class_prototypes import HEADS
 from ..inference.generation import clean
+from ..model.encoders import build_encoder
 from ..model.encoders.conv import ConvEncoder
-from ..model.lamb import build_encoder, caption_labels
+from ..model.lamb import caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from .stage import Losses, Stage, param_groups
 from .state import write as write_text
-
-HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
 
 class EncoderStage(Stage):
@@ -40,8 +40,6 @@ class EncoderStage(Stage):
         self.config = config
         if config.model.encoder.name != "conv":
             raise ConfigError(f"model.encoder.name: {config.model.encoder.name!r} is not trained here, only 'conv' is")
-        if "labels" in config.model.encoder.options:
-            raise ConfigError("model.encoder.options.labels: this stage finds out the labels itself; leave it out")
         if config.init is None:
             encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
         else:
@@ -84,30 +82,29 @@ class EncoderStage(Stage):
         return {"development_accuracy": right / len(self.development)}
 
     def save(self, write: bool) -> None:
-        """The encoder with the frame head inside, as `ConvEncoder.from_pretrained` reads it; both heads beside it."""
+        """The encoder as `ConvEncoder.from_pretrained` reads it, and the heads beside it."""
         from safetensors.torch import save_file
 
         if not write:
             return
         out, tagger = Path(self.config.out), self.module
-        head = {f"head.{k}": v for k, v in tagger.frame.state_dict().items()}
-        weights = {k: v.contiguous() for k, v in {**tagger.encoder.state_dict(), **head}.items()}
-        write_text(out / "config.json", json.dumps({**tagger.encoder.options, "labels": tagger.frame.out_features}))
-        save_file(weights, out / "model.safetensors")
+        write_text(out / "config.json", json.dumps(tagger.encoder.options))
+        save_file({k: v.contiguous() for k, v in tagger.encoder.state_dict().items()}, out / "model.safetensors")
         heads = {k: v.contiguous() for k, v in tagger.state_dict().items() if not k.startswith("encoder.")}
         save_file(heads, out / HEADS)
 
 
 class Tagger(nn.Module):
-    """The encoder with a linear head on its tokens, which it keeps to draw them by, and one on their mean.
+    """The encoder with a linear head on its tokens and one on their mean.
 
-    In training every trunk that learns answers for itself, R trunks R times the batch; in evaluation the mean of all.
+    In training the heads read the tokens of each of the R branches that learn, R times the batch; in evaluation they
+    read the encoder's tokens, the mean of all branches.
     """
 
     def __init__(self, encoder: Any, labels: int):
         super().__init__()
         self.encoder = encoder
-        self.trained = [trunk for trunk in encoder.trunks if trunk.place.requires_grad]
+        self.trained = [branch for branch in encoder.branches if branch.frequency_embedding.requires_grad]
         self.frame = nn.Linear(encoder.dim, labels + 1)  # the last: nothing sounds
         self.clip = nn.Linear(encoder.dim, labels)
         self.dropout = nn.Dropout(0.2)
@@ -117,9 +114,9 @@ class Tagger(nn.Module):
         evaluation."""
         if self.training:
             heard = []
-            for trunk in self.trained:
-                log_mel, valid = trunk.log_mel(waveform, mask)
-                heard.append(trunk.encode(band_mask(log_mel, valid), valid))
+            for branch in self.trained:
+                log_mel, valid = branch.log_mel(waveform, mask)
+                heard.append(branch.encode(band_mask(log_mel, valid), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:
             tokens, mask = self.encoder(waveform, mask)
@@ -142,18 +139,18 @@ def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30,
 
 
 def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
-    """The encoder in `folder`, frozen, with new trunks that have the windows `options["n_fft"]`."""
+    """The encoder in `folder`, frozen, with new branches that have the windows `options["n_fft"]`."""
     try:
         old = ConvEncoder.from_pretrained(folder)
     except ValueError as error:
         raise ConfigError(f"init: {error}") from None
     windows = options.get("n_fft", [])
     if set(options) != {"n_fft"} or not windows:
-        raise ConfigError("model.encoder.options: with init, give n_fft, the windows of the trunks to add, and no more")
+        raise ConfigError("model.encoder.options: with init, give only n_fft, the windows of the branches to add")
     windows = [windows] if isinstance(windows, int) else windows
-    encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows], "labels": 0})
-    encoder.trunks[: len(old.trunks)].load_state_dict(old.trunks.state_dict())
-    encoder.trunks[: len(old.trunks)].requires_grad_(False)
+    encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows]})
+    encoder.branches[: len(old.branches)].load_state_dict(old.branches.state_dict())
+    encoder.branches[: len(old.branches)].requires_grad_(False)
     return encoder
 
 
@@ -247,7 +244,7 @@ class Writer(nn.Module):
         self.llm = llm
 
     def forward(self, ids: Tensor) -> Tensor:
-        nothing = self.llm.table.new_zeros(len(ids), 0, self.llm.dim)
+        nothing = self.llm.embedding_matrix.new_zeros(len(ids), 0, self.llm.dim)
         prefix, mask = self.llm.prefix(nothing, nothing.new_ones(len(ids), 0, dtype=torch.bool))
         return self.llm.logits(prefix, mask, ids)
 
