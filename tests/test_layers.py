@@ -28,7 +28,11 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "": set(),
     "config": set(),
     "inference.captions": set(),
-    "inference.confidence": {"numpy"},
+    "inference.confidence": set(),
+    "inference.recording": {"numpy"},
+    "inference.timeline": {"numpy"},
+    "inference.parts": {"numpy"},
+    "inference.changes": {"numpy"},
     "evaluation.metrics": {"numpy"},
     "model.checkpoint": set(),  # `lamb info` does without torch
     "audio.reader": {"numpy"},

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import reader as audio
+from ..model.padding import pad
 from .manifest import Clip
 from .scenes import Event, SceneMaker, trim
 
@@ -42,15 +43,6 @@ def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dic
         for label, source, x in pool.map(decode, clips):
             found.setdefault(label, {}).setdefault(source, []).append(x)
     return {label: list(by_source.values()) for label, by_source in sorted(found.items())}
-
-
-def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Waveforms (T,), or tokens (N, D), of many lengths -> (B, T, ...) zero-padded at the end, mask (B, T)."""
-    lengths = torch.tensor([len(x) for x in waveforms])
-    batch = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])
-    for row, x in zip(batch, waveforms, strict=True):
-        row[: len(x)] = torch.from_numpy(x)
-    return batch, torch.arange(batch.shape[1]) < lengths[:, None]
 
 
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
     confidence = sigmoid(a + b * logit(p)),   p = exp(score)
 
-The score is the mean log probability of the caption's tokens, so p is a probability. (a, b), `DecodeConfig.confidence`, is
-fitted on labelled recordings at the end of training (Platt scaling).
+The score is the mean log probability of the caption's tokens, so p is a probability. (a, b), `DecodeConfig.confidence`,
+is fitted on labelled recordings at the end of training (Platt scaling).
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 EDGE = 1e-6  # p is kept this far from 0 and 1, where its logit is infinite
 
@@ -28,6 +32,8 @@ def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[floa
     Newton's method; a step that overshoots is halved until the cost falls. A weak prior on the identity (0, 1) keeps
     the fit finite where the scores separate the two groups perfectly.
     """
+    import numpy as np
+
     p = np.clip(np.exp(np.asarray(scores, dtype=float)), EDGE, 1 - EDGE)
     x = np.stack([np.ones_like(p), np.log(p / (1 - p))], 1)  # (clips, 2)
     y, prior = np.asarray(named, dtype=float), np.array([0.0, 1.0])

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..model.encoders.conv import mel_matrix
-from .captions import Segment
+from .captions import SILENCE, Segment
 
 COLUMNS = 1000
 ROWS = 14  # captions with a row of their own; the others share one
@@ -93,7 +93,7 @@ class Picture:
             own = [s for s in segments if s.caption == text or (text == others and s.caption not in main)]
             # a moment in ten hours is still to be seen: no bar is narrower than a thousandth
             bars = [(s.start, max(s.end - s.start, end / 1000)) for s in own]
-            colour = "0.75" if text in (others, "Silence.") else f"C{row % 10}"
+            colour = "0.75" if text in (others, SILENCE) else f"C{row % 10}"
             lower.broken_barh(bars, (row - 0.4, 0.8), color=colour)
         lower.set_yticks(range(len(rows)), [_short(text) for text in rows], parse_math=False)
         lower.set_ylim(len(rows) - 0.5, -0.5)

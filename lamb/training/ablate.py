@@ -226,7 +226,7 @@ def _check_begun(folder: Path, stage: TrainConfig) -> None:
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
     """Caption `clips` with the model in `folder`, into predictions.jsonl there, and measure captions and gap."""
     captioner = Captioner.load(str(folder), device)
-    results = captioner.caption([clip.path for clip in clips])
+    results = captioner.caption(clips)
     if broken := [result.error for result in results if not result.ok]:
         raise ConfigError(f"{clips[0].path} and others: {broken[0]}; remove the folder of scenes to render them anew")
     said = [json.dumps({"id": clip.id, "caption": r.text}) for clip, r in zip(clips, results, strict=True)]

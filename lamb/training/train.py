@@ -27,7 +27,8 @@ from ..data.render import split_sounds
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
 from ..evaluation.labels import label_scores
-from ..inference.captioner import SILENCE, Captioner
+from ..inference.captioner import Captioner
+from ..inference.captions import SILENCE
 from ..inference.confidence import fit_confidence
 from ..inference.generation import clean
 from ..model import sharding
@@ -37,6 +38,7 @@ from ..model.encoders.conv import ConvEncoder
 from ..model.lamb import LambModel, build, build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, loss_terms, share_of, token_share
+from ..model.padding import pad
 from .loop import (
     LESS_MEMORY,
     Losses,
@@ -176,7 +178,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         right = 0
         for k in range(0, len(clips), 32):
             part = clips[k : k + 32]
-            waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
+            waveform, mask = pad([x.astype("float32") / 32767 for _, x in part])
             device = tagger.clip.weight.device
             _, _, logits = tagger(waveform.to(device), mask.to(device))
             right += sum(maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
@@ -404,16 +406,6 @@ def _new_model(config: TrainConfig) -> LambModel:
     return model.to(device)
 
 
-def _sound(clip: Clip, sample_rate: int) -> audio.Source:
-    """What the captioner is to hear: the file, or the part of it that is the clip."""
-    if not clip.start and clip.duration is None:
-        return clip.path
-    try:
-        return audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate
-    except audio.AudioError:
-        return clip.path  # cannot be read there either, and says why
-
-
 def _validation_loss(
     model: LambModel, held: list[Clip], reader: loader.ClipReader, config: TrainConfig
 ) -> dict[str, float]:
@@ -462,13 +454,13 @@ def _labelled(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any]:
 
     def check() -> dict[str, float]:
         captioner = Captioner(model, replace(model.config.decode, beams=1))
-        named = label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]
+        named = label_scores(chosen, list(captioner.stream(chosen)))["label_named"]
         return {"named": named, **gap_scores(model, chosen)}
 
     def finish() -> dict[str, Any]:
         # the confidence is calibrated on the development clips with the search that will be used
-        results = Captioner(model).caption([clip.path for clip in development])
-        said = [(c, r) for c, r in zip(development, results, strict=True) if r.ok and r.text != SILENCE.text]
+        results = Captioner(model).caption(development)
+        said = [(c, r) for c, r in zip(development, results, strict=True) if r.ok and r.text != SILENCE]
         right = [names(result.text, clip.labels[0]) for clip, result in said]
         return {"confidence": fit_confidence([result.score or 0.0 for _, result in said], right)}
 
@@ -490,7 +482,7 @@ def _captioned(config: TrainConfig, model: LambModel) -> tuple[Any, Any, Any, in
         if not chosen:
             return {}
         captioner = Captioner(model, replace(model.config.decode, beams=1))
-        results = captioner.caption(_sound(clip, model.encoder.sample_rate) for clip in chosen)
+        results = captioner.caption(chosen)
         for result, clip in list(zip(results, chosen, strict=True))[:3]:
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
         texts = [metrics.tokenize(result.text) for result in results]  # nothing for a file that cannot be read
