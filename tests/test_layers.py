@@ -12,6 +12,7 @@ import lamb
 PACKAGE = Path(__file__).parents[1] / "lamb"
 
 ROOMS = [  # the one place where the order is stated: a room may use those before it
+    "errors",
     "config",
     "audio",
     "model",
@@ -26,6 +27,7 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
 ]
 LIGHT = {  # what these files may import when they are imported, besides the standard library
     "": set(),
+    "errors": set(),
     "config": set(),
     "inference.captions": set(),
     "inference.confidence": set(),
