@@ -33,7 +33,7 @@ from ..errors import LambError
 from ..evaluation import gap
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE, UNREADABLE, WRITERS, Caption, Segment, span
-from ..inference.picture import MELS, RANGE_DB, Picture
+from ..inference.picture import spectrogram_png
 from ..inference.recording import hear
 from ..model.padding import pad
 
@@ -229,25 +229,13 @@ def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
             f'<span>{text}</span><span class="lamb-right">{sure}</span></button></li>'
         )
     return f"""<h3>What is heard when</h3>
-<div class="lamb-strip"><img alt="log-mel spectrogram" src="{_url("image/png", spectrogram(x, rate))}">
+<div class="lamb-strip"><img alt="log mel spectrogram" src="{_url("image/png", spectrogram_png(x, rate))}">
 <span class="lamb-khz">{rate / 2000:g} kHz</span>
 <div class="lamb-bars">{bars}</div><div class="lamb-head"></div></div>
 <div class="lamb-axis"><span>0 s</span><span>{end / 2:.1f} s</span><span>{end:.1f} s</span></div>
 <audio controls preload="auto" src="{_url("audio/flac", _flac(x, rate))}"></audio>
 <p class="lamb-note">A click on a segment plays it.</p>
 <ol class="lamb-segments">{rows}</ol>"""
-
-
-def spectrogram(x: np.ndarray, rate: int) -> bytes:
-    """The log mel spectrogram of samples `x` (T,) at `rate` Hz, a PNG without axes: its width is the recording."""
-    from matplotlib.image import imsave
-
-    picture = Picture(rate, "spectrogram.png")
-    picture.listen(x)
-    decibel = 10 * np.log10(np.maximum(np.array(picture.columns or [np.zeros(MELS)]).T, 1e-10))  # (MELS, columns)
-    top, file = float(decibel.max()), io.BytesIO()
-    imsave(file, decibel, vmin=top - RANGE_DB, vmax=top, cmap="magma", origin="lower", format="png")
-    return file.getvalue()
 
 
 def _flac(x: np.ndarray, rate: int) -> bytes:
