@@ -36,6 +36,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "inference.parts": {"numpy"},
     "inference.changes": {"numpy"},
     "evaluation.metrics": {"numpy"},
+    "evaluation.tokenizer": set(),
     "model.checkpoint": set(),  # `lamb info` does without torch
     "audio.reader": {"numpy"},
     "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose

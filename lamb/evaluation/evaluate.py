@@ -19,8 +19,8 @@ from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip, ManifestError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
+from .bootstrap import paired_test
 from .labels import label_scores
-from .metrics import paired_test
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
 from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score

@@ -30,6 +30,7 @@ from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip
 from ..data.render import write_scenes
 from ..evaluation import gap, metrics
+from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
 from .device import TrainingError
@@ -225,8 +226,8 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
         raise ConfigError(f"{clips[0].path} and others: {broken[0]}; remove the folder of scenes to render them anew")
     said = [json.dumps({"id": clip.id, "caption": r.text}) for clip, r in zip(clips, results, strict=True)]
     write(folder / "predictions.jsonl", "\n".join(said) + "\n")
-    texts = [metrics.tokenize(result.text) for result in results]
-    references = [[metrics.tokenize(text) for text in clip.captions] for clip in clips]
+    texts = [tokenize(result.text) for result in results]
+    references = [[tokenize(text) for text in clip.captions] for clip in clips]
     named = [
         [names(result.text, label) for label in clip.labels if label in LABEL_WORDS]  # static and tones have no list
         for clip, result in zip(clips, results, strict=True)

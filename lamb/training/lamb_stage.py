@@ -21,6 +21,7 @@ from ..data.labels import names
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
 from ..evaluation.labels import label_scores
+from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE
 from ..inference.confidence import fit_confidence
@@ -166,8 +167,8 @@ class CaptionedClips:
         results = captioner.caption(chosen)
         for result, clip in list(zip(results, chosen, strict=True))[:3]:
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
-        texts = [metrics.tokenize(result.text) for result in results]  # empty for a file that cannot be read
-        references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
+        texts = [tokenize(result.text) for result in results]  # empty for a file that cannot be read
+        references = [[tokenize(text) for text in clip.captions] for clip in chosen]
         cider_d = metrics.cider_d(texts, references)[0]
         return {"cider_d": cider_d, **self._validation_loss(), **gap_scores(self.model, chosen)}
 
