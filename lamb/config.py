@@ -148,7 +148,7 @@ class LambConfig:
 class DataConfig:
     """What is trained on."""
 
-    sounds: str | None = None  # folder of labelled recordings with a manifest.csv (see lamb.data.sources)
+    sounds: str | tuple[str, ...] | None = None  # folder or folders of labelled recordings, see lamb.data.sources
     texts: str | None = None  # folder of caption texts, for the language model
     manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
     split: str = "train"  # of the manifest, to train on
@@ -160,6 +160,7 @@ class DataConfig:
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
+    parents: float = 0.0  # share of sounds that are made hard to make out and told by an upper class [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 

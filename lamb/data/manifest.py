@@ -26,6 +26,7 @@ class Clip:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # what is heard, as classes; empty where there are none
     split: str = ""  # train, development, test ...
+    description: str = ""  # what the collection says of a labelled recording: "a dog howling"
     source: str = ""  # the original recording, such as youtube:ID; clips of one source never lie in two splits
 
 

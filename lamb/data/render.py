@@ -14,22 +14,22 @@ import numpy as np
 from ..config import ConfigError, ScenesConfig, to_dict
 from . import leakage, loader, manifest, sources
 from .manifest import Clip, select
-from .phrases import PHRASES
 from .scenes import SceneMaker, compose
+from .vocabulary import VOCABULARY
 
 
-def split_sounds(folder: str | Path) -> tuple[list[Clip], list[Clip]]:
-    """Training and development recordings of `folder`; a training recording that development also has is left out.
+def split_sounds(*folders: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of `folders`; a training recording that development also has is left out.
 
     ManifestError for a missing split, ConfigError for a label that no caption can be composed for.
     """
-    clips = sources.sounds(folder)
-    training, development = (select(clips, split, Path(folder)) for split in ("train", "development"))
-    unknown = {label for clip in clips for label in clip.labels} - PHRASES.keys()
+    clips = [clip for folder in folders for clip in sources.sounds(folder)]
+    training, development = (select(clips, split, Path(folders[0])) for split in ("train", "development"))
+    unknown = {label for clip in clips for label in clip.labels} - VOCABULARY.keys()
     if unknown:
         raise ConfigError(
-            f"{folder}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
-            "write them into lamb/data/phrases.py, and their words into lamb/data/labels.py"
+            f"{', '.join(map(str, folders))}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/vocabulary.txt"
         )
     # ESC-50 and UrbanSound8K share a few recordings
     same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
-from ..data.labels import LABEL_WORDS, names
+from ..data.vocabulary import mentions
 from ..model.lamb import LambModel
 from .batches import SILENCE, confidence, describe, encode
 from .captions import Caption, Segment
@@ -296,4 +296,4 @@ def _same(one: str, other: str) -> bool:
 
 @lru_cache(1024)
 def _sounds(text: str) -> frozenset[str]:
-    return frozenset(label for label in LABEL_WORDS if names(text, label))
+    return frozenset().union(*(mention.labels for mention in mentions(text)))

@@ -33,7 +33,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ..config import OptimConfig, TrainConfig, to_dict
-from ..data import loader
+from ..data import loader, sources
 from ..model import sharding
 
 Losses = dict[str, Tensor]
@@ -251,7 +251,8 @@ def _gradients(
 def run_facts(config: TrainConfig) -> dict[str, Any]:
     """The recipe and the check sums of the lists it trains on: what must be the same when a run goes on."""
     data = config.data
-    lists = [Path(data.manifest)] if data.manifest else [Path(data.sounds) / "manifest.csv"] if data.sounds else []
+    lists = [Path(folder) / "manifest.csv" for folder in sources.folders(data.sounds)]
+    lists = [Path(data.manifest)] if data.manifest else lists
     sums = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in lists if path.is_file()}
     return {**to_dict(config), "lists": sums}
 

@@ -21,11 +21,12 @@ from torch.nn import functional as F
 from ..audio import reader as audio
 from ..config import ConfigError, LambConfig, TrainConfig, read_recipe
 from ..data import leakage, loader, manifest, scenes, sources
-from ..data.labels import fit_confidence, label_scores, names
 from ..data.manifest import Clip
 from ..data.render import split_sounds
+from ..data.vocabulary import names
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
+from ..evaluation.labels import fit_confidence, label_scores
 from ..inference.captioner import SILENCE, Captioner
 from ..inference.generation import clean
 from ..model import sharding
@@ -83,9 +84,11 @@ def _scenes(config: TrainConfig, sample_rate: int) -> tuple[scenes.SceneMaker, l
     """A maker of scenes from the training recordings, and the development clips."""
     if config.data.sounds is None:
         raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
-    training, development = split_sounds(config.data.sounds)
+    data = config.data
+    training, development = split_sounds(*sources.folders(data.sounds))
     bank = loader.recordings(training, sample_rate)
-    return scenes.SceneMaker(bank, sample_rate, config.data.seconds, config.seed, config.data.shares), development
+    maker = scenes.SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents)
+    return maker, development
 
 
 class Tagger(nn.Module):
@@ -168,7 +171,7 @@ def train_encoder(config: TrainConfig, out: Path) -> None:
         return {"loss": frame_loss + clip_loss, "frame": frame_loss, "clip": clip_loss}
 
     bank = loader.recordings(development, encoder.sample_rate)
-    clips = [(label, x) for label, found in bank.items() for source in found for x in source]
+    clips = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
     def check() -> dict[str, float]:
         right = 0
@@ -239,7 +242,8 @@ def train_language_model(config: TrainConfig, out: Path) -> None:
 
     if config.data.texts is None:
         raise ConfigError("data.texts: the folder of caption texts is missing from the recipe")
-    held = [clip for clip in sources.sounds(config.data.sounds) if clip.split != "train"] if config.data.sounds else []
+    clips = [clip for folder in sources.folders(config.data.sounds) for clip in sources.sounds(folder)]
+    held = [clip for clip in clips if clip.split != "train"]
     texts = [clean(t) for t in sources.caption_texts(config.data.texts, {c for clip in held for c in clip.captions})]
     batch = partial(_text_batch, texts, config)
     size = config.language_model
@@ -301,7 +305,9 @@ class Writer(nn.Module):
 def _text_batch(texts: list[str], config: TrainConfig, step: int, share: loader.Share = loader.WHOLE) -> list[str]:
     rng, data, size = np.random.default_rng((config.seed, step)), config.data, config.optim.batch
     batch = [
-        scenes.caption(rng, data.shares) if rng.random() < data.composed else texts[int(rng.integers(len(texts)))]
+        scenes.caption(rng, data.shares, data.parents)
+        if rng.random() < data.composed
+        else texts[int(rng.integers(len(texts)))]
         for _ in range(size)
     ]
     return [batch[k] for k in loader.part_of(size, share)]

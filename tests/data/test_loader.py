@@ -35,8 +35,8 @@ def test_recordings(tmp_path):
     ]
     bank = loader.recordings(clips, RATE)
     assert list(bank) == ["dog", "siren"]
-    assert [len(x) for (x,) in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
-    for (x,) in (source for found in bank.values() for source in found):
+    assert [len(x) for ((x, _),) in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
+    for ((x, _),) in (source for found in bank.values() for source in found):
         assert x.dtype == np.int16
         assert np.abs(x.astype(int)).max() == 32767
 
