@@ -8,7 +8,6 @@ that no model is trained on (labels without phrases in the vocabulary) have a me
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..data.manifest import Clip
 from ..data.vocabulary import PHRASES, VOCABULARY, extra, is_clean, names
@@ -64,30 +63,6 @@ def is_right(clip: Clip, result: Caption) -> bool:
 
 def _fair(clip: Clip, result: Caption) -> bool:
     return not extra(result.text, clip.labels) or (result.confidence or 0.0) <= SURE
-
-
-def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:
-    """(a, b) of confidence = sigmoid(a + b * logit(exp(score))) by logistic regression (Newton's method).
-
-    A step that overshoots is halved until it gains. A weak pull towards the identity (0, 1) keeps the fit finite where
-    the scores separate the two perfectly.
-    """
-    p = np.clip(np.exp(np.asarray(scores, dtype=float)), 1e-6, 1 - 1e-6)
-    x = np.stack([np.ones_like(p), np.log(p / (1 - p))], 1)  # (clips, 2)
-    y, prior = np.asarray(named, dtype=float), np.array([0.0, 1.0])
-
-    def cost(w: NDArray[np.float64]) -> float:
-        return float(np.logaddexp(0, x @ w).sum() - y @ (x @ w) + 0.05 * np.square(w - prior).sum())
-
-    w = prior.copy()
-    for _ in range(50):
-        q = 0.5 + 0.5 * np.tanh(x @ w / 2)  # sigmoid
-        gradient = x.T @ (q - y) + 0.1 * (w - prior)
-        step = np.linalg.solve((x * (q * (1 - q))[:, None]).T @ x + 0.1 * np.eye(2), gradient)
-        while cost(w - step) > cost(w) and np.abs(step).max() > 1e-9:
-            step /= 2
-        w -= step
-    return float(w[0]), float(w[1])
 
 
 def calibration_error(confidence: Sequence[float], named: Sequence[bool], bins: int = 10) -> float:

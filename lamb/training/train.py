@@ -26,8 +26,9 @@ from ..data.render import split_sounds
 from ..data.vocabulary import names
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
-from ..evaluation.labels import fit_confidence, label_scores
+from ..evaluation.labels import label_scores
 from ..inference.captioner import SILENCE, Captioner
+from ..inference.confidence import fit_confidence
 from ..inference.generation import clean
 from ..model import sharding
 from ..model.aligner import gap
