@@ -109,6 +109,19 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class WeighConfig:
+    """Every sound that a candidate caption names is weighed on its own, see lamb.inference.weighing. [O]"""
+
+    enabled: bool = False  # needs an encoder with label heads
+    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w: of a sound's confidence
+    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u): of the caption's
+    doubt: float = 1.0  # price of a sound that is not there; 0: all that was found is told
+    upper: float = 0.5  # worth of an upper class, of a kind 1
+    wording: float = 0.1  # of the mean log probability of the tokens
+    offered: int = 2  # upper classes that are candidates in any case, the most probable ones
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How a caption is generated, and how it is read."""
 
@@ -127,6 +140,7 @@ class DecodeConfig:
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]
+    weigh: WeighConfig = WeighConfig()
     confidence: tuple[float, float] = (
         0.0,
         1.0,

@@ -6,11 +6,18 @@ The score is the mean log probability of the caption's tokens, so p is a probabi
 fitted on labelled recordings at the end of training (Platt scaling).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..config import DecodeConfig
+    from .generation import Hypothesis
 
 EDGE = 1e-6  # p is kept this far from 0 and 1, where its logit is infinite
 
@@ -20,6 +27,13 @@ def confidence(score: float, calibration: tuple[float, float]) -> float:
     offset, slope = calibration
     p = min(max(math.exp(score), EDGE), 1 - EDGE)
     return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
+
+
+def confidence_of(hypothesis: Hypothesis, options: DecodeConfig) -> float:
+    """The confidence of a hypothesis: that of its sounds, where they were weighed, else that of its score."""
+    if hypothesis.confidence is not None:
+        return hypothesis.confidence
+    return confidence(hypothesis.score, options.confidence)
 
 
 def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:

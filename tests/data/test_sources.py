@@ -86,7 +86,7 @@ def test_the_real_recordings():
     assert len(clips) == len({clip.id for clip in clips}) == 2792
     assert Counter(clip.split for clip in clips) == {"train": 2169, "development": 623}
     labels = {clip.labels[0] for clip in clips}
-    assert len(labels) == 60
+    assert len(labels) == 58  # of 60, two are the same to a listener as others
     assert labels <= PHRASES.keys()
     splits = defaultdict(set)
     for clip in clips:
