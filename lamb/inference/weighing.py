@@ -98,13 +98,18 @@ class Weigher:
     ) -> list[list[Hypothesis]]:
         """h_a (B, N_a, D), z_a (B, N, D_llm), their masks and hypotheses of each clip -> its candidates, the best
         first, with their sounds and their confidence."""
-        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        texts = [[*_candidates(row), *self._offered(p)] for row, p in zip(found, clip, strict=True)]
+        texts = self.candidates(h_a, h_a_mask, found)
         rows = []
         for own, row in zip(texts, self.measure(h_a, h_a_mask, z_a, z_a_mask, texts), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
             rows.append([hypothesis for _, hypothesis in sorted(scored, key=lambda item: -item[0])])
         return rows
+
+    @torch.inference_mode()
+    def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
+        """Of each clip, h_a (B, N_a, D), the texts that are weighed; upper classes are the last ones."""
+        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
+        return [[*_candidates(row), *self._offered(p)] for row, p in zip(found, clip, strict=True)]
 
     @torch.inference_mode()
     def measure(
