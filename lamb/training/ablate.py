@@ -26,9 +26,9 @@ from typing import Any
 
 from ..config import AblationConfig, ConfigError, TableConfig, TrainConfig, read, read_recipe, to_dict
 from ..data import manifest
-from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip
 from ..data.render import write_scenes
+from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
@@ -228,7 +228,7 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
     texts = [metrics.tokenize(result.text) for result in results]
     references = [[metrics.tokenize(text) for text in clip.captions] for clip in clips]
     named = [
-        [names(result.text, label) for label in clip.labels if label in LABEL_WORDS]  # static and tones have no list
+        [names(result.text, label) for label in clip.labels if label in VOCABULARY]  # static and tones have no list
         for clip, result in zip(clips, results, strict=True)
     ]
     every = [hit for own in named for hit in own]
