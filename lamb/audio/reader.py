@@ -14,7 +14,6 @@ Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg op
 libsndfile is known to crash the process on some broken files: a service reads strangers' files in a worker process.
 """
 
-import glob
 import io
 import math
 import os
@@ -37,13 +36,6 @@ Source = str | os.PathLike | bytes | BinaryIO | tuple[np.ndarray, int]
 """A path; a file's content; a binary file object, read from its beginning (one that cannot seek, such as a pipe, is
 copied to a temporary file and can be read once); or an array (T,) or (T, channels) with its rate in Hz, floats as they
 are, integers scaled to [-1, 1]."""
-
-# fmt: off
-SUFFIXES = frozenset([  # what `expand` takes for sound when it looks into a folder
-    ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf",
-    ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".aac", ".amr", ".wma",
-])
-# fmt: on
 
 RATES = (4_000, 192_000)  # Hz
 CHANNELS = (1, 32)
@@ -187,45 +179,6 @@ def level(x: np.ndarray) -> float:
 def is_silent(x: np.ndarray) -> bool:
     """Whether `x` is digital silence: its peak is below SILENCE_DBFS."""
     return level(x) < SILENCE_DBFS
-
-
-def expand(paths: Iterable[str], recursive: bool) -> list[str]:
-    """The files that `paths` mean: a file or "-" as it is, a folder's sounds and a glob's matches, sorted.
-
-    `**` in a glob means any folders. What starts with a dot is passed over. A path that does not exist stays, for
-    `load` to report. Raises AudioError for a folder that holds no sound (its subfolders count if `recursive`) or
-    cannot be listed, and for a glob without a match.
-    """
-    files: list[str] = []
-    for path in paths:
-        if os.path.isdir(path):
-            files += _sounds_in(path, recursive)
-        elif not os.path.lexists(path) and any(sign in path for sign in "*?["):
-            matches = sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
-            if not matches:
-                raise AudioError(path, "matches no file", "check the pattern and the folder it is used in")
-            files += matches
-        else:
-            files.append(path)
-    return files
-
-
-def _sounds_in(folder: str, recursive: bool) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise AudioError(name(error.filename), f"cannot be listed ({error.strerror})", "check its permissions")
-
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        found += [
-            os.path.join(parent, file)
-            for file in files
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
-        ]
-        folders[:] = [sub for sub in folders if not sub.startswith(".")] if recursive else []
-    if not found:
-        deeper = "" if recursive else ", or look into its subfolders with --recursive"
-        raise AudioError(folder, "a folder without audio files", f"name another{deeper}")
-    return sorted(found)
 
 
 # ---- from a source to blocks of mono samples ----------------------------------------------------------------------

@@ -27,6 +27,7 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..data.download import DownloadError, fetch
 from ..errors import LambError
 from .metrics import Floats
@@ -406,15 +407,18 @@ def download(sbert: str = SBERT) -> list[Path]:
 
 def _unpacked(archive: Path, name: str, target: Path) -> Path:
     """The file `name` of the archive as `target`, whole or not at all."""
-    part = target.with_name(target.name + ".part")
     try:
-        with ZipFile(archive) as zipped, zipped.open(name) as source, part.open("wb") as file:
+        with (
+            ZipFile(archive) as zipped,
+            zipped.open(name) as source,
+            replacing(target) as part,
+            part.open("wb") as file,
+        ):
             shutil.copyfileobj(source, file)
     except (BadZipFile, KeyError) as error:
         raise DownloadError(
             f"{archive}: not the archive that was published ({error}); delete it and run again"
         ) from None
-    part.replace(target)
     return target
 
 

@@ -13,7 +13,6 @@ batch at a time: more processes, not more accumulation, give them more clips to 
 import hashlib
 import json
 import math
-import os
 import pickle
 import time
 import warnings
@@ -32,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor, nn
 
+from ..audio.files import replacing, write
 from ..config import OptimConfig, TrainConfig, to_dict
 from ..data import loader
 from ..errors import LambError
@@ -427,22 +427,10 @@ def _averaged(model: nn.Module, average: _Average | None) -> Iterator[None]:
 def _save(state: dict[str, Any], out: Path, keep: int) -> None:
     """A state, whole or not at all; the last `keep` stay."""
     path = out / f"state-{state['step']:08d}.pt"
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with replacing(path, durable=True) as part, part.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         raise TrainingError(f"{path}: the state cannot be written ({error}); the last one is kept") from None
     for old in _states(out)[:-keep]:
         old.unlink()
-
-
-def write(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
