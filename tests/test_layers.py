@@ -34,6 +34,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "evaluation.metrics": {"numpy"},
     "model.checkpoint": set(),  # `lamb info` does without torch
     "audio.files": set(),
+    "audio.headers": set(),
     "audio.reader": {"numpy"},
     "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
     "cli.app": {"typer"},

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..audio.files import replacing
 from ..data.download import DownloadError, fetch
-from ..errors import LambError
+from ..errors import LambError, reason
 from .metrics import Floats
 
 SBERT = "paraphrase-TinyBERT-L6-v2"  # FENSE's sentence model
@@ -400,8 +400,9 @@ def download(sbert: str = SBERT) -> list[Path]:
         AutoConfig.from_pretrained(kind)
         AutoTokenizer.from_pretrained(kind)
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DownloadError(f"{sbert}: the Hugging Face hub does not give it ({reason}); check the network") from error
+        raise DownloadError(
+            f"{sbert}: the Hugging Face hub does not give it ({reason(error)})", "check the network"
+        ) from error
     return here
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..audio.files import replacing, write
 from ..config import OptimConfig, TrainConfig, to_dict
 from ..data import loader
-from ..errors import LambError
+from ..errors import LambError, reason
 from ..model import sharding
 
 Losses = dict[str, Tensor]
@@ -316,9 +316,8 @@ def _resume(out: Path, model: nn.Module, optimiser: Any, average: _Average | Non
             average.state = {name: sharding.cut_as(value, learning[name]) for name, value in state["average"].items()}
         return int(state["step"]), float(state["best"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         remedy = f"remove it to go on from {states[-2].name}" if len(states) > 1 else "remove it to begin again"
-        raise TrainingError(f"{states[-1]}: the state cannot be read ({reason}); {remedy}") from None
+        raise TrainingError(f"{states[-1]}: the state cannot be read ({reason(error)}); {remedy}") from None
 
 
 def memory(model: nn.Module, config: TrainConfig) -> int:

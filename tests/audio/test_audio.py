@@ -21,6 +21,7 @@ import soundfile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lamb.audio import ffmpeg
 from lamb.audio import reader as audio
 from lamb.audio.reader import AudioDamage, AudioError, AudioWarning, load, probe, windows
 
@@ -620,7 +621,7 @@ def test_frames_that_damage_made_up_are_no_frames():
         layout = types.SimpleNamespace(nb_channels=channels)
         return types.SimpleNamespace(sample_rate=rate, layout=layout, format=types.SimpleNamespace(is_planar=True))
 
-    decoder, sane = audio._Decoder(Stream), frame(16000, 1)
+    decoder, sane = ffmpeg._Decoder(Stream), frame(16000, 1)
     begun = []
     decoder._begin = lambda: begun.append(0)
     assert decoder.decode(sane) == ([sane], True)
@@ -671,7 +672,7 @@ def test_more_channels_than_pyav_can_read():
     frame = types.SimpleNamespace(layout=types.SimpleNamespace(nb_channels=9))
     for planar in (False, True):
         frame.format = types.SimpleNamespace(is_planar=planar)
-        assert audio._is_unsafe(frame) == planar
+        assert ffmpeg._is_unsafe(frame) == planar
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
