@@ -8,7 +8,10 @@ evaluation material stays out of training. Collections that `lamb data` fetches 
 from collections.abc import Collection
 from pathlib import Path
 
+from ..config import ConfigError
+from .leakage import leaked
 from .manifest import Clip, ManifestError, parse, read, select, table
+from .phrases import PHRASES
 
 CLOTHO_PARTS = {
     "train": "development",
@@ -54,6 +57,24 @@ def sounds(folder: str | Path) -> list[Clip]:
         except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
     return clips
+
+
+def split_sounds(folder: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of `folder`, without training recordings that are in development as well.
+
+    Raises ManifestError for a missing split, ConfigError for a label for which no caption can be composed.
+    """
+    clips = sounds(folder)
+    training, development = (select(clips, split, Path(folder)) for split in ("train", "development"))
+    unknown = {label for clip in clips for label in clip.labels} - PHRASES.keys()
+    if unknown:
+        raise ConfigError(
+            f"{folder}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/phrases.py, and their words into lamb/data/labels.py"
+        )
+    # ESC-50 and UrbanSound8K share a few recordings
+    same = {clip.id for clip in leaked(training, [clip.source for clip in development])}
+    return [clip for clip in training if clip.id not in same], development
 
 
 def caption_texts(folder: str | Path, without: Collection[str] = ()) -> list[str]:
