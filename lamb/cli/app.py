@@ -211,7 +211,8 @@ def caption(
         ending = output.suffix[1:].lower() if output else ""
         format = Format.audacity if ending == "labels" else Format(ending) if ending in list(Format) else Format.text
 
-    from lamb.audio.reader import AudioError, expand
+    from lamb.audio.errors import AudioError
+    from lamb.audio.files import expand
     from lamb.inference.captions import WRITERS
 
     inputs: list[Any] = []
@@ -917,23 +918,17 @@ def _standard_input() -> BinaryIO:
 @contextmanager
 def _destination(output: Path | None) -> Iterator[TextIO]:
     """Standard output, or a file that gets its name only when complete; UTF-8, and file names byte for byte."""
+    from lamb.audio.files import replacing
+
     if output is None:
         stdout = cast("Any", sys.stdout)
         stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield stdout
-    elif output.exists() and not output.is_file():  # a device or a pipe is written to, never replaced
-        with output.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
     elif not output.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
     else:
-        part = output.resolve().with_name(f".lamb-{os.getpid()}.part")
-        try:
-            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            part.replace(output.resolve())
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
 
 
 def _progress(total: int | None, quiet: bool) -> Progress:

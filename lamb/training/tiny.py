@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
 from ..inference.generation import clean
@@ -22,7 +23,6 @@ from ..model.lamb import build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
