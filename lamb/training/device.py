@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ..config import TrainConfig
+from ..errors import LambError
 from . import sharding
 
 WAIT = timedelta(hours=2)  # for the first process while it checks and saves; the default on GPUs is 10 minutes
@@ -17,7 +18,7 @@ LESS_MEMORY = (
 )
 
 
-class TrainingError(ValueError):
+class TrainingError(LambError, ValueError):
     """Training that cannot continue: what is wrong, what was kept and the remedy."""
 
 

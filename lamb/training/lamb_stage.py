@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from ..audio import reader as audio
 from ..config import ConfigError, LambConfig, TrainConfig
 from ..data import leakage, loader, manifest
-from ..data.labels import fit_confidence, label_scores, names
+from ..data.labels import names
 from ..data.manifest import Clip
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
+from ..evaluation.labels import label_scores
 from ..inference.captioner import SILENCE, Captioner
+from ..inference.confidence import fit_confidence
 from ..model.aligner import gap
 from ..model.checkpoint import load, save
 from ..model.lamb import LambModel, build
