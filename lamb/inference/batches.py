@@ -1,6 +1,5 @@
 """Sounds and tokens of any lengths through the model, in padded batches of similar length, results in input order."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from ..config import DecodeConfig
 from ..model.lamb import LambModel
 from .generation import Hypothesis, generate
+from .weighing import Weigher
 
 Item = TypeVar("Item", np.ndarray, Tensor)
 Result = TypeVar("Result")
@@ -44,18 +44,12 @@ def describe(
         lengths = torch.tensor([len(x) for x in batch], device=h_a.device)
         mask = torch.arange(h_a.shape[1], device=h_a.device) < lengths[:, None]  # (B, N_a)
         z_a, valid = model.audio_tokens(h_a, mask)
-        return generate(model, z_a, valid, options, n_best, seed)
+        if not options.weigh.enabled or seed is not None:
+            return generate(model, z_a, valid, options, n_best, seed)
+        found = generate(model, z_a, valid, options, max(options.beams, n_best))
+        return [row[:n_best] for row in Weigher(model, options).choose(h_a, mask, z_a, valid, found)]
 
     return _by_length(tokens, options.batch_size, part)
-
-
-def confidence(hypothesis: Hypothesis, options: DecodeConfig) -> float:
-    """How likely the main sound is named, 0 to 1: the score as a probability, calibrated by the model's (a, b)."""
-    if hypothesis is SILENCE:
-        return 1.0
-    offset, slope = options.confidence
-    p = min(max(math.exp(hypothesis.score), 1e-6), 1 - 1e-6)
-    return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
 
 
 def _by_length(items: Sequence[Item], size: int, part: Callable[[list[Item]], list[Result]]) -> list[Result]:

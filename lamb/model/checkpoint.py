@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import LambConfig, from_dict, to_dict
+from ..errors import LambError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
     from torch import Tensor
@@ -30,7 +31,7 @@ FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTI
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LambError, ValueError):
     """A model that cannot be loaded: its name, what is wrong and the remedy."""
 
 
@@ -55,8 +56,7 @@ def save(
     """
     import torch
     from safetensors.torch import save_file
-
-    from .sharding import whole
+    from torch.distributed.tensor import DTensor
 
     config = model.config
     if standalone:
@@ -71,7 +71,10 @@ def save(
             raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
-    weights = {name: whole(t).cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    weights = {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # of a sharded LLM, the whole
+        for name, t in tensors(model, standalone).items()
+    }
     if not write:
         return Path(folder)
     if half:
