@@ -14,6 +14,7 @@ import torch
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
+from ..errors import reason
 from ..model import checkpoint
 from ..model.lamb import LambModel
 from .captions import Caption, Timeline
@@ -96,7 +97,7 @@ class Captioner:
                     yield Caption.failed(r.name, r.error)
                 else:
                     hypotheses = [] if r.h_a is None else next(found)
-                    yield Caption.of(r.name, r.duration, hypotheses, options.confidence)
+                    yield Caption.of(r.name, r.duration, hypotheses, options)
 
     def timeline(
         self, source: Source, window: float | None = None, hop: float | None = None, **options: Any
@@ -190,8 +191,7 @@ def _device(name: str | None) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or ["not available"])[0]
         raise checkpoint.CheckpointError(
-            f"device {name!r} cannot be used ({reason}); try cpu, or cuda with a GPU"
+            f"device {name!r} cannot be used ({reason(error)})", "try cpu, or cuda with a GPU"
         ) from None
     return name

@@ -17,10 +17,9 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
-from .confidence import confidence
-
 if TYPE_CHECKING:
-    from ..audio.reader import AudioError
+    from ..audio.errors import AudioError
+    from ..config import DecodeConfig
     from .generation import Hypothesis
 
 SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
@@ -44,11 +43,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """A sound that a caption names: its words, the labels that they may stand for, and how likely it is there."""
+
+    text: str
+    labels: tuple[str, ...]
+    confidence: float  # 0-1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sound as a JSON object."""
+        return {"text": self.text, "labels": list(self.labels), "confidence": _rounded(self.confidence, 4)}
+
+
+@dataclass(frozen=True)
 class Caption:
     """What is heard in one recording, or why it could not be captioned (`error`).
 
     `duration` is in seconds, `score` the mean log probability of a token, `confidence` in 0-1. `captions` and
     their `scores` are the n best, best first (`text` is the first); both may stay empty where one is all.
+    `sounds` are those that `text` names, each with a confidence of its own, of a model that weighs them.
     """
 
     file: str
@@ -59,21 +72,27 @@ class Caption:
     captions: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     segments: tuple[Segment, ...] = ()
+    sounds: tuple[Sound, ...] = ()
     error: str | None = None
 
     @classmethod
-    def of(
-        cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], calibration: tuple[float, float]
-    ) -> Caption:
-        """The caption of a recording from its hypotheses, best first; without any, a recording of silence.
-
-        `calibration` is the (a, b) of `confidence`.
-        """
+    def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
+        """The caption of a recording from its hypotheses, best first; without any, a recording of silence."""
         if not hypotheses:
             return cls(file, duration, SILENCE, 0.0, 1.0, (SILENCE,), (0.0,))
+        from .confidence import confidence_of
+
         best = hypotheses[0]
-        texts, scores = (tuple(values) for values in zip(*((h.text, h.score) for h in hypotheses), strict=True))
-        return cls(file, duration, best.text, best.score, confidence(best.score, calibration), texts, scores)
+        return cls(
+            file=file,
+            duration=duration,
+            text=best.text,
+            score=best.score,
+            confidence=confidence_of(best, options),
+            captions=tuple(h.text for h in hypotheses),
+            scores=tuple(h.score for h in hypotheses),
+            sounds=best.sounds,
+        )
 
     @classmethod
     def failed(cls, file: str, error: AudioError) -> Caption:
@@ -106,6 +125,7 @@ class Caption:
             "confidence": _rounded(self.confidence, 4),
             "captions": [text for text, _ in n_best],
             **scores,
+            **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
         }
 

@@ -16,6 +16,7 @@ from ..config import DecodeConfig
 from ..model.lamb import LambModel
 from ..model.padding import pad
 from .generation import Hypothesis, generate
+from .weighing import Weigher
 
 Result = TypeVar("Result")
 
@@ -58,8 +59,12 @@ class Engine:
         """Encoder tokens h_a (N_a, D) -> the hypotheses of each, best first, `options.batch_size` at a time."""
 
         def part(batch: list[np.ndarray]) -> list[list[Hypothesis]]:
-            z_a, mask = self.model.audio_tokens(*self._padded(batch))  # (B, N, D_llm), (B, N)
-            return generate(self.model, z_a, mask, options, n_best, seed)
+            h_a, h_a_mask = self._padded(batch)  # (B, N_a, D), (B, N_a)
+            z_a, mask = self.model.audio_tokens(h_a, h_a_mask)  # (B, N, D_llm), (B, N)
+            if not options.weigh.enabled or seed is not None:
+                return generate(self.model, z_a, mask, options, n_best, seed)
+            found = generate(self.model, z_a, mask, options, max(options.beams, n_best))
+            return [row[:n_best] for row in Weigher(self.model, options).choose(h_a, h_a_mask, z_a, mask, found)]
 
         return _by_length(tokens, options.batch_size, part)
 

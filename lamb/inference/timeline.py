@@ -17,10 +17,10 @@ import numpy as np
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
-from ..data.labels import LABEL_WORDS, names
+from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Caption, Segment
 from .changes import CELL
-from .confidence import confidence
+from .confidence import confidence_of
 from .parts import Cells, Grid, Part
 from .recording import Source, Summary, has_sound, is_live, is_sliver, name_of, windows
 
@@ -59,7 +59,7 @@ def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, N
         for segment in joiner.add(part):
             found.append(_told(segment, file))
             yield segment
-    whole = Caption.of(file, sound.end, sound.whole(), plan.whole.confidence)
+    whole = Caption.of(file, sound.end, sound.whole(), plan.whole)
     last = joiner.end()
     if count == 1 and last.caption not in (SILENCE, UNREADABLE):  # the whole has a better search
         last = replace(last, caption=whole.text, confidence=whole.confidence)
@@ -134,7 +134,7 @@ class _Sound:
         unknown = [(part, part.h_a) for part in parts if part.h_a is not None]
         found = self.engine.describe([h_a for _, h_a in unknown], options)
         for (part, _), (best, *_) in zip(unknown, found, strict=True):
-            part.caption, part.confidence, part.h_a = best.text, confidence(best.score, options.confidence), None
+            part.caption, part.confidence, part.h_a = best.text, confidence_of(best, options), None
         return parts
 
 
@@ -178,4 +178,4 @@ def _same(one: str, other: str) -> bool:
 
 @lru_cache(1024)
 def _sounds(text: str) -> frozenset[str]:
-    return frozenset(label for label in LABEL_WORDS if names(text, label))
+    return frozenset().union(*(mention.labels for mention in mentions(text)))

@@ -24,17 +24,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import write
 from ..config import AblationConfig, ConfigError, TableConfig, TrainConfig, read, read_recipe, to_dict
 from ..data import manifest
-from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip
 from ..data.render import write_scenes
+from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
 from .device import TrainingError
-from .state import require_same_recipe, write
+from .state import require_same_recipe
 from .train import train
 
 COLUMNS = {  # a measure of a run: heading, factor, decimals
@@ -229,7 +230,7 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
     texts = [tokenize(result.text) for result in results]
     references = [[tokenize(text) for text in clip.captions] for clip in clips]
     named = [
-        [names(result.text, label) for label in clip.labels if label in LABEL_WORDS]  # static and tones have no list
+        [names(result.text, label) for label in clip.labels if label in VOCABULARY]  # static and tones have no list
         for clip, result in zip(clips, results, strict=True)
     ]
     every = [hit for own in named for hit in own]
