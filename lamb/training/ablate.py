@@ -20,16 +20,17 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..audio.files import write
 from ..config import AblationConfig, ConfigError, TrainConfig, read, read_recipe, to_dict
 from ..data import manifest
-from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip
 from ..data.render import write_scenes
+from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
 from .device import TrainingError
-from .state import require_same_recipe, write
+from .state import require_same_recipe
 from .tables import COLUMNS, chart, markdown, summary
 from .train import run_stage
 
@@ -165,7 +166,7 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
     texts = [metrics.tokenize(result.text) for result in results]
     references = [[metrics.tokenize(text) for text in clip.captions] for clip in clips]
     named = [
-        [names(result.text, label) for label in clip.labels if label in LABEL_WORDS]  # noise and tones have no words
+        [names(result.text, label) for label in clip.labels if label in VOCABULARY]  # noise and tones have no words
         for clip, result in zip(clips, results, strict=True)
     ]
     every = [hit for own in named for hit in own]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from ..audio import reader as audio
 from ..config import ConfigError, LambConfig, TrainConfig
 from ..data import leakage, loader, manifest
-from ..data.labels import names
 from ..data.manifest import Clip
+from ..data.vocabulary import names
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
 from ..evaluation.labels import label_scores

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
 from ..inference.generation import clean
@@ -23,7 +24,6 @@ from ..model.lamb import build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
@@ -52,7 +52,7 @@ class EncoderStage(Stage):
         if config.init is not None:
             load_heads(self.module, Path(config.init))
         bank = loader.recordings(development, encoder.sample_rate)
-        self.development = [(label, x) for label, found in bank.items() for source in found for x in source]
+        self.development = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
     def param_groups(self) -> list[dict[str, Any]]:
         return param_groups(self.module.named_parameters(), self.config.optim.lr, self.config.optim.weight_decay)
@@ -177,7 +177,8 @@ class LanguageModelStage(Stage):
         self.config, data, size = config, config.data, config.language_model
         if data.texts is None:
             raise ConfigError("data.texts: the folder of caption texts is missing from the recipe")
-        held = [clip for clip in sources.sounds(data.sounds) if clip.split != "train"] if data.sounds else []
+        clips = [clip for folder in sources.folders(data.sounds) for clip in sources.sounds(folder)]
+        held = [clip for clip in clips if clip.split != "train"]
         self.held_out = [clean(caption) for clip in held for caption in clip.captions]
         self.texts = [clean(t) for t in sources.caption_texts(data.texts, {c for clip in held for c in clip.captions})]
         first = [text for step in range(400) for text in self.batch(step, loader.WHOLE)["captions"]]
@@ -203,7 +204,7 @@ class LanguageModelStage(Stage):
         """Captions: the share `data.composed` is composed from the phrase bank, the rest is drawn from the texts."""
         rng, data, size = np.random.default_rng((self.config.seed, index)), self.config.data, self.config.optim.batch
         captions = [
-            scenes.caption(rng, data.shares)
+            scenes.caption(rng, data.shares, data.parents)
             if rng.random() < data.composed
             else self.texts[int(rng.integers(len(self.texts)))]
             for _ in range(size)
