@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data import loader, scenes
 from ..data.labels import place
 from ..data.manifest import Clip
+from ..errors import OptionError
 from ..inference.captions import Caption
 
 Kind = Literal["sequence", "overlap", "nothing"]
@@ -47,12 +48,12 @@ def probes(clips: Sequence[Clip], sample_rate: int, count: int = 200, seed: int 
     """`count` pairs in sequence, `count` at once (the second 0 to 6 dB softer), and 20 of nothing.
 
     Pairs are drawn from all the clips alike, never two that are the same to a listener. Raises AudioError for a clip
-    that cannot be read, ValueError where all clips are of one kind.
+    that cannot be read, OptionError where all clips are of one kind.
     """
     bank = loader.recordings([clip for clip in clips if clip.labels], sample_rate)
     sounds = [(label, x) for label, sources in bank.items() for x in chain(*sources)]
     if len({scenes.KIND_OF.get(label, label) for label in bank}) < 2:
-        raise ValueError("pairs of recordings need labels of two kinds")
+        raise OptionError("--probe needs recordings of at least two kinds of sound", "give data with more labels")
     rng = np.random.default_rng(seed)
     made: list[Probe] = []
     kinds: tuple[Kind, ...] = ("sequence", "overlap")
