@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import reader as audio
+from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig
+from ..errors import OptionError
 from . import sources
 from .manifest import Clip
 from .scenes import Event, Recording, SceneMaker, trim
@@ -180,10 +182,8 @@ class TokenCache:
 def _write_array(path: Path, array: np.ndarray) -> None:
     """Whole or not at all; two processes may write the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, array)
-    part.replace(path)
 
 
 def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
@@ -221,7 +221,10 @@ def part_of(size: int, share: Share) -> range:
     """The numbers of a batch of `size` that a process has."""
     number, processes = share
     if size % processes:
-        raise ValueError(f"optim.batch: {size} clips cannot be shared alike by {processes} processes")
+        raise OptionError(
+            f"optim.batch: {size} clips cannot be divided equally among {processes} processes",
+            f"give a multiple of {processes}",
+        )
     return range(number * size // processes, (number + 1) * size // processes)
 
 

@@ -5,7 +5,6 @@ a list may have both. A clip that could not be captioned counts as one with an e
 """
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..data import sources
 from ..data.coverage import Coverage, coverage
 from ..data.manifest import Clip, ManifestError
 from ..data.vocabulary import VOCABULARY, extra, names
+from ..errors import OptionError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from .labels import is_right, is_unheard, label_scores
@@ -134,7 +135,7 @@ def evaluate_models(
 
 def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str | None) -> dict[str, float]:
     if is_predictions(model):
-        raise ValueError(f"{model}: captions that are there already cannot be asked about other sounds; give a model")
+        raise OptionError(f"{model}: only a model can caption the additional sounds of --probe", "give a model")
     captioner = Captioner.load(model, device)
     rate = captioner.model.encoder.sample_rate
     made = probes(clips, rate, seeds)
@@ -198,9 +199,11 @@ def _check(clips: Sequence[Clip], data: str) -> None:
         return
     if unknown := _unknown(clips):
         problem = f"no captions, and labels without a word list: {', '.join(unknown)}"
-        raise ValueError(f"{data}: {problem}; the lists are in lamb/data/vocabulary.txt")
+        raise OptionError(f"{data}: {problem}", "add their words to lamb/data/vocabulary.txt")
     if not any(clip.labels for clip in clips):
-        raise ValueError(f"{data}: no labelled clips, and none with captions; there is nothing to compare with")
+        raise OptionError(
+            f"{data}: has neither labels nor captions to compare with", "give a manifest that has one of them"
+        )
 
 
 def _unknown(clips: Sequence[Clip]) -> list[str]:
@@ -280,10 +283,5 @@ def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
                 scores = ["" if c is None or np.isnan(c[k]) else f"{c[k]:.6f}" for c in columns]
                 yield [("'" if text[:1] in tuple("=+-@\t\r") else "") + text for text in texts] + scores
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows())
