@@ -241,9 +241,9 @@ class EfficientAT(nn.Module):
     def from_pretrained(cls, source: str | Path) -> Self:
         """The network, with its weights, of an official checkpoint or of a folder that `lamb train` left.
 
-        source: an official .pt file (such as mn10_as_mAP_471.pt), a .safetensors file with the same keys, the hub id
-        of a repository that holds one (OWNER/NAME, or OWNER/NAME/FILE), or a folder with config.json and
-        model.safetensors.
+        source: an official .pt file (such as mn10_as_mAP_471.pt), its https:// address, a .safetensors file with the
+        same keys, the hub id of a repository that holds one (OWNER/NAME, or OWNER/NAME/FILE), or a folder with
+        config.json and model.safetensors.
         ValueError: not such a checkpoint, or missing or unexpected keys. FileNotFoundError: no such file.
         ConnectionError: the hub does not have it or cannot be reached.
         """
