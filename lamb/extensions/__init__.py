@@ -27,8 +27,8 @@ def extend(model: LambModel) -> LambModel:
     extensions = model.config.extensions
     if extensions.channel_dropout.rate:
         model.extensions["channel_dropout"] = ChannelDropout(extensions.channel_dropout)
-    if extensions.class_prototypes.labels:
-        model.extensions["class_prototypes"] = ClassPrototypes(extensions.class_prototypes, model.encoder.dim)
+    if extensions.class_prototypes.enabled:
+        model.extensions["class_prototypes"] = ClassPrototypes(model.encoder.frame_head)
     if extensions.positional_encoding.enabled:
         model.extensions["positional_encoding"] = PositionalEncoding()
     if extensions.residual_guide.enabled and model.guide is not None:
@@ -41,9 +41,6 @@ def build(config: LambConfig, device: str | torch.device = "cpu") -> LambModel:
     llm = LanguageModel.from_pretrained(config.llm, device)
     model = extend(LambModel(config, build_encoder(config.encoder), llm))
     model.initialise()
-    for extension in model.extensions.values():
-        if isinstance(extension, ClassPrototypes):
-            extension.initialise()
     return model
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, LLMConfig
+from ..errors import reason
+from .padding import pad
 
 AUDIO = "<audio>"  # where the audio tokens stand in a prompt
 
@@ -61,7 +63,7 @@ class LanguageModel(nn.Module):
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(
-                f"llm {config.source}: cannot be loaded ({_first_line(error)}); give the id of a causal LM on "
+                f"llm {config.source}: cannot be loaded ({reason(error)}); give the id of a causal LM on "
                 "the Hugging Face hub that can be reached from here, or a folder saved with save_pretrained"
             ) from None
         model, report = loaded
@@ -98,11 +100,7 @@ class LanguageModel(nn.Module):
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions -> ids (B, L) and mask (B, L), without special tokens, on the model's device."""
         rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.tokenizer.eos_token_id)
-        for row, found in zip(ids, rows, strict=True):
-            row[: len(found)] = torch.tensor(found, dtype=torch.long)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        ids, mask = pad([torch.tensor(row, dtype=torch.long) for row in rows], self.tokenizer.eos_token_id)
         return ids.to(self.embedding_matrix.device), mask.to(self.embedding_matrix.device)
 
     def prefix(self, z_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +163,7 @@ def _add_lora(model: Any, config: LLMConfig) -> None:
         inject_adapter_in_model(lora, model)
     except ValueError as error:
         raise ConfigError(
-            f"llm.lora_targets: LoRA finds nothing to adapt in {type(model).__name__} ({_first_line(error)}); "
+            f"llm.lora_targets: LoRA finds nothing to adapt in {type(model).__name__} ({reason(error)}); "
             "name its query and value projections there"
         ) from None
     for name, parameter in model.named_parameters():
@@ -188,7 +186,3 @@ def merge_lora(model: nn.Module) -> None:
 def _without(ids: list[int], eos: int) -> list[int]:
     """Some tokenizers end every text with EOS: not in the middle of a prompt."""
     return ids[:-1] if ids and ids[-1] == eos else ids
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -79,13 +79,13 @@ class TokenGuide(nn.Module):
     def initialise(self, embedding_matrix: Tensor) -> None:
         """Set a beta that the config leaves open by the LLM's embedding_matrix (V, D). [O]"""
         if self.config.beta is None:
-            kind = {"distance": self.config.distance, "reduce": self.config.reduce}
-            self.beta.fill_(initial_beta(embedding_matrix, **kind))
+            beta = initial_beta(embedding_matrix, distance=self.config.distance, reduce=self.config.reduce)
+            self.beta.fill_(beta)
 
     def forward(self, z_a: Tensor, mask: Tensor, embedding_matrix: Tensor) -> Tensor:
         """z_a (B, N, D), mask (B, N), embedding_matrix (V, D) -> bias (B, 1, V), of the first step."""
-        kind = {"distance": self.config.distance, "reduce": self.config.reduce}
-        scores = guide_scores(z_a, mask, embedding_matrix, **kind)[:, None]  # (B, 1, V)
+        distance, reduce = self.config.distance, self.config.reduce
+        scores = guide_scores(z_a, mask, embedding_matrix, distance=distance, reduce=reduce)[:, None]  # (B, 1, V)
         return self.beta * (scores - scores.mean(-1, keepdim=True))
 
     def steps(self, bias: Tensor, tokens: Tensor, embedding_matrix: Tensor, last: bool = False) -> Tensor:

@@ -14,17 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
-from ..extensions.class_prototypes import HEADS
 from ..inference.generation import clean
 from ..model.encoders import build_encoder
 from ..model.encoders.conv import ConvEncoder
+from ..model.encoders.spec_augment import spec_augment
 from ..model.lamb import caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
+from ..model.padding import pad
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
+
+HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
 
 class EncoderStage(Stage):
@@ -40,6 +43,8 @@ class EncoderStage(Stage):
         self.config = config
         if config.model.encoder.name != "conv":
             raise ConfigError(f"model.encoder.name: {config.model.encoder.name!r} is not trained here, only 'conv' is")
+        if "labels" in config.model.encoder.options:
+            raise ConfigError("model.encoder.options.labels: this stage finds out the labels itself; leave it out")
         if config.init is None:
             encoder = build_encoder(replace(config.model.encoder, source=None, train="full"))
         else:
@@ -49,7 +54,7 @@ class EncoderStage(Stage):
         if config.init is not None:
             load_heads(self.module, Path(config.init))
         bank = loader.recordings(development, encoder.sample_rate)
-        self.development = [(label, x) for label, found in bank.items() for source in found for x in source]
+        self.development = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
     def param_groups(self) -> list[dict[str, Any]]:
         return param_groups(self.module.named_parameters(), self.config.optim.lr, self.config.optim.weight_decay)
@@ -76,20 +81,22 @@ class EncoderStage(Stage):
         right, device = 0, self.module.clip.weight.device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
-            waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
+            waveform, mask = pad([x.astype("float32") / 32767 for _, x in part])
             _, _, logits = self.module(waveform.to(device), mask.to(device))
             right += sum(self.maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(self.development)}
 
     def save(self, write: bool) -> None:
-        """The encoder as `ConvEncoder.from_pretrained` reads it, and the heads beside it."""
+        """The encoder with the frame head inside, as `ConvEncoder.from_pretrained` reads it; both heads beside it."""
         from safetensors.torch import save_file
 
         if not write:
             return
         out, tagger = Path(self.config.out), self.module
-        write_text(out / "config.json", json.dumps(tagger.encoder.options))
-        save_file({k: v.contiguous() for k, v in tagger.encoder.state_dict().items()}, out / "model.safetensors")
+        head = {f"head.{k}": v for k, v in tagger.frame.state_dict().items()}
+        weights = {k: v.contiguous() for k, v in {**tagger.encoder.state_dict(), **head}.items()}
+        write_text(out / "config.json", json.dumps({**tagger.encoder.options, "labels": tagger.frame.out_features}))
+        save_file(weights, out / "model.safetensors")
         heads = {k: v.contiguous() for k, v in tagger.state_dict().items() if not k.startswith("encoder.")}
         save_file(heads, out / HEADS)
 
@@ -115,27 +122,16 @@ class Tagger(nn.Module):
         if self.training:
             heard = []
             for branch in self.trained:
-                log_mel, valid = branch.log_mel(waveform, mask)
-                heard.append(branch.encode(band_mask(log_mel, valid), valid))
+                log_mel, valid = branch.log_mel(waveform, mask)  # (B, F, mels), (B, F)
+                frames = valid.sum(1)
+                mean = ((log_mel * valid[..., None]).sum((1, 2)) / (frames * log_mel.shape[2]))[:, None, None]
+                seen = spec_augment(log_mel.transpose(1, 2), frames, bands=10, stretch=30, fill=mean)
+                heard.append(branch.encode(seen.transpose(1, 2), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:
             tokens, mask = self.encoder(waveform, mask)
         pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (R * B, D)
         return self.frame(self.dropout(tokens)), mask, self.clip(self.dropout(pooled))
-
-
-def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30, times: int = 2) -> Tensor:
-    """SpecAugment on (B, frames, mels), mask (B, frames): bands and stretches of a clip, `times` each, set to its
-    mean. [A]"""
-    size, length, mels = log_mel.shape
-    mean = ((log_mel * valid[..., None]).sum((1, 2)) / (valid.sum(1) * mels))[:, None, None]
-    for axis, most, n in ((2, bands, mels), (1, frames, length)) * times:
-        width = torch.rand(size) * most
-        start = torch.rand(size) * (n - width).clamp_min(0)
-        index = torch.arange(n)
-        hidden = ((index >= start[:, None]) & (index < (start + width)[:, None])).to(log_mel.device)  # (B, n)
-        log_mel = torch.where(hidden[:, None] if axis == 2 else hidden[..., None], mean, log_mel)
-    return log_mel
 
 
 def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
@@ -148,7 +144,7 @@ def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
     if set(options) != {"n_fft"} or not windows:
         raise ConfigError("model.encoder.options: with init, give only n_fft, the windows of the branches to add")
     windows = [windows] if isinstance(windows, int) else windows
-    encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows]})
+    encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows], "labels": 0})
     encoder.branches[: len(old.branches)].load_state_dict(old.branches.state_dict())
     encoder.branches[: len(old.branches)].requires_grad_(False)
     return encoder
@@ -184,7 +180,8 @@ class LanguageModelStage(Stage):
         self.config, data, size = config, config.data, config.language_model
         if data.texts is None:
             raise ConfigError("data.texts: the folder of caption texts is missing from the recipe")
-        held = [clip for clip in sources.sounds(data.sounds) if clip.split != "train"] if data.sounds else []
+        clips = [clip for folder in sources.folders(data.sounds) for clip in sources.sounds(folder)]
+        held = [clip for clip in clips if clip.split != "train"]
         self.held_out = [clean(caption) for clip in held for caption in clip.captions]
         self.texts = [clean(t) for t in sources.caption_texts(data.texts, {c for clip in held for c in clip.captions})]
         first = [text for step in range(400) for text in self.batch(step, loader.WHOLE)["captions"]]
@@ -210,7 +207,7 @@ class LanguageModelStage(Stage):
         """Captions: the share `data.composed` is composed from the phrase bank, the rest is drawn from the texts."""
         rng, data, size = np.random.default_rng((self.config.seed, index)), self.config.data, self.config.optim.batch
         captions = [
-            scenes.caption(rng, data.shares)
+            scenes.caption(rng, data.shares, data.parents)
             if rng.random() < data.composed
             else self.texts[int(rng.integers(len(self.texts)))]
             for _ in range(size)

@@ -77,7 +77,7 @@ def test_processes_share_a_batch(clips):
     for k, part in enumerate(parts):
         length = part["waveform"].shape[1]
         torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :length])
-    with pytest.raises(ValueError, match="4 clips cannot be shared alike by 3 processes"):
+    with pytest.raises(ValueError, match="4 clips cannot be divided equally among 3 processes"):
         clip_batch(reader, 4, 0, (0, 3))
 
 
@@ -232,7 +232,7 @@ def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full)
-        with pytest.raises(TrainingError, match=r"cannot be written .*No space left.* the last one is kept"):
+        with pytest.raises(TrainingError, match=r"cannot be written .*no room left.* the last one is kept"):
             train(recipe(), resume=True)
     assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
     more = Clip("more", clips[0].path, captions=("More.",), split="train")

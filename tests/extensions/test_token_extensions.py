@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 
-from lamb.config import ChannelDropoutConfig, ClassPrototypesConfig, ConfigError
+from lamb.config import ChannelDropoutConfig, ConfigError
 from lamb.extensions import load
 from lamb.extensions.channel_dropout import ChannelDropout
 from lamb.extensions.class_prototypes import ClassPrototypes
@@ -25,27 +25,34 @@ def test_channel_dropout_takes_channels_of_a_clip():
 
 def test_tokens_are_shifted_towards_prototypes():
     torch.manual_seed(0)
-    prototypes, h_a = ClassPrototypes(ClassPrototypesConfig(labels=3), 16), torch.randn(2, 5, 16)
+    head, h_a = torch.nn.Linear(16, 3), torch.randn(2, 5, 16)
     for sure, label in ((0.0, None), (1e4, 1)):
-        prototypes.head.bias.data = torch.tensor([0.0, sure, 0.0])
-        share = prototypes.head(h_a).softmax(-1) if label is None else torch.eye(3)[label]
-        towards = share @ (prototypes.head.weight / prototypes.head.weight.norm(dim=1, keepdim=True))
-        torch.testing.assert_close(prototypes(h_a, torch.ones(2, 5)), h_a + 4 * towards, atol=1e-5, rtol=1e-5)
+        head.bias.data = torch.tensor([0.0, sure, 0.0])
+        share = head(h_a).softmax(-1) if label is None else torch.eye(3)[label]
+        towards = share @ (head.weight / head.weight.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(ClassPrototypes(head)(h_a, torch.ones(2, 5)), h_a + 4 * towards)
 
 
-def test_prototypes_come_from_the_encoders_folder(make_model, tmp_path):
-    head = {"frame.weight": torch.randn(5, 32), "frame.bias": torch.randn(5)}
-    save_file(head, tmp_path / "heads.safetensors")
-    model = make_model(extensions={"class_prototypes": {"labels": 5, "source": str(tmp_path)}})
-    again = load(save(model, tmp_path / "model", standalone=True, card={}))
-    for found in (model, again):
-        assert torch.equal(found.extensions["class_prototypes"].head.weight, head["frame.weight"])
-        assert not found.extensions["class_prototypes"].head.weight.requires_grad
-    for own in ({"labels": 4, "source": str(tmp_path)}, {"labels": 5}, {"labels": 5, "source": str(tmp_path / "no")}):
-        with pytest.raises(
-            ConfigError, match=r"extensions\.class_prototypes: .*heads\.safetensors does not hold a head"
-        ):
-            make_model(extensions={"class_prototypes": own})
+CONV = {"widths": (4, 8, 16, 32), "mels": 32, "n_fft": 512, "labels": 5}
+EFFICIENTAT = {"width": 0.1, "dim": 32, "relative": True, "labels": ("dog", "rain")}
+
+
+@pytest.mark.parametrize(("name", "options"), [("conv", CONV), ("efficientat", EFFICIENTAT)])
+def test_the_prototypes_are_those_of_the_encoder(make_model, tmp_path, name, options):
+    encoder = {"name": name, "options": options, "source": None}
+    model = make_model(encoder=encoder, extensions={"class_prototypes": {"enabled": True}})
+    assert model.extensions["class_prototypes"].head is model.encoder.frame_head
+    assert not model.encoder.frame_head.weight.requires_grad  # it is frozen with the encoder
+    file = save(model, tmp_path / "model", standalone=True, card={}) / "model.safetensors"
+    assert not [name for name in load_file(file) if name.startswith("extensions")]  # held once
+    again = load(tmp_path / "model")
+    assert again.extensions["class_prototypes"].head is again.encoder.frame_head
+    assert torch.equal(again.encoder.frame_head.weight, model.encoder.frame_head.weight)
+
+
+def test_an_encoder_without_heads_has_no_prototypes(make_model):
+    with pytest.raises(ConfigError, match=r"extensions\.class_prototypes: the encoder has no label heads"):
+        make_model(extensions={"class_prototypes": {"enabled": True}})
 
 
 def test_positions_in_time():

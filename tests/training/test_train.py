@@ -24,7 +24,7 @@ from lamb.training import train as training
 from lamb.training.device import TrainingError, memory, precision_of, require_memory
 from lamb.training.loop import schedule
 from lamb.training.stage import param_groups
-from lamb.training.tiny import Tagger, band_mask
+from lamb.training.tiny import Tagger
 from lamb.training.train import train
 
 LABELS = ("dog", "rain", "siren", "rooster")
@@ -103,7 +103,7 @@ def test_schedule():
 def test_memory_that_is_certain(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10, dtype=torch.bfloat16))
     model[1].requires_grad_(False)
-    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(average=0.9))
+    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(ema_decay=0.9))
     # 110 parameters of 4 bytes: weight, gradient, two moments, perhaps an average; 110 frozen of 2 bytes
     assert memory(model, config) == 110 * 4 * 4 + 110 * 2
     assert memory(model, averaged) == 110 * 4 * 5 + 110 * 2
@@ -157,31 +157,6 @@ def test_every_branch_answers_in_training_and_their_mean_otherwise():
     torch.testing.assert_close(frames, each.mean(0))
 
 
-def test_band_mask():
-    torch.manual_seed(0)
-    log_mel = torch.randn(64, 100, 32)
-    valid = torch.arange(100) < torch.tensor([[100], [60]]).repeat(32, 1)  # every other clip ends at frame 60
-    log_mel[~valid] = 1e3  # padding, which the mean must not see
-    masked = band_mask(log_mel, valid, bands=12, frames=40, times=1)
-    changed = masked != log_mel  # (B, frames, mels)
-    mean = torch.stack([clip[ok].mean() for clip, ok in zip(log_mel, valid, strict=True)])
-    for clip in range(64):
-        bands, frames = changed[clip].all(0), changed[clip].all(1)
-        assert bands.sum() <= 12
-        assert frames.sum() <= 40
-        assert torch.equal(changed[clip], bands | frames[:, None])
-        for stretch in (bands, frames):
-            where = stretch.nonzero()[:, 0]
-            assert len(where) == 0 or int(where[-1] - where[0]) == len(where) - 1
-        torch.testing.assert_close(
-            masked[clip][changed[clip]].unique(), mean[clip][None].expand(int(changed[clip].any()))
-        )
-    assert len({tuple(row) for row in changed.all(1).tolist()}) > 20  # every clip its own
-    twice = (band_mask(log_mel, valid, bands=12, frames=0, times=2) != log_mel).all(1)  # (B, mels)
-    starts = twice.float().diff(dim=1, prepend=torch.zeros(64, 1)) > 0
-    assert starts.sum(1).max() == 2
-
-
 @pytest.fixture
 def stages(recipe, tmp_path) -> dict[str, Path]:
     """The results of the three stages, each built on those before."""
@@ -226,6 +201,7 @@ def test_branches_are_added_to_an_encoder(stages, recipe, tmp_path):
     encoder = ConvEncoder.from_pretrained(tmp_path / "grown")
     before = ConvEncoder.from_pretrained(stages["encoder"])
     assert encoder.options == {**before.options, "n_fft": [*before.options["n_fft"], 512]}
+    assert encoder.frame_head is not None
     torch.manual_seed(42)
     fresh = ConvEncoder(**encoder.options)
     assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("branches.1."))
@@ -396,6 +372,7 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
         ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
+        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: this stage finds out the labels"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):

@@ -3,23 +3,28 @@
 from typing import Any
 
 from ...config import ConfigError, EncoderConfig
-from .base import Encoder
 from .ced import CED
 from .conv import ConvEncoder
+from .efficientat import EfficientAT
 from .huggingface import HuggingFaceEncoder
 
-ENCODERS: dict[str, Any] = {"ced": CED, "conv": ConvEncoder, "huggingface": HuggingFaceEncoder}
+ENCODERS: dict[str, Any] = {
+    "ced": CED,
+    "conv": ConvEncoder,
+    "efficientat": EfficientAT,
+    "huggingface": HuggingFaceEncoder,
+}
 
 
-def build_encoder(config: EncoderConfig) -> Encoder:
-    """The encoder that `config` names: with the weights of `source`, or random; frozen, with LoRA or in full."""
+def build_encoder(config: EncoderConfig) -> Any:
+    """The `Encoder` that `config` names: with the weights of `source`, or random; frozen, with LoRA or in full."""
     if config.name not in ENCODERS:
         raise ConfigError(f"encoder.name: {config.name!r} is not one of {', '.join(ENCODERS)}")
     kind = ENCODERS[config.name]
     if config.source is not None and config.options:
         raise ConfigError("encoder.options: the weights of encoder.source have their own; give one of the two")
     try:
-        encoder: Encoder = kind(**config.options) if config.source is None else kind.from_pretrained(config.source)
+        encoder = kind(**config.options) if config.source is None else kind.from_pretrained(config.source)
     except (TypeError, OSError, ValueError) as error:
         remedy = "" if config.source else "give the options of a new encoder, or the weights of one: encoder.source"
         raise ConfigError(f"encoder.{'source' if config.source else 'options'}: {error}", remedy) from None

@@ -10,6 +10,7 @@ which makes their tokens comparable: the mean of the branches' tokens is an ense
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,7 @@ class ConvEncoder(Encoder):
             time is halved by the stem and by the first two of them, so a token stands for 8 hops.
         mels, hop: of the log mel front end, in bands and samples.
         n_fft: length of its window in samples; several give a branch each.
+        labels: outputs of `frame_head`, which stage encoder of `lamb train` makes; 0: none.
     """
 
     sample_rate = 16000
@@ -127,16 +129,24 @@ class ConvEncoder(Encoder):
         mels: int = 64,
         n_fft: int | Sequence[int] = 1024,
         hop: int = 320,
+        labels: int = 0,
     ):
         super().__init__()
         windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
         if not windows:
             raise ValueError("n_fft: give the length of one window at least")
-        self.options = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        self.options: dict[str, Any] = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
+        if labels:
+            self.options["labels"] = labels
         self.dim = widths[-1]
         branches = [Branch(self.sample_rate, widths, mels, n, hop) for n in windows]
         self.branches = nn.ModuleList(branches)
+        self.head = nn.Linear(self.dim, labels) if labels else None
         self.frame_rate = self.sample_rate / hop / branches[0].hops
+
+    @property
+    def frame_head(self) -> nn.Linear | None:
+        return self.head
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ConvEncoder":
