@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import reader as audio
+from ..config import ConfigError, TrainConfig
+from . import sources
 from .manifest import Clip
 from .scenes import Event, Recording, SceneMaker, trim
 
@@ -43,6 +45,16 @@ def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dic
         for label, source, recording in pool.map(decode, clips):
             found.setdefault(label, {}).setdefault(source, []).append(recording)
     return {label: list(by_source.values()) for label, by_source in sorted(found.items())}
+
+
+def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list[Clip]]:
+    """A maker of scenes from the training recordings in `data.sounds`, and the development recordings there."""
+    data = config.data
+    if data.sounds is None:
+        raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
+    training, development = sources.split_sounds(*sources.folders(data.sounds))
+    bank = recordings(training, sample_rate)
+    return SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents), development
 
 
 def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ evaluation material stays out of training. Collections that `lamb data` fetches 
 from collections.abc import Collection
 from pathlib import Path
 
+from ..config import ConfigError
+from .leakage import leaked
 from .manifest import Clip, ManifestError, parse, read, select, table
 from .vocabulary import PHRASES, SAME, VOCABULARY
 
@@ -63,6 +65,24 @@ def sounds(folder: str | Path) -> list[Clip]:
 def folders(sounds: str | Collection[str] | None) -> tuple[str, ...]:
     """The folders of labelled recordings that a recipe names, one or several or none."""
     return () if sounds is None else (sounds,) if isinstance(sounds, str) else tuple(sounds)
+
+
+def split_sounds(*given: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of folders, without training recordings that are in development as well.
+
+    Raises ManifestError for a missing split, ConfigError for a label for which no caption can be composed.
+    """
+    clips = [clip for folder in given for clip in sounds(folder)]
+    training, development = (select(clips, split, Path(given[0])) for split in ("train", "development"))
+    unknown = {label for clip in clips for label in clip.labels} - VOCABULARY.keys()
+    if unknown:
+        raise ConfigError(
+            f"{', '.join(map(str, given))}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/vocabulary.txt"
+        )
+    # ESC-50 and UrbanSound8K share a few recordings
+    same = {clip.id for clip in leaked(training, [clip.source for clip in development])}
+    return [clip for clip in training if clip.id not in same], development
 
 
 def _split(row: dict[str, str]) -> str:

@@ -2,8 +2,8 @@
 
     confidence = sigmoid(a + b * logit(p)),   p = exp(score)
 
-The score is the mean log probability of the caption's tokens, so p is a probability. (a, b), `DecodeConfig.confidence`, is
-fitted on labelled recordings at the end of training (Platt scaling).
+The score is the mean log probability of the caption's tokens, so p is a probability. (a, b), `DecodeConfig.confidence`,
+are fitted on labelled recordings at the end of training (Platt scaling).
 """
 
 from __future__ import annotations

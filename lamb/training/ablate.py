@@ -32,7 +32,8 @@ from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
-from .loop import TrainingError, run_facts, write
+from .device import TrainingError
+from .state import require_same_recipe, write
 from .train import train
 
 COLUMNS = {  # a measure of a run: heading, factor, decimals
@@ -98,8 +99,8 @@ def ablate(
         raise ConfigError(f"{out}: holds an ablation already; go on with --resume, or choose another out=FOLDER")
     encoder = build_encoder(stages[runs[0]].model.encoder)
     test = manifest.read(write_scenes(config.scenes, out / "scenes", encoder.sample_rate), "test")
-    for run, stage in stages.items():
-        _check_begun(run.folder, stage)
+    for stage in stages.values():
+        require_same_recipe(stage)
     results: Results = {}
     blocks: dict[str, str] = {}
 
@@ -214,13 +215,6 @@ def planned(config: AblationConfig) -> list[Run]:
             settings = [f"{key}={json.dumps(value)}" for key, value in ours.items()]  # JSON is YAML
             runs.append(Run(variant, seed, folder, (*config.settings, *own, *settings)))
     return runs
-
-
-def _check_begun(folder: Path, stage: TrainConfig) -> None:
-    """ConfigError where `folder` holds a run that was begun with other settings, base recipe or scenes."""
-    begun = folder / "recipe.json"
-    if begun.exists() and json.loads(begun.read_text()) != run_facts(stage):
-        raise ConfigError(f"{folder}: was begun with other settings; remove it, or choose another out=FOLDER")
 
 
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
