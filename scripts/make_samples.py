@@ -116,6 +116,10 @@ def church_bells(random: Random, duration: float = 7.0) -> np.ndarray:
     return fade(room(random, x, 3.0, 0.8) + background(random, duration, 0.3), 0.01, 0.6)
 
 
+# What a clock's case answers to each click: pitch in Hz, strength, decay in s
+STEEL = ((1570, 0.5, 0.003), (2890, 0.7, 0.0025), (4420, 0.6, 0.002), (6180, 0.4, 0.0015))
+
+
 def clock_ticking(random: Random, duration: float = 5.0) -> np.ndarray:
     """An alarm clock by the bed, four strokes a second, tick and tock: clicks of small steel parts in a tin case."""
     x = background(random, duration, 0.02)
