@@ -62,27 +62,27 @@ def sounds(folder: str | Path) -> list[Clip]:
     return clips
 
 
-def folders(sounds: str | Collection[str] | None) -> tuple[str, ...]:
-    """The folders of labelled recordings that a recipe names, one or several or none."""
-    return () if sounds is None else (sounds,) if isinstance(sounds, str) else tuple(sounds)
-
-
-def split_sounds(*given: str | Path) -> tuple[list[Clip], list[Clip]]:
-    """Training and development recordings of folders, without training recordings that are in development as well.
+def split_sounds(*folders: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of `folders`, without training recordings that are in development as well.
 
     Raises ManifestError for a missing split, ConfigError for a label for which no caption can be composed.
     """
-    clips = [clip for folder in given for clip in sounds(folder)]
-    training, development = (select(clips, split, Path(given[0])) for split in ("train", "development"))
+    clips = [clip for folder in folders for clip in sounds(folder)]
+    training, development = (select(clips, split, Path(folders[0])) for split in ("train", "development"))
     unknown = {label for clip in clips for label in clip.labels} - VOCABULARY.keys()
     if unknown:
         raise ConfigError(
-            f"{', '.join(map(str, given))}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            f"{', '.join(map(str, folders))}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
             "write them into lamb/data/vocabulary.txt"
         )
     # ESC-50 and UrbanSound8K share a few recordings
     same = {clip.id for clip in leaked(training, [clip.source for clip in development])}
     return [clip for clip in training if clip.id not in same], development
+
+
+def folders(sounds: str | Collection[str] | None) -> tuple[str, ...]:
+    """The folders of labelled recordings that a recipe names, one or several or none."""
+    return () if sounds is None else (sounds,) if isinstance(sounds, str) else tuple(sounds)
 
 
 def _split(row: dict[str, str]) -> str:

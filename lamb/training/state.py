@@ -23,8 +23,8 @@ from .device import TrainingError
 def run_facts(config: TrainConfig) -> dict[str, Any]:
     """The recipe and the check sums of the lists of recordings: what must not change when a run is resumed."""
     data = config.data
-    lists = [Path(folder) / "manifest.csv" for folder in sources.folders(data.sounds)]
-    lists = [Path(data.manifest)] if data.manifest else lists
+    tables = [Path(folder) / "manifest.csv" for folder in sources.folders(data.sounds)]
+    lists = [Path(data.manifest)] if data.manifest else tables
     sums = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in lists if path.is_file()}
     return {**to_dict(config), "lists": sums}
 
