@@ -36,7 +36,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "audio.files": set(),
     "audio.headers": set(),
     "audio.reader": {"numpy"},
-    "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
+    "audio.sandbox": {"numpy"},  # a decoding process starts at once, and has no model to lose
     "cli.app": {"typer"},
     "__main__": set(),
 }
