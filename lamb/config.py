@@ -109,6 +109,19 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class WeighConfig:
+    """Every sound that a candidate caption names is weighed on its own, see lamb.inference.weighing. [O]"""
+
+    enabled: bool = False  # needs an encoder with label heads
+    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w: of a sound's confidence
+    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u): of the caption's
+    doubt: float = 1.0  # price of a sound that is not there; 0: all that was found is told
+    upper: float = 0.5  # worth of an upper class, of a kind 1
+    wording: float = 0.1  # of the mean log probability of the tokens
+    offered: int = 2  # upper classes that are candidates in any case, the most probable ones
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How a caption is generated, and how it is read."""
 
@@ -127,6 +140,7 @@ class DecodeConfig:
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]
+    weigh: WeighConfig = WeighConfig()
     confidence: tuple[float, float] = (
         0.0,
         1.0,
@@ -150,7 +164,7 @@ class LambConfig:
 class DataConfig:
     """What is trained on."""
 
-    sounds: str | None = None  # folder of labelled recordings with a manifest.csv (see lamb.data.sources)
+    sounds: str | tuple[str, ...] | None = None  # folder or folders of labelled recordings, see lamb.data.sources
     texts: str | None = None  # folder of caption texts, for the language model
     manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
     split: str = "train"  # of the manifest, to train on
@@ -162,6 +176,7 @@ class DataConfig:
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
+    parents: float = 0.0  # share of sounds that are made hard to make out and told by an upper class [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 
@@ -175,6 +190,16 @@ class LanguageModelConfig:
     layers: int = 4
     heads: int = 4
     mlp: int = 704
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """What an encoder is taught by (stage distill), see lamb.training.distill. [O]"""
+
+    teacher: str | None = None  # official EfficientAT checkpoint; nothing of it becomes part of the result
+    hints: float = 1.5  # weight of coming near its feature maps
+    classes: float = 30.0  # weight of its probabilities of AudioSet's classes
+    crop: int | None = None  # frames of a scene that are heard, without our labels; None: all of it, with them
 
 
 @dataclass(frozen=True)
@@ -202,7 +227,7 @@ class OptimConfig:
 class TrainConfig:
     """A recipe: one stage of training."""
 
-    stage: Literal["encoder", "language_model", "lamb"] = "lamb"
+    stage: Literal["encoder", "distill", "language_model", "lamb"] = "lamb"
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
@@ -215,6 +240,7 @@ class TrainConfig:
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     data: DataConfig = DataConfig()
+    distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
     card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
 
@@ -263,6 +289,11 @@ class AblationConfig:
     out: str = "runs/ablation"
 
 
+def _option(default: Any, metavar: str, help: str, group: str = "Options", **bounds: float) -> Any:
+    """A field that is also an option of the command line: its name, default, help and bounds are stated here alone."""
+    return field(default=default, metadata={"metavar": metavar, "help": help, "group": group, **bounds})
+
+
 @dataclass(frozen=True)
 class DecodeLimits:
     """What it may cost to decode one file, in a process of its own that keeps to it. [O]"""
@@ -274,22 +305,30 @@ class DecodeLimits:
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """What `lamb serve` allows strangers, and how it shares the machine among them. [O]"""
+    """The limits of `lamb serve` and how its clients share the machine; each field is an option of the command. [O]"""
 
-    host: str = "127.0.0.1"  # others come through a reverse proxy, see docs/serve.md
-    port: int = 8000  # 0: any free one
-    batch_wait: float = 0.01  # seconds that a request waits for others, to be captioned together
-    batches: int | None = None  # captioned at a time, the threads shared out to them; None: 2 on a CPU, 1 on a GPU
-    queue: int = 128  # requests taken at a time; one more is answered with 503
-    max_size: float = 25.0  # MB of an upload
-    max_duration: float = 600.0  # seconds of a recording
-    max_channels: int = 8  # of a recording
-    max_rate: int = 192_000  # Hz of a recording
-    upload_timeout: float = 60.0  # seconds for a request to arrive in full
-    decoders: int = 2  # processes that decode
-    decode_timeout: float = 30.0  # seconds for a recording to be decoded
-    decode_memory: float = 1024.0  # MB of address space of a decoder, of which 210 are taken at its start
-    drain: float = 30.0  # seconds for what was taken to be finished, when asked to end
+    host: str = _option("127.0.0.1", "ADDRESS", "The address to listen on; 0.0.0.0 is every interface.")
+    port: int = _option(8000, "N", "The port to listen on; 0 picks a free one.", min=0, max=65535)
+    max_size: float = _option(25.0, "MB", "Largest upload.", "Limits", min=0.001)
+    max_duration: float = _option(600.0, "SECONDS", "Longest recording.", "Limits", min=0.1)
+    max_channels: int = _option(8, "N", "Most channels of a recording.", "Limits", min=1)
+    max_rate: int = _option(192_000, "HZ", "Highest sample rate of a recording.", "Limits", min=4000)
+    upload_timeout: float = _option(60.0, "SECONDS", "Time for a request to arrive in full.", "Limits", min=0.1)
+    decode_timeout: float = _option(30.0, "SECONDS", "Time to decode a recording.", "Limits", min=0.1)
+    decode_memory: float = _option(
+        1024.0, "MB", "Address space of a decoding process, of which 210 MB are used at its start.", "Limits", min=256
+    )
+    queue: int = _option(
+        128, "N", "Requests that are processed or wait; further ones are answered with 503.", "Scheduling", min=1
+    )
+    decoders: int = _option(2, "N", "Processes that decode recordings.", "Scheduling", min=1)
+    batch_wait: float = _option(
+        0.01, "SECONDS", "Time that a request waits for others to share its batch.", "Scheduling", min=0
+    )
+    batches: int | None = _option(
+        None, "N", "Batches that run at once and share the threads; 2 on a CPU, 1 on a GPU.", "Scheduling", min=1
+    )
+    drain: float = _option(30.0, "SECONDS", "Time to finish open requests at shutdown.", "Scheduling", min=0)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig, to_dict
+from ..data import sources
 from ..errors import reason
 from . import sharding
 from .device import TrainingError
@@ -23,7 +24,8 @@ from .device import TrainingError
 def run_facts(config: TrainConfig) -> dict[str, Any]:
     """The recipe and the check sums of the lists of recordings: what must not change when a run is resumed."""
     data = config.data
-    lists = [Path(data.manifest)] if data.manifest else [Path(data.sounds) / "manifest.csv"] if data.sounds else []
+    tables = [Path(folder) / "manifest.csv" for folder in sources.folders(data.sounds)]
+    lists = [Path(data.manifest)] if data.manifest else tables
     sums = {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in lists if path.is_file()}
     return {**to_dict(config), "lists": sums}
 

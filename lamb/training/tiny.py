@@ -19,9 +19,11 @@ from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
 from ..inference.generation import clean
 from ..model.encoders.conv import ConvEncoder
+from ..model.encoders.spec_augment import spec_augment
 from ..model.lamb import build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
+from ..model.padding import pad
 from .stage import Losses, Stage, param_groups
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
@@ -51,7 +53,7 @@ class EncoderStage(Stage):
         if config.init is not None:
             load_heads(self.module, Path(config.init))
         bank = loader.recordings(development, encoder.sample_rate)
-        self.development = [(label, x) for label, found in bank.items() for source in found for x in source]
+        self.development = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
     def param_groups(self) -> list[dict[str, Any]]:
         return param_groups(self.module.named_parameters(), self.config.optim.lr, self.config.optim.weight_decay)
@@ -78,7 +80,7 @@ class EncoderStage(Stage):
         right, device = 0, self.module.clip.weight.device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
-            waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
+            waveform, mask = pad([x.astype("float32") / 32767 for _, x in part])
             _, _, logits = self.module(waveform.to(device), mask.to(device))
             right += sum(self.maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(self.development)}
@@ -118,27 +120,16 @@ class Tagger(nn.Module):
         if self.training:
             heard = []
             for trunk in self.trained:
-                log_mel, valid = trunk.log_mel(waveform, mask)
-                heard.append(trunk.encode(band_mask(log_mel, valid), valid))
+                log_mel, valid = trunk.log_mel(waveform, mask)  # (B, F, mels), (B, F)
+                frames = valid.sum(1)
+                mean = ((log_mel * valid[..., None]).sum((1, 2)) / (frames * log_mel.shape[2]))[:, None, None]
+                seen = spec_augment(log_mel.transpose(1, 2), frames, bands=10, stretch=30, fill=mean)
+                heard.append(trunk.encode(seen.transpose(1, 2), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:
             tokens, mask = self.encoder(waveform, mask)
         pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (R * B, D)
         return self.frame(self.dropout(tokens)), mask, self.clip(self.dropout(pooled))
-
-
-def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30, times: int = 2) -> Tensor:
-    """SpecAugment on (B, frames, mels), mask (B, frames): bands and stretches of a clip, `times` each, set to its
-    mean. [A]"""
-    size, length, mels = log_mel.shape
-    mean = ((log_mel * valid[..., None]).sum((1, 2)) / (valid.sum(1) * mels))[:, None, None]
-    for axis, most, n in ((2, bands, mels), (1, frames, length)) * times:
-        width = torch.rand(size) * most
-        start = torch.rand(size) * (n - width).clamp_min(0)
-        index = torch.arange(n)
-        hidden = ((index >= start[:, None]) & (index < (start + width)[:, None])).to(log_mel.device)  # (B, n)
-        log_mel = torch.where(hidden[:, None] if axis == 2 else hidden[..., None], mean, log_mel)
-    return log_mel
 
 
 def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
@@ -187,7 +178,8 @@ class LanguageModelStage(Stage):
         self.config, data, size = config, config.data, config.language_model
         if data.texts is None:
             raise ConfigError("data.texts: the folder of caption texts is missing from the recipe")
-        held = [clip for clip in sources.sounds(data.sounds) if clip.split != "train"] if data.sounds else []
+        clips = [clip for folder in sources.folders(data.sounds) for clip in sources.sounds(folder)]
+        held = [clip for clip in clips if clip.split != "train"]
         self.held_out = [clean(caption) for clip in held for caption in clip.captions]
         self.texts = [clean(t) for t in sources.caption_texts(data.texts, {c for clip in held for c in clip.captions})]
         first = [text for step in range(400) for text in self.batch(step, loader.WHOLE)["captions"]]
@@ -213,7 +205,7 @@ class LanguageModelStage(Stage):
         """Captions: the share `data.composed` is composed from the phrase bank, the rest is drawn from the texts."""
         rng, data, size = np.random.default_rng((self.config.seed, index)), self.config.data, self.config.optim.batch
         captions = [
-            scenes.caption(rng, data.shares)
+            scenes.caption(rng, data.shares, data.parents)
             if rng.random() < data.composed
             else self.texts[int(rng.integers(len(self.texts)))]
             for _ in range(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -17,26 +18,29 @@ from pathlib import Path
 
 import pytest
 
-from lamb.cli import app as cli
+from lamb.cli.app import main
+from lamb.cli.caption import Format
+from lamb.cli.errors import REMEDIES
 from lamb.inference.captions import WRITERS
 
 # Stands in for lamb/inference/captioner.py, here and in processes of their own; a file's name says what happens to it.
 FAKE = """
 import time, warnings
 from lamb.audio.reader import AudioDamage, AudioWarning
+from lamb.errors import LambError, OptionError
 from lamb.inference.captions import Caption, Segment, Timeline
 
 class Captioner:
     @classmethod
     def load(cls, name, device=None):
         if name == "nosuch":
-            raise ValueError("no model is called nosuch; there is: tiny")
+            raise LambError("no model is called nosuch", "there is: tiny")
         return cls()
 
     def stream(self, inputs, n_best, beams, timeline=False, **options):
         calls.append({"n_best": n_best, "beams": beams, "timeline": timeline, **options})
         if n_best > (beams or 4):
-            raise ValueError("n_best is more than beams")
+            raise OptionError("n_best is more than beams")
         for source in inputs:
             file = getattr(source, "name", source)
             if "slow" in file:
@@ -85,7 +89,7 @@ def lamb(fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["lamb", *map(str, arguments)])
         try:
-            cli.main()
+            main()
         except SystemExit as exit:
             return int(exit.code or 0), *capsys.readouterr()
         raise AssertionError("main() returned")
@@ -164,9 +168,33 @@ def test_an_unknown_model(lamb: Run, tmp_path: Path) -> None:
 
 
 def test_a_bug_keeps_its_traceback(lamb: Run) -> None:
-    """Though it is a ValueError that appears in lamb's own code."""
+    """Only a LambError is shown in one line."""
     with pytest.raises(ValueError, match="invalid literal"):
         lamb("caption", "bug.wav")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.EADDRINUSE])
+def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
+    lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(name: str, device: str | None = None) -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(fake.Captioner, "load", refused)
+    code, out, err = lamb("caption", "a.wav")
+    assert (code, out) == (1, "")
+    assert err == f"lamb: error: some/file: {os.strerror(number).lower()}; {REMEDIES[number]}\n"
+
+
+def test_another_failure_of_the_system_keeps_its_traceback(
+    lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, device: str | None = None) -> None:
+        raise OSError("cannot be right")
+
+    monkeypatch.setattr(fake.Captioner, "load", broken)
+    with pytest.raises(OSError, match="cannot be right"):
+        lamb("caption", "a.wav")
 
 
 def test_warnings_are_a_line(lamb: Run) -> None:
@@ -182,7 +210,7 @@ def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
 
 @pytest.mark.parametrize("name", [*WRITERS, "table"])
 def test_formats(lamb: Run, name: str) -> None:
-    assert sorted(cli.Format) == sorted([*WRITERS, "table"])
+    assert sorted(Format) == sorted([*WRITERS, "table"])
     code, out, err = lamb("caption", "a.wav", "b.wav", "--timeline", "--format", name)
     assert (code, err) == (0, "")
     assert out.count("A dog barks.") == {"json": 6, "jsonl": 6, "text": 4}.get(name, 2)
@@ -345,14 +373,13 @@ def test_train_calls_the_library(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.fixture
 def two_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Captions of two systems, then the manifest; scored without Java and models."""
-    from lamb.evaluation import reference_metrics, scores
+    from lamb.evaluation import reference_metrics
 
     def missing(*given: object) -> None:
         raise reference_metrics.Unavailable("left out here", "lamb evaluate --download")
 
     for name in ("java", "Sentences", "FluencyDetector"):
         monkeypatch.setattr(reference_metrics, name, missing)
-    monkeypatch.setattr(scores, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     rows = {"m": ["captions", ["A dog barks.", "A dog"]], "a": ["caption", "A dog barks."], "b": ["caption", "Rain."]}
     for name, (key, value) in rows.items():
@@ -390,10 +417,10 @@ def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ([], "MODEL and DATA wanted here, got: nothing"),
-        (["data"], "MODEL and DATA wanted here, got: data"),
-        (["--human", "tiny", "data"], "DATA alone wanted here, got: tiny data"),
-        (["--human", "--compare", "a", "b", "data"], "one of --predictions, --compare and --human at a time"),
+        ([], "expected MODEL and DATA, got: nothing"),
+        (["data"], "expected MODEL and DATA, got: data"),
+        (["--human", "tiny", "data"], "expected DATA alone, got: tiny data"),
+        (["--human", "--compare", "a", "b", "data"], "give only one of --predictions, --compare and --human"),
         (["tiny", "data", "--csv", "."], ". is a folder"),
         (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: no such manifest"),
     ],
@@ -401,7 +428,7 @@ def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
 def test_evaluate_given_what_does_not_fit(lamb: Run, two_systems: list[str], given: list[str], problem: str) -> None:
     code, out, err = lamb("evaluate", *given)
     assert (code, out) == (2, "")
-    assert problem in " ".join(err.replace("│", "").split())
+    assert problem in " ".join(err.split())
 
 
 def test_evaluate_fails_where_clips_fail(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,89 @@
+"""What a user sees when something goes wrong: one line on standard error, and an exit code.
+
+0: everything succeeded; 1: something failed (a file, loading a model); 2: the command was wrong; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..errors import LambError
+
+# What the operating system refuses, and what helps.
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give the path of a file",
+    errno.EACCES: "check the permissions, or choose another place",
+    errno.EPERM: "check the permissions, or choose another place",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EADDRINUSE: "stop the other program, or choose another --port",
+    errno.EADDRNOTAVAIL: "choose an address of this machine for --host",
+}
+
+
+def say(kind: str, message: object) -> None:
+    """Print `lamb: KIND: MESSAGE` to standard error, in one line."""
+    from ..inference.captions import one_line
+
+    print(f"lamb: {kind}: {one_line(str(message))}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Around a command: end with one line for a mistake of the user's or a refusal by the operating system.
+
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except LambError as error:
+        say("error", error)
+        sys.exit(2 if isinstance(error, ValueError) else 1)  # ValueError: what was asked for cannot be right
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        say("error", f"{name}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}")
+        sys.exit(1)
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Around the loading of a model: the command may be right and the model broken, so the exit code is 1."""
+    try:
+        yield
+    except LambError as error:
+        say("error", error)
+        sys.exit(1)
+
+
+def one_line_warnings(quiet: bool, damaged: list[str] | None = None) -> None:
+    """Print lamb's warnings in one line each, and those of libraries only where the user asked for them (-W).
+
+    Sound that is lost is an error even if `quiet`; its message is also appended to `damaged`.
+    """
+    import warnings
+
+    from ..audio.reader import AudioDamage, AudioWarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        if not category.__module__.startswith("lamb."):
+            usual(message, category, *rest, **named)
+        elif damaged is not None and issubclass(category, AudioDamage):
+            damaged.append(str(message))
+            say("error", message)
+        elif not quiet:
+            say("warning", message)
+
+    usual, warnings.showwarning = warnings.showwarning, show
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    warnings.simplefilter("always", AudioWarning)
