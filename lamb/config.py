@@ -338,6 +338,15 @@ def _option(default: Any, metavar: str, help: str, group: str = "Options", **bou
 
 
 @dataclass(frozen=True)
+class DecodeLimits:
+    """What it may cost to decode one file, in a process of its own that keeps to it. [O]"""
+
+    seconds: float = 20.0  # of processor time ...
+    seconds_per_mb: float = 10.0  # ... and as many more for each megabyte of the file
+    memory: float = 1024.0  # MB of address space, of which 210 are taken at the start
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """The limits of `lamb serve` and how its clients share the machine; each field is an option of the command. [O]"""
 
