@@ -33,6 +33,8 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "inference.confidence": {"numpy"},
     "evaluation.metrics": {"numpy"},
     "model.checkpoint": set(),  # `lamb info` does without torch
+    "audio.files": set(),
+    "audio.headers": set(),
     "audio.reader": {"numpy"},
     "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
     **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "serve")},

@@ -201,7 +201,8 @@ def load_captioner(model: str, device: str | None, threads: int | None) -> Capti
 
 def _inputs(paths: list[str], recursive: bool, failed: list[str]) -> list[Any]:
     """The recordings that `paths` name; a path without any joins `failed`, unless it is the only one."""
-    from ..audio.reader import AudioError, expand
+    from ..audio.errors import AudioError
+    from ..audio.files import expand
 
     inputs: list[Any] = []
     for path in paths:
@@ -231,23 +232,17 @@ def _format_of(output: Path | None) -> Format:
 @contextmanager
 def destination(output: Path | None) -> Iterator[TextIO]:
     """Standard output, or a file that gets its name only when complete; UTF-8, and file names byte for byte."""
+    from ..audio.files import replacing
+
     if output is None:
         stdout = cast("Any", sys.stdout)
         stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield stdout
-    elif output.exists() and not output.is_file():  # a device or a pipe is written to, never replaced
-        with output.open("w", encoding="utf-8", errors="surrogateescape") as file:
-            yield file
     elif not output.resolve().parent.is_dir():
         raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
     else:
-        part = output.resolve().with_name(f".lamb-{os.getpid()}.part")
-        try:
-            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            part.replace(output.resolve())
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
 
 
 def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:

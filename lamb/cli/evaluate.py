@@ -54,6 +54,15 @@ def evaluate(
         bool,
         flag("--probe", panel=INPUT, help="Also test on pairs of the labelled clips, silence, noise and tones."),
     ] = False,
+    probe_seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--probe-seed",
+            metavar="N",
+            rich_help_panel=INPUT,
+            help="Draw the pairs of --probe from this seed; repeat the option for several seeds.",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -140,7 +149,7 @@ def evaluate(
                 sbert=sbert,
                 device=device,
                 partial=partial,
-                probe=probe,
+                probe_seeds=(probe_seed or [0]) if probe else [],
                 progress=lambda done, total: progress.update(progress.task_ids[0], completed=done, total=total),
                 say=lambda message: None if quiet else say("note", message),
             )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import replacing
 from ..errors import LambError
 
 
@@ -29,6 +30,7 @@ class Clip:
     labels: tuple[str, ...] = ()  # what is heard, as classes; empty where there are none
     split: str = ""  # train, development, test ...
     source: str = ""  # the original recording, such as youtube:ID; clips of one source never lie in two splits
+    description: str = ""  # what the collection says of a labelled recording: "a dog howling"
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}
@@ -142,9 +144,6 @@ def _seconds(key: str, value: Any) -> float:
 
 def write(clips: Iterable[Clip], path: str | Path) -> None:
     """A JSONL manifest; whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for clip in clips:
             file.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
-    partial.replace(path)

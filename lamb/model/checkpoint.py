@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import LambConfig, from_dict, to_dict
-from ..errors import LambError
+from ..errors import LambError, reason
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
     from torch import Tensor
@@ -56,8 +56,7 @@ def save(
     """
     import torch
     from safetensors.torch import save_file
-
-    from .sharding import whole
+    from torch.distributed.tensor import DTensor
 
     config = model.config
     if standalone:
@@ -72,7 +71,10 @@ def save(
             raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
-    weights = {name: whole(t).cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    weights = {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # of a sharded LLM, the whole
+        for name, t in tensors(model, standalone).items()
+    }
     if not write:
         return Path(folder)
     if half:
@@ -144,7 +146,7 @@ def _download(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise CheckpointError(
-            f"{name}: no such folder, and the Hugging Face hub does not give it ({_reason(error)}); "
+            f"{name}: no such folder, and the Hugging Face hub does not give it ({reason(error)}); "
             "check the name and the network"
         ) from error
     if not (folder / "lamb.json").exists():
@@ -182,7 +184,7 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({_reason(error)}); copy or train the model again") from error
+        raise CheckpointError(f"{file}: cannot be read ({reason(error)}); copy or train the model again") from error
 
 
 def load(name: str | Path, device: str = "cpu") -> "LambModel":
@@ -293,10 +295,6 @@ def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
         )
     except Exception as error:  # see _download
         raise CheckpointError(
-            f"{repo}: the upload failed ({_reason(error)}); check the name, the token and the network"
+            f"{repo}: the upload failed ({reason(error)}); check the name, the token and the network"
         ) from error
     return str(address)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
