@@ -1,4 +1,4 @@
-"""Fit how a model weighs the sounds of its candidate captions, and show what each setting does.
+"""Fit how a model weighs the sounds of its candidate captions (`lamb.inference.weighing`), and show what settings do.
 
     python scripts/fit_weighing.py MODEL ../shared/sounds ../shared/sounds-more [doubt=1 upper=0.5 ...]
 

@@ -223,7 +223,10 @@ class LabelledScenes:
         return {"named": named, **gap_scores(self.model, chosen)}
 
     def decode_options(self) -> dict[str, Any]:
-        """The confidence, calibrated on the development recordings with the search that will be used."""
+        """The confidence, calibrated on the development recordings with the search that will be used; nothing where
+        sounds are weighed, which `scripts/fit_weighing.py` fits."""
+        if self.model.config.decode.weigh.enabled:
+            return {}
         results = Captioner(self.model).caption(self.development)
         said = [(c, r) for c, r in zip(self.development, results, strict=True) if r.ok and r.text != SILENCE]
         right = [names(result.text, clip.labels[0]) for clip, result in said]
