@@ -183,7 +183,7 @@ def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
     monkeypatch.setattr(fake.Captioner, "load", refused)
     code, out, err = lamb("caption", "a.wav")
     assert (code, out) == (1, "")
-    assert err == f"lamb: error: some/file: {os.strerror(number).lower()}; {REMEDIES[number]}\n"
+    assert err == f"lamb: error: some/file: {os.strerror(number)}; {REMEDIES[number]}\n"
 
 
 def test_another_failure_of_the_system_keeps_its_traceback(
