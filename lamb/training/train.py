@@ -7,6 +7,7 @@ import torch
 
 from ..config import ConfigError, TrainConfig, read_recipe
 from .device import LESS_MEMORY, TrainingError, is_first_process
+from .distill import DistillStage
 from .lamb_stage import LambStage
 from .loop import fit
 from .stage import Stage
@@ -15,6 +16,7 @@ from .tiny import EncoderStage, LanguageModelStage
 
 STAGES: dict[str, Callable[[TrainConfig], Stage]] = {
     "encoder": EncoderStage,
+    "distill": DistillStage,
     "language_model": LanguageModelStage,
     "lamb": LambStage,
 }
@@ -30,7 +32,11 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
     Raises ConfigError for a recipe that cannot be used, and for a folder that holds a run already unless `resume`;
     TrainingError for training that cannot continue.
     """
-    config = read_recipe(recipe, overrides)
+    return run_stage(read_recipe(recipe, overrides), resume)
+
+
+def run_stage(config: TrainConfig, resume: bool) -> Path:
+    """Run the stage of a recipe that has been read; see `train`."""
     if (Path(config.out) / "recipe.json").exists() and not resume:
         raise ConfigError(f"{config.out}: holds a run already; continue it with --resume, or choose another out=FOLDER")
     require_same_recipe(config)
