@@ -107,13 +107,13 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        gate = nn.Module()
+        gate: Any = nn.Module()
         gate.fc1 = nn.Linear(dim, channels(dim / 4))
         gate.fc2 = nn.Linear(channels(dim / 4), dim)
         self.conc_se_layers = nn.ModuleList([gate])  # the official name; the list is of one
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        (gate,) = self.conc_se_layers
+        gate: Any = self.conc_se_layers[0]
         opened = gate.fc2(F.relu(gate.fc1(mean(x, mask)))).sigmoid()  # (B, C)
         return x * opened[:, :, None, None].to(x.dtype), mask
 
@@ -337,7 +337,8 @@ class EfficientAT(nn.Module):
         """
         if not self.labels:
             return tokens
-        directions = F.normalize(self.heads["frame"].weight, dim=1)  # (labels + 1, D)
+        head: Any = self.heads["frame"]
+        directions = F.normalize(head.weight, dim=1)  # (labels + 1, D)
         return tokens + self.tag_frames(tokens).to(tokens.dtype) @ directions * math.sqrt(self.dim)
 
 
