@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
 from ..model.encoders.efficientat import EfficientAT, mean
+from ..model.encoders.spec_augment import spec_augment
 from ..model.lamb import build_encoder
 from ..model.losses import share_of
 from .device import cpu_has_bfloat16
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
-from .tiny import band_mask
 
 HINTS = (0, 1, 3, 6, 10, 12, 15, 16)  # layers: the first and last convolution, and blocks at every resolution
 MEASURED = range(10**6, 10**6 + 3)  # batches that the spread of the teacher's channels is measured on
-BANDS = 16  # most that are hidden at a time
+BANDS, STRETCH = 16, 30  # mels and frames that are hidden at a time, at most
 EMPTY = -1.40259  # (ln(1e-5) + 4.5) / 5: log mel of a band without any power
 
 
@@ -107,6 +107,10 @@ class DistillStage(Stage):
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
+        if config.model.encoder.name != "efficientat":
+            raise ConfigError(
+                f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
+            )
         if config.distill.teacher is None:
             raise ConfigError("distill.teacher: the checkpoint that teaches is missing from the recipe")
         if "labels" in options:
@@ -142,7 +146,10 @@ class DistillStage(Stage):
             log_mel, valid = self.module.encoder.log_mel(batch["waveform"], batch["mask"])
             if self.config.distill.crop:
                 log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
-            log_mel = band_mask(log_mel[:, 0].transpose(1, 2), valid, bands=BANDS).transpose(1, 2)[:, None]
+            frames = valid.sum(1)
+            mean_level = (log_mel[:, 0] * valid[:, None]).sum((1, 2)) / (frames * log_mel.shape[2])  # (B,)
+            seen = spec_augment(log_mel[:, 0], frames, bands=BANDS, stretch=STRETCH, fill=mean_level[:, None, None])
+            log_mel = seen[:, None]
             maps, logits = self.teacher(log_mel, valid)
         hints = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
         return {"log_mel": log_mel, "valid": valid, "hints": hints, "classes": logits, "events": batch["events"]}
