@@ -36,7 +36,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, efficientat, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
