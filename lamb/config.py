@@ -193,6 +193,16 @@ class LanguageModelConfig:
 
 
 @dataclass(frozen=True)
+class DistillConfig:
+    """What an encoder is taught by (stage distill), see lamb.training.distill. [O]"""
+
+    teacher: str | None = None  # official EfficientAT checkpoint; nothing of it becomes part of the result
+    hints: float = 1.5  # weight of coming near its feature maps
+    classes: float = 30.0  # weight of its probabilities of AudioSet's classes
+    crop: int | None = None  # frames of a scene that are heard, without our labels; None: all of it, with them
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """AdamW and a cosine schedule. [P]"""
 
@@ -217,7 +227,7 @@ class OptimConfig:
 class TrainConfig:
     """A recipe: one stage of training."""
 
-    stage: Literal["encoder", "language_model", "lamb"] = "lamb"
+    stage: Literal["encoder", "distill", "language_model", "lamb"] = "lamb"
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
@@ -230,6 +240,7 @@ class TrainConfig:
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     data: DataConfig = DataConfig()
+    distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
     card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
 

@@ -184,9 +184,27 @@ def test_from_the_hub(tmp_path, monkeypatch):
     assert asked == [("owner/name", "mn.pt"), ("owner/name", "model.safetensors")]
 
 
-@pytest.mark.parametrize("options", [{"window": ()}, {"strides": (2, 2)}, {"f_max": 16001}])
+def test_from_the_publishers_address(tmp_path, monkeypatch):
+    address = "https://example.org/releases/mn.pt?raw=true"
+    state, fetched = EfficientAT(width=0.4, outputs=7).state_dict(), []
+
+    def download(address, file, progress):
+        fetched.append(address)
+        torch.save(state, file)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        assert torch.equal(EfficientAT.from_pretrained(address).classifier["5"].bias, state["classifier.5.bias"])
+    assert fetched == [address]
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
+    with pytest.raises(ConnectionError, match=r"other\.pt could not be fetched"):
+        EfficientAT.from_pretrained("https://example.org/other.pt")
+
+
+@pytest.mark.parametrize("options", [{"window": ()}, {"strides": (2, 2)}])
 def test_impossible_options(options):
-    with pytest.raises(ValueError, match="one window at least, five strides, and f_max"):
+    with pytest.raises(ValueError, match="one window at least and five strides"):
         EfficientAT(width=0.1, **options)
 
 
