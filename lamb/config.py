@@ -36,7 +36,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, efficientat, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
@@ -335,6 +335,15 @@ class AblationConfig:
 def _option(default: Any, metavar: str, help: str, group: str = "Options", **bounds: float) -> Any:
     """A field that is also an option of the command line: its name, default, help and bounds are stated here alone."""
     return field(default=default, metadata={"metavar": metavar, "help": help, "group": group, **bounds})
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What it may cost to decode one file, in a process of its own that keeps to it. [O]"""
+
+    seconds: float = 20.0  # of processor time ...
+    seconds_per_mb: float = 10.0  # ... and as many more for each megabyte of the file
+    memory: float = 1024.0  # MB of address space, of which 210 are taken at the start
 
 
 @dataclass(frozen=True)

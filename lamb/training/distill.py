@@ -107,6 +107,10 @@ class DistillStage(Stage):
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
+        if config.model.encoder.name != "efficientat":
+            raise ConfigError(
+                f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
+            )
         if config.distill.teacher is None:
             raise ConfigError("distill.teacher: the checkpoint that teaches is missing from the recipe")
         if "labels" in options:

@@ -288,6 +288,6 @@ def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):
     with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
         train(recipe(), ["optim.batch=10"])
     leak = Clip("leak", clips[0].path, captions=("Known.",), split="val")
-    with pytest.raises(ManifestError, match="1 training clips are recordings that are evaluated on: 0 "):
+    with pytest.raises(ManifestError, match="1 training clips are recordings that are used for evaluation: 0 "):
         train(recipe([leak]))
     assert not (tmp_path / "out").exists()
