@@ -146,9 +146,7 @@ class DistillStage(Stage):
             log_mel, valid = self.module.encoder.log_mel(batch["waveform"], batch["mask"])
             if self.config.distill.crop:
                 log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
-            frames = valid.sum(1)
-            mean = ((log_mel * valid[:, None, None]).sum((1, 2, 3)) / (frames * log_mel.shape[2]))[:, None, None]
-            log_mel = spec_augment(log_mel[:, 0], frames, bands=BANDS, stretch=STRETCH, fill=mean)[:, None]
+            log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
             maps, logits = self.teacher(log_mel, valid)
         hints = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
         return {"log_mel": log_mel, "valid": valid, "hints": hints, "classes": logits, "events": batch["events"]}
