@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
+from ..model.encoders import build_encoder
 from ..model.encoders.efficientat import EfficientAT, mean
 from ..model.encoders.spec_augment import spec_augment
-from ..model.lamb import build_encoder
 from ..model.losses import share_of
 from .device import cpu_has_bfloat16
 from .stage import Losses, Stage, param_groups
@@ -107,6 +107,10 @@ class DistillStage(Stage):
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
+        if config.model.encoder.name != "efficientat":
+            raise ConfigError(
+                f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
+            )
         if config.distill.teacher is None:
             raise ConfigError("distill.teacher: the checkpoint that teaches is missing from the recipe")
         if "labels" in options:
