@@ -41,8 +41,9 @@ class Captioner:
 
     @classmethod
     def load(cls, name: str = "tiny", device: str | None = None) -> "Captioner":
-        """A bundled model by name, a folder, or a Hugging Face hub id, on `device` ("cpu", "cuda"; None: a GPU if any).
+        """A bundled model by name, a folder, or a Hugging Face hub id, on `device`: "cpu", "cuda", ...
 
+        None and "auto" stand for a GPU if there is one.
         Raises CheckpointError, a ValueError, with the remedy in its text.
         """
         model = extensions.load(name, _device(device))
@@ -192,7 +193,7 @@ def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) 
 
 
 def _device(name: str | None) -> str:
-    if name is None:
+    if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)
