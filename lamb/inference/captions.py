@@ -259,6 +259,21 @@ def write_audacity(results: Iterable[Result]) -> Iterator[str]:
             yield f"{cue.start:.6f}\t{cue.end:.6f}\t{one_line(text)}\n"
 
 
+def write_raven(results: Iterable[Result]) -> Iterator[str]:
+    """A selection table for Raven, a row a segment, numbered through; its frequencies are RAVEN_BAND."""
+    yield "\t".join(RAVEN_COLUMNS) + "\n"
+    number = 0
+    for result in results:
+        for cue in _cues(result):
+            number += 1
+            times = f"{cue.start:.6f}\t{cue.end:.6f}"
+            sure = "" if cue.confidence is None else f"{cue.confidence:.4f}"
+            low, high = RAVEN_BAND
+            file = one_line(result.file)
+            row = f"{number}\tSpectrogram 1\t1\t{file}\t{times}\t{low}\t{high}\t{one_line(cue.caption)}\t{sure}"
+            yield row + "\n"
+
+
 WRITERS: dict[str, Writer] = {
     "text": write_text,
     "json": write_json,
@@ -267,8 +282,55 @@ WRITERS: dict[str, Writer] = {
     "srt": write_srt,
     "vtt": write_vtt,
     "audacity": write_audacity,
+    "raven": write_raven,
 }
+RAVEN_BAND = (0, 8000)  # Hz: a caption is of all frequencies that the bundled model hears
+RAVEN_COLUMNS = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Path",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Annotation",
+    "Confidence",
+)
 CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
+
+
+def select(
+    results: Iterable[Result], min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> Iterator[Result]:
+    """The results whose captions are wanted; of a timeline, the segments. Failures and timelines always stay.
+
+    Args:
+        min_confidence: captions with a lower confidence are left out, those without one are kept.
+        only: if not empty, a caption must contain one of these words; any ending may follow.
+        ignore: captions that contain one of these words are left out.
+    """
+    wanted_words, unwanted_words = (
+        re.compile("|".join(rf"\b{re.escape(word)}" for word in words) or r"(?!)", re.IGNORECASE)
+        for words in (only, ignore)
+    )
+
+    def wanted(text: str, confidence: float | None) -> bool:
+        sure = confidence is None or confidence >= min_confidence
+        return sure and (not only or bool(wanted_words.search(text))) and not unwanted_words.search(text)
+
+    def segments(result: Timeline) -> Generator[Segment, None, Caption]:
+        for segment in result:
+            if wanted(segment.caption, segment.confidence):
+                yield segment
+        whole = result.finish()
+        return replace(whole, segments=tuple(s for s in whole.segments if wanted(s.caption, s.confidence)))
+
+    for result in results:
+        if isinstance(result, Timeline):
+            yield Timeline(result.file, segments(result))
+        elif not result.ok or wanted(result.text, result.confidence):
+            yield result
 
 
 def timestamp(seconds: float, point: str = ".") -> str:
