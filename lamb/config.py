@@ -281,6 +281,20 @@ class ServeConfig:
     drain: float = 30.0  # seconds for what was taken to be finished, when asked to end
 
 
+@dataclass(frozen=True)
+class SdhConfig:
+    """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
+
+    Times and length are those of published guidelines: about 42 characters a line, 1 to 7 seconds, two frames between.
+    """
+
+    speech: bool = False  # tell speech too: "[man speaking]"
+    characters: int = 42  # of a description, its brackets included
+    shortest: float = 1.0  # seconds that a description is shown at least
+    longest: float = 7.0  # seconds that it is shown at most
+    pause: float = 0.083  # seconds between two cues
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
     return typing.cast(dict[str, Any], _plain(config))
