@@ -282,6 +282,19 @@ class ServeConfig:
 
 
 @dataclass(frozen=True)
+class LibraryConfig:
+    """How sounds are indexed and found (`lamb index`, `lamb search`). [O]"""
+
+    window: float = 10.0  # seconds; a longer recording is cut into segments where its sound changes
+    group: int = 32  # recordings that are heard together, and written at once
+    compact: int = 50  # groups after which the files of the index are joined
+    candidates: int = 1000  # segments that each of the two searches hands to the fusion
+    fusion: float = 60.0  # k of reciprocal rank fusion, sum of 1 / (k + rank), as in its paper
+    approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
+    probes: int = 16  # neighbourhoods that are looked into
+
+
+@dataclass(frozen=True)
 class SdhConfig:
     """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
 
