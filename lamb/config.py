@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from .errors import LambError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(LambError, ValueError):
     """A recipe or configuration that cannot be used; the text says where, what and the remedy."""
 
 

@@ -31,6 +31,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .errors import CONVERT, REPLACE, RESCUE, AudioDamage, AudioError, AudioWarning
+
 Source = str | os.PathLike | bytes | BinaryIO | tuple[np.ndarray, int]
 """A path; a file's content; a binary file object, read from its beginning (one that cannot seek, such as a pipe, is
 copied to a temporary file and can be read once); or an array (T,) or (T, channels) with its rate in Hz, floats as they
@@ -61,31 +63,6 @@ _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
 _TAGS = 1.0  # seconds that tags at the end of an mp3 may look like
 _PLANES = 8  # channels that a frame of PyAV can have one by one
-_ANEW = "copy or download it again"
-_AGAIN = f"{_ANEW}, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
-_CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
-
-
-class AudioError(ValueError):
-    """Sound that cannot be read: `file` (its name), `problem` (what is wrong) and `remedy` (what to do about it)."""
-
-    def __init__(self, file: str, problem: str, remedy: str) -> None:
-        super().__init__(file, problem, remedy)  # all three, so that it survives pickling
-        self.file, self.problem, self.remedy = file, problem, remedy
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.problem}; {self.remedy}"
-
-
-class AudioWarning(UserWarning):
-    """Sound that was read, with a repair."""
-
-
-class AudioDamage(AudioWarning):
-    """Sound that was read but for a part of it."""
-
-    def __init__(self, file: str, problem: str) -> None:
-        super().__init__(f"{file}: {problem}; {_ANEW}")
 
 
 @dataclass(frozen=True)
@@ -295,11 +272,11 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
 
 def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> _Sound:
     if not file.seek(0, os.SEEK_END):
-        raise AudioError(called, "empty (0 bytes)", _ANEW)
+        raise AudioError(called, "empty (0 bytes)", REPLACE)
     if _is_cut(file):
         problem = "truncated: it ends before its own header says"
         if lost is None:
-            raise AudioError(called, problem, _AGAIN)
+            raise AudioError(called, problem, RESCUE)
         warnings.warn(AudioDamage(called, problem), stacklevel=2)
     head = _at(file, 0, 4)
     if lost is not None and (head in (b"fLaC", b"OggS") or _is_mp3(head)):
@@ -410,14 +387,14 @@ def _mono(sound: _Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
     except sound.broken as error:
         problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
         if sound.lost is None or not at:
-            raise AudioError(sound.name, problem, _AGAIN) from error
+            raise AudioError(sound.name, problem, RESCUE) from error
         warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
         return
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
     if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {sound.frames / sound.rate:.2f} s in its header"
         if sound.lost is None or not at:
-            raise AudioError(sound.name, problem, _AGAIN)
+            raise AudioError(sound.name, problem, RESCUE)
         warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
     elif sound.is_cut():
         problem = f"truncated: it ends before its own header says, at {at / sound.rate:.2f} s"
@@ -525,34 +502,34 @@ def _pyav(
         problem = "not audio, or damaged at its very beginning"
         remedy = "give a sound file, for instance wav, flac, mp3 or m4a"
         if not isinstance(file, _Stream) and _at(file, 4, 4) == b"ftyp":
-            problem, remedy = "its index is missing or damaged, as in a recording that was cut off", _ANEW
+            problem, remedy = "its index is missing or damaged, as in a recording that was cut off", REPLACE
         raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:
         raise AudioError(called, "holds no audio stream", "give a file with sound in it")
     stream = container.streams.audio[0]
     if stream.codec_context is None:
-        raise AudioError(called, "its audio is in an unsupported codec", _CONVERT)
+        raise AudioError(called, "its audio is in an unsupported codec", CONVERT)
     codec = stream.codec_context.name
     frames, intact = container.decode(stream), _intact(container, stream)  # the one or, with `lost`, the other
     try:
         time, head = next(intact, (None, None)) if lost is not None else (None, next(frames, None))
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
-        raise AudioError(called, f"its audio is in an unsupported codec ({codec})", _CONVERT) from None
+        raise AudioError(called, f"its audio is in an unsupported codec ({codec})", CONVERT) from None
     except av.FFmpegError as error:
         problem = f"truncated or damaged: nothing of it can be decoded ({error.strerror})"
-        raise AudioError(called, problem, _AGAIN) from None
+        raise AudioError(called, problem, RESCUE) from None
     if head is None and time is not None:
-        raise AudioError(called, "truncated or damaged: nothing of it can be decoded", _AGAIN)
+        raise AudioError(called, "truncated or damaged: nothing of it can be decoded", RESCUE)
     if head is None:
         raise AudioError(called, "holds zero samples", "record or export it again")
     rate = head.sample_rate  # the frame's: a stream's header gives half of it for HE-AAC
     if _is_unsafe(head):
-        raise AudioError(called, f"{head.layout.nb_channels} channels of {codec}, more than {_PLANES}", _CONVERT)
+        raise AudioError(called, f"{head.layout.nb_channels} channels of {codec}, more than {_PLANES}", CONVERT)
 
     def samples(frame: av.AudioFrame) -> np.ndarray:
         if frame.sample_rate != rate or _is_unsafe(frame):
             now = f"{frame.sample_rate} Hz and {frame.layout.nb_channels} channels"
-            raise AudioError(called, f"its rate changes, or it is damaged: from {rate} Hz to {now}", _CONVERT)
+            raise AudioError(called, f"its rate changes, or it is damaged: from {rate} Hz to {now}", CONVERT)
         x = frame.to_ndarray()
         return _scaled(x.T if frame.format.is_planar else x.reshape(-1, frame.layout.nb_channels))
 
@@ -573,7 +550,7 @@ def _pyav(
                 return
             at = -1 if landed.time is None else round((landed.time - head.time) * rate)
             if not 0 <= at <= first:
-                raise AudioError(called, f"its index is damaged: {first / rate:g} s is not found", _CONVERT)
+                raise AudioError(called, f"its index is damaged: {first / rate:g} s is not found", CONVERT)
             todo = chain([landed], again)
         for frame in todo:
             x = samples(frame)

@@ -21,12 +21,13 @@ from typing import Any, TextIO
 
 from ..audio.reader import SUFFIXES
 from ..data.manifest import parse
+from ..errors import LambError
 
 RUN = 100_000  # names that are sorted in memory
 MANIFESTS = (".jsonl", ".csv", ".tsv", ".txt")
 
 
-class BulkError(ValueError):
+class BulkError(LambError, ValueError):
     """A bulk run that cannot be begun as it was asked for: what is wrong, and the remedy."""
 
 

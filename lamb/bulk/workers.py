@@ -18,13 +18,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.reader import AudioDamage, AudioError
+from ..errors import LambError
 from .listing import BulkError, Input, open_address
 
 if TYPE_CHECKING:
     from ..inference.captioner import Captioner
 
 
-class WorkerError(OSError):
+class WorkerError(LambError, OSError):
     """No worker can do anything: the model cannot be loaded, or the cluster not be reached."""
 
 

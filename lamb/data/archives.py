@@ -20,11 +20,13 @@ from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_ISREG
 from typing import IO
 
+from ..errors import LambError
+
 Place = Callable[[str], str | None]
 """Where a member goes, relative to the folder; None leaves it out."""
 
 
-class ArchiveError(OSError):
+class ArchiveError(LambError, OSError):
     """An archive that cannot be unpacked: which, why, the remedy."""
 
 

@@ -19,6 +19,8 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from ..errors import LambError
+
 TRIES = 5  # in a row without a new byte, before giving up
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 60.0  # seconds without an answer
@@ -26,7 +28,7 @@ _AGAIN = (408, 425, 429, 500, 502, 503, 504)  # what a server says that may work
 _BLOCK = 1 << 18
 
 
-class DownloadError(OSError):
+class DownloadError(LambError, OSError):
     """A file that could not be fetched: its address, what is wrong, the remedy."""
 
 

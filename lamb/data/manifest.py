@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import LambError
 
-class ManifestError(ValueError):
+
+class ManifestError(LambError, ValueError):
     """A manifest that cannot be used: the file, the line, what is wrong."""
 
 

@@ -15,10 +15,11 @@ import numpy as np
 
 from ..data import sources
 from ..data.coverage import Coverage, coverage
-from ..data.labels import LABEL_WORDS, label_scores, names
+from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip, ManifestError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
+from .labels import label_scores
 from .metrics import paired_test
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes

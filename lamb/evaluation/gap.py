@@ -36,6 +36,7 @@ from ..config import AlignerConfig
 from ..data.manifest import Clip, ManifestError
 from ..data.phrases import PHRASES
 from ..data.scenes import Event, compose
+from ..errors import LambError
 from ..inference.batches import encode
 from ..model import aligner as alignment
 from ..model.lamb import LambModel
@@ -48,7 +49,7 @@ TOLERANCE = 1e-6  # similarities this close are equal: the same caption comes ou
 AUDIO, TEXT = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
 
 
-class PlotError(ValueError):
+class PlotError(LambError, ValueError):
     """A picture that cannot be made: the file or the missing part, and the remedy."""
 
 

@@ -28,6 +28,7 @@ from zipfile import BadZipFile, ZipFile
 import numpy as np
 
 from ..data.download import DownloadError, fetch
+from ..errors import LambError
 from .metrics import Floats
 
 SBERT = "paraphrase-TinyBERT-L6-v2"  # FENSE's sentence model
@@ -45,15 +46,8 @@ _PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB
 _LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # of java.base, which SPICE looks into
 
 
-class Unavailable(Exception):
-    """A score that cannot be had on this machine: the reason and the command that changes it."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason, remedy)
-        self.reason, self.remedy = reason, remedy
-
-    def __str__(self) -> str:
-        return f"{self.reason}; {self.remedy}"
+class Unavailable(LambError):
+    """A score that cannot be had on this machine; the remedy is the command that changes it."""
 
 
 def jars() -> Path:

@@ -1,6 +1,5 @@
 """Sounds and tokens of any lengths through the model, in padded batches of similar length, results in input order."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -47,15 +46,6 @@ def describe(
         return generate(model, z_a, valid, options, n_best, seed)
 
     return _by_length(tokens, options.batch_size, part)
-
-
-def confidence(hypothesis: Hypothesis, options: DecodeConfig) -> float:
-    """How likely the main sound is named, 0 to 1: the score as a probability, calibrated by the model's (a, b)."""
-    if hypothesis is SILENCE:
-        return 1.0
-    offset, slope = options.confidence
-    p = min(max(math.exp(hypothesis.score), 1e-6), 1 - 1e-6)
-    return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
 
 
 def _by_length(items: Sequence[Item], size: int, part: Callable[[list[Item]], list[Result]]) -> list[Result]:

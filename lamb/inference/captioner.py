@@ -15,9 +15,10 @@ from ..audio import reader as audio
 from ..config import DecodeConfig
 from ..model import checkpoint
 from ..model.lamb import LambModel
-from .batches import SILENCE, confidence, describe, encode
+from .batches import SILENCE, describe, encode
 from .captions import Caption, Timeline
 from .changes import CELL, Summary
+from .confidence import confidence
 from .generation import Hypothesis
 from .timeline import Plan, timeline
 
@@ -268,12 +269,13 @@ class _Job:
         if recording.error is not None:
             return Caption(recording.name, error=recording.error)
         hypotheses = recording.hypotheses or [SILENCE]
+        known = hypotheses[0] is SILENCE
         return Caption(
             file=recording.name,
             duration=recording.duration,
             text=hypotheses[0].text,
             score=hypotheses[0].score,
-            confidence=confidence(hypotheses[0], self.options),
+            confidence=1.0 if known else confidence(hypotheses[0].score, self.options.confidence),
             captions=tuple(h.text for h in hypotheses),
             scores=tuple(h.score for h in hypotheses),
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import LambError
 from ..model.encoders.conv import mel_matrix
 from .captions import Segment
 
@@ -19,7 +20,7 @@ MELS, N_FFT, HOP = 64, 1024, 512
 RANGE_DB = 80.0  # below the loudest
 
 
-class PictureError(ValueError):
+class PictureError(LambError, ValueError):
     """A picture that cannot be drawn; the text has the remedy."""
 
 

@@ -22,9 +22,10 @@ from ..audio import reader as audio
 from ..config import DecodeConfig
 from ..data.labels import LABEL_WORDS, names
 from ..model.lamb import LambModel
-from .batches import SILENCE, confidence, describe, encode
+from .batches import SILENCE, describe, encode
 from .captions import Caption, Segment
 from .changes import CELL, Kind, Piece, Segmenter, Summary, features
+from .confidence import confidence
 from .generation import Hypothesis
 
 UNREADABLE = Hypothesis("(unreadable)", 0.0)
@@ -73,7 +74,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
     hypotheses = sound.whole()
     last = joiner.end()
     if count == 1 and last.caption not in (SILENCE.text, UNREADABLE.text):  # the whole has a better search
-        last = replace(last, caption=hypotheses[0].text, confidence=confidence(hypotheses[0], plan.whole))
+        last = replace(last, caption=hypotheses[0].text, confidence=_sure(hypotheses[0], plan.whole))
     found.append(_told(last, name))
     yield last
     return Caption(
@@ -81,11 +82,17 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
         duration=sound.end,
         text=hypotheses[0].text,
         score=hypotheses[0].score,
-        confidence=confidence(hypotheses[0], plan.whole),
+        confidence=_sure(hypotheses[0], plan.whole),
         captions=tuple(h.text for h in hypotheses),
         scores=tuple(h.score for h in hypotheses),
         segments=tuple(found),
     )
+
+
+def _sure(hypothesis: Hypothesis, options: DecodeConfig) -> float:
+    if hypothesis in (SILENCE, UNREADABLE):
+        return float(hypothesis is SILENCE)
+    return confidence(hypothesis.score, options.confidence)
 
 
 def _told(segment: Segment, name: str) -> Segment:
@@ -264,7 +271,7 @@ class _Joiner:
 
     def add(self, part: _Part) -> Iterator[Segment]:
         """The segment that `part` closes, if it does."""
-        sure = 0.0 if part.hypothesis is UNREADABLE else confidence(part.hypothesis, self.options)
+        sure = _sure(part.hypothesis, self.options)
         self.unchanged.append(Segment(part.start, part.end, part.hypothesis.text, sure))
         if part.goes_on:
             return

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import LambConfig, from_dict, to_dict
+from ..errors import LambError
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
     from torch import Tensor
@@ -30,7 +31,7 @@ FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTI
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
 
 
-class CheckpointError(ValueError):
+class CheckpointError(LambError, ValueError):
     """A model that cannot be loaded: its name, what is wrong and the remedy."""
 
 

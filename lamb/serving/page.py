@@ -29,6 +29,7 @@ import torch
 from ..audio import reader as audio
 from ..data import sources
 from ..data.manifest import Clip
+from ..errors import LambError
 from ..evaluation import gap
 from ..inference.batches import describe, encode
 from ..inference.captioner import Captioner
@@ -47,7 +48,7 @@ NAME = "recording"  # what every file is called in what is downloaded
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b4ea3", "#a03030")
 
 
-class DemoError(OSError):
+class DemoError(LambError, OSError):
     """A page that cannot be shown; the text has the remedy."""
 
 

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ..config import OptimConfig, TrainConfig, to_dict
 from ..data import loader
+from ..errors import LambError
 from ..model import sharding
 
 Losses = dict[str, Tensor]
@@ -44,7 +45,7 @@ LESS_MEMORY = (
 )
 
 
-class TrainingError(ValueError):
+class TrainingError(LambError, ValueError):
     """Training that cannot go on: the step, the terms, and what is kept."""
 
 

@@ -21,12 +21,14 @@ from torch.nn import functional as F
 from ..audio import reader as audio
 from ..config import ConfigError, LambConfig, TrainConfig, read_recipe
 from ..data import leakage, loader, manifest, scenes, sources
-from ..data.labels import fit_confidence, label_scores, names
+from ..data.labels import names
 from ..data.manifest import Clip
 from ..data.render import split_sounds
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
+from ..evaluation.labels import label_scores
 from ..inference.captioner import SILENCE, Captioner
+from ..inference.confidence import fit_confidence
 from ..inference.generation import clean
 from ..model import sharding
 from ..model.aligner import gap

@@ -1,13 +1,8 @@
-"""What a caption names, and the measures by hand."""
+"""Which labels a caption names."""
 
-import math
-
-import numpy as np
 import pytest
 
-from lamb.data.labels import LABEL_WORDS, calibration_error, fit_confidence, label_scores, names
-from lamb.data.manifest import Clip
-from lamb.inference.captions import Caption
+from lamb.data.labels import LABEL_WORDS, names
 
 
 @pytest.mark.parametrize(
@@ -76,65 +71,3 @@ def test_every_label_has_words():
     for words in LABEL_WORDS.values():
         assert words
         assert all(word == word.lower().strip() and "*" not in word[:-1] for word in words)
-
-
-def clip(name: str, *labels: str) -> Clip:
-    return Clip(name, f"{name}.wav", labels=labels)
-
-
-def test_label_scores():
-    clips = [clip("a", "dog"), clip("b", "rain", "wind"), clip("c", "cow"), clip("d", "cat")]
-    results = [
-        Caption("a.wav", text="A dog barks.", confidence=0.9),
-        Caption("b.wav", text="Rain falls.", confidence=0.5),
-        Caption("c.wav", text="A dog barks.", confidence=0.3),
-        Caption("d.wav", error="not a sound"),
-    ]
-    scores = label_scores(clips, results)
-    assert scores == {
-        "clips": 4,
-        "failed": 1,
-        "label_named": 2 / 5,  # dog and rain, of dog, rain, wind, cow, cat
-        # bins: 0.9 {1}, 0.5 {1, 0}, 0.3 {0}, 0.0 {0}
-        "calibration_error": pytest.approx((0.1 + 2 * 0.0 + 0.3 + 0.0) / 5),
-        "distinct_captions": 2,
-    }
-    with pytest.raises(ValueError, match="zip"):
-        label_scores(clips, results[:2])
-
-
-def test_calibration_error():
-    assert calibration_error([0.0, 1.0], [False, True]) == 0
-    assert calibration_error([1.0, 1.0], [False, False]) == 1
-    assert calibration_error([0.25, 0.25, 0.25, 0.25], [True, False, False, False]) == pytest.approx(0)
-    assert calibration_error([0.61, 0.69], [True, False]) == pytest.approx(0.15)
-
-
-def test_fit_confidence_finds_the_curve_that_made_the_data():
-    rng = np.random.default_rng(0)
-    scores = np.log(rng.uniform(0.05, 0.95, 4000))
-    p = np.exp(scores)
-    named = rng.random(4000) < 1 / (1 + np.exp(-(0.7 + 1.8 * np.log(p / (1 - p)))))
-    assert fit_confidence(scores.tolist(), named.tolist()) == pytest.approx((0.7, 1.8), abs=0.2)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    ("scores", "named"),
-    [
-        ([], []),
-        ([0.0] * 5, [False] * 5),
-        ([-0.01] * 300, [False] * 300),
-        ([-9.0] * 50, [True] * 50),
-        ([-1e-7] * 20 + [-3.0] * 20, [False] * 20 + [True] * 20),
-        ([-0.1] * 20 + [-3.0] * 20, [True] * 20 + [False] * 20),
-    ],
-)
-def test_fit_confidence_is_finite_and_fits(scores, named):
-    a, b = fit_confidence(scores, named)
-    assert math.isfinite(a + b)
-    for score, right in zip(scores, named, strict=True):
-        p = min(max(math.exp(score), 1e-6), 1 - 1e-6)
-        assert (a + b * math.log(p / (1 - p)) > 0) == right
-    if not scores:
-        assert (a, b) == (0, 1)

@@ -1,0 +1,46 @@
+"""The confidence of a caption: how likely it names the main sound, from the caption's score. [O]
+
+    confidence = sigmoid(a + b * logit(p)),   p = exp(score)
+
+The score is the mean log probability of the caption's tokens, so p is a probability. (a, b), `DecodeConfig.confidence`,
+are fitted on labelled recordings at the end of training (Platt scaling).
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+EDGE = 1e-6  # p is kept this far from 0 and 1, where its logit is infinite
+
+
+def confidence(score: float, calibration: tuple[float, float]) -> float:
+    """The confidence, in 0-1, of a caption with this score, under the model's calibration (a, b)."""
+    offset, slope = calibration
+    p = min(max(math.exp(score), EDGE), 1 - EDGE)
+    return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
+
+
+def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:
+    """The (a, b) that fit the scores of captions and whether each names its label: logistic regression.
+
+    Newton's method; a step that overshoots is halved until the cost falls. A weak prior on the identity (0, 1) keeps
+    the fit finite where the scores separate the two groups perfectly.
+    """
+    p = np.clip(np.exp(np.asarray(scores, dtype=float)), EDGE, 1 - EDGE)
+    x = np.stack([np.ones_like(p), np.log(p / (1 - p))], 1)  # (clips, 2)
+    y, prior = np.asarray(named, dtype=float), np.array([0.0, 1.0])
+
+    def cost(w: NDArray[np.float64]) -> float:
+        return float(np.logaddexp(0, x @ w).sum() - y @ (x @ w) + 0.05 * np.square(w - prior).sum())
+
+    w = prior.copy()
+    for _ in range(50):
+        q = 0.5 + 0.5 * np.tanh(x @ w / 2)  # sigmoid
+        gradient = x.T @ (q - y) + 0.1 * (w - prior)
+        step = np.linalg.solve((x * (q * (1 - q))[:, None]).T @ x + 0.1 * np.eye(2), gradient)
+        while cost(w - step) > cost(w) and np.abs(step).max() > 1e-9:
+            step /= 2
+        w -= step
+    return float(w[0]), float(w[1])
