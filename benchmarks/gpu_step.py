@@ -23,7 +23,7 @@ from lamb.model.encoders.ced import SIZES
 from lamb.model.lamb import LambModel, build_encoder
 from lamb.model.language_model import LanguageModel
 from lamb.model.losses import loss_terms
-from lamb.training.train import train_tokenizer
+from lamb.training.tiny import train_tokenizer
 
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
 

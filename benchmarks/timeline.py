@@ -24,8 +24,8 @@ import soundfile
 
 from lamb.audio import reader as audio
 from lamb.data import sources
-from lamb.data.labels import names
 from lamb.data.manifest import Clip
+from lamb.data.vocabulary import names
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Segment
 

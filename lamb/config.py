@@ -109,6 +109,19 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class WeighConfig:
+    """Every sound that a candidate caption names is weighed on its own, see lamb.inference.weighing. [O]"""
+
+    enabled: bool = False  # needs an encoder with label heads
+    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w: of a sound's confidence
+    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u): of the caption's
+    doubt: float = 1.0  # price of a sound that is not there; 0: all that was found is told
+    upper: float = 0.5  # worth of an upper class, of a kind 1
+    wording: float = 0.1  # of the mean log probability of the tokens
+    offered: int = 2  # upper classes that are candidates in any case, the most probable ones
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """How a caption is generated, and how it is read."""
 
@@ -127,6 +140,7 @@ class DecodeConfig:
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]
+    weigh: WeighConfig = WeighConfig()
     confidence: tuple[float, float] = (
         0.0,
         1.0,
@@ -150,7 +164,7 @@ class LambConfig:
 class DataConfig:
     """What is trained on."""
 
-    sounds: str | None = None  # folder of labelled recordings with a manifest.csv (see lamb.data.sources)
+    sounds: str | tuple[str, ...] | None = None  # folder or folders of labelled recordings, see lamb.data.sources
     texts: str | None = None  # folder of caption texts, for the language model
     manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
     split: str = "train"  # of the manifest, to train on
@@ -162,6 +176,7 @@ class DataConfig:
     unreadable: int = 10  # clips that may be unreadable before training stops
     seconds: float = 10.0  # longest training clip [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
+    parents: float = 0.0  # share of sounds that are made hard to make out and told by an upper class [O]
     composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 

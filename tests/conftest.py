@@ -28,7 +28,7 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lamb.training.train import train_tokenizer
+    from lamb.training.tiny import train_tokenizer
 
     folder = tmp_path_factory.mktemp("llm")
     tokenizer = train_tokenizer(SENTENCES * 4, 300)

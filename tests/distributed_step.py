@@ -17,7 +17,7 @@ from lamb.config import LambConfig, from_dict
 from lamb.data.loader import part_of
 from lamb.model.lamb import build
 from lamb.model.losses import loss_terms
-from lamb.model.sharding import clip_grad_norm, shard, to_cpu
+from lamb.training.sharding import clip_grad_norm, shard, to_cpu
 
 
 def step(accelerator: Accelerator, config: LambConfig, sharded: bool) -> dict[str, Any]:

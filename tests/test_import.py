@@ -19,7 +19,7 @@ assert (dict(os.environ), list(logging.root.handlers), list(warnings.filters)) =
 assert threading.active_count() == 1
 assert lamb.Caption is __import__("lamb.inference.captions").inference.captions.Caption
 assert [name for name in {HEAVY} if name in sys.modules] == []
-assert lamb.AudioError.__module__ == "lamb.audio.reader"
+assert lamb.AudioError.__module__ == "lamb.audio.errors"
 assert "torch" not in sys.modules
 print("fine")
 """

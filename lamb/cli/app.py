@@ -429,6 +429,10 @@ def evaluate(
         bool,
         _input("--probe", help="Also ask about pairs of the labelled clips, silence, noise and tones.", **_flag),
     ] = False,
+    probe_seed: Annotated[
+        list[int] | None,
+        _input("--probe-seed", metavar="N", help="Draw the pairs of --probe from this seed; several times: from each."),
+    ] = None,
     report: Annotated[
         Path | None, _output(metavar="DIR", help="Write a page here: tables, pictures, clips to listen to.")
     ] = None,
@@ -513,7 +517,7 @@ def evaluate(
                 sbert=sbert,
                 device=device,
                 partial=partial,
-                probe=probe,
+                probe_seeds=(probe_seed or [0]) if probe else [],
                 progress=move,
                 say=say,
             )

@@ -17,31 +17,44 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import reader as audio
+from ..config import ConfigError, TrainConfig
+from . import sources
 from .manifest import Clip
-from .scenes import Event, SceneMaker, trim
+from .scenes import Event, Recording, SceneMaker, trim
 
 Batch = TypeVar("Batch")
 Share = tuple[int, int]  # (number of this process, how many there are): each makes its part of a batch
 WHOLE: Share = (0, 1)
 
 
-def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[list[np.ndarray]]]:
-    """The clips decoded and trimmed, by label and then by source, as int16 (T,) waveforms of peak 32767.
+def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[list[Recording]]]:
+    """The clips decoded and trimmed, by label and then by source.
 
     AudioError names a bad file.
     """
 
-    def decode(clip: Clip) -> tuple[str, str, np.ndarray]:
+    def decode(clip: Clip) -> tuple[str, str, Recording]:
         x = audio.load(clip.path, sample_rate, clip.start, clip.duration)
         if not x.any():
             raise audio.AudioError(clip.path, "holds nothing but zeros", "leave it out of the manifest")
-        return clip.labels[0], clip.source or clip.id, np.round(trim(x, sample_rate) * 32767).astype(np.int16)
+        samples = np.round(trim(x, sample_rate) * 32767).astype(np.int16)
+        return clip.labels[0], clip.source or clip.id, Recording(samples, clip.description)
 
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    found: dict[str, dict[str, list[Recording]]] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for label, source, x in pool.map(decode, clips):
-            found.setdefault(label, {}).setdefault(source, []).append(x)
+        for label, source, recording in pool.map(decode, clips):
+            found.setdefault(label, {}).setdefault(source, []).append(recording)
     return {label: list(by_source.values()) for label, by_source in sorted(found.items())}
+
+
+def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list[Clip]]:
+    """A maker of scenes from the training recordings in `data.sounds`, and the development recordings there."""
+    data = config.data
+    if data.sounds is None:
+        raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
+    training, development = sources.split_sounds(*sources.folders(data.sounds))
+    bank = recordings(training, sample_rate)
+    return SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents), development
 
 
 def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -29,6 +29,7 @@ class Clip:
     labels: tuple[str, ...] = ()  # what is heard, as classes; empty where there are none
     split: str = ""  # train, development, test ...
     source: str = ""  # the original recording, such as youtube:ID; clips of one source never lie in two splits
+    description: str = ""  # what the collection says of a labelled recording: "a dog howling"
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}

@@ -12,28 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..config import ConfigError, ScenesConfig, to_dict
-from . import leakage, loader, manifest, sources
-from .manifest import Clip, select
-from .phrases import PHRASES
+from . import loader, manifest, sources
+from .manifest import Clip
 from .scenes import SceneMaker, compose
-
-
-def split_sounds(folder: str | Path) -> tuple[list[Clip], list[Clip]]:
-    """Training and development recordings of `folder`; a training recording that development also has is left out.
-
-    ManifestError for a missing split, ConfigError for a label that no caption can be composed for.
-    """
-    clips = sources.sounds(folder)
-    training, development = (select(clips, split, Path(folder)) for split in ("train", "development"))
-    unknown = {label for clip in clips for label in clip.labels} - PHRASES.keys()
-    if unknown:
-        raise ConfigError(
-            f"{folder}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
-            "write them into lamb/data/phrases.py, and their words into lamb/data/labels.py"
-        )
-    # ESC-50 and UrbanSound8K share a few recordings
-    same = {clip.id for clip in leakage.leaked(training, [clip.source for clip in development])}
-    return [clip for clip in training if clip.id not in same], development
 
 
 def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> Path:
@@ -43,7 +24,7 @@ def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> 
     """
     folder = Path(folder)
     table = Path(config.sounds) / "manifest.csv"
-    training, development = split_sounds(config.sounds)
+    training, development = sources.split_sounds(config.sounds)
     facts = {**to_dict(config), "sample_rate": sample_rate, "list": hashlib.sha256(table.read_bytes()).hexdigest()}
     about, done = folder / "scenes.json", folder / "manifest.jsonl"
     if about.exists() and json.loads(about.read_text()) != facts:

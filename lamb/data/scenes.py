@@ -5,19 +5,26 @@ Our choice. A scene is a pure function of (recordings, seed, index), so training
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .phrases import PHRASES, Phrase
+from .vocabulary import PARENTS, PHRASES, SAME, VOCABULARY, Phrase, akin
 
 Audio = NDArray[np.float32]
 Kind = Literal["single", "sequence", "overlap"]
 KINDS: tuple[Kind, ...] = ("single", "sequence", "overlap")
 SYNTHETIC = ("noise", "tone")  # labels whose sounds are made here
 COUNTED = frozenset(label for label, phrases in PHRASES.items() if any(p.times == "any" for p in phrases))
-KIND_OF = {"dog_bark": "dog", "engine_idling": "engine"}  # labels that are one and the same to a listener
+CAPTIONED = [label for label in PHRASES if label not in {*PARENTS, *SAME}]  # kinds that a scene may hold
+
+
+class Recording(NamedTuple):
+    """A recording to mix scenes from."""
+
+    samples: NDArray[np.int16]  # (T,), trimmed, of peak 32767; as int16 to save memory
+    description: str = ""  # what its collection says of it: "a dog howling"
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Event:
     end: float
     level: float  # dB, against the loudest event of the scene
     times: int = 0  # how often it sounds; 0: not known
+    description: str = ""  # of its recording
+    said: str = ""  # the upper class that stands for it in the caption; empty: it is told by its label
 
 
 @dataclass(frozen=True)
@@ -78,15 +87,35 @@ def colour(x: Audio, rng: np.random.Generator, depth: float = 6.0) -> Audio:
     return np.fft.irfft(spectrum * smooth, size)[: len(x)].astype(np.float32)
 
 
-def reverberate(x: Audio, rng: np.random.Generator, sample_rate: int) -> Audio:
-    """Convolution with exponentially decaying noise, 0.1 to 0.6 s to -60 dB."""
-    decay = rng.uniform(0.1, 0.6)
+def reverberate(
+    x: Audio, rng: np.random.Generator, sample_rate: int, longest: float = 0.6, wettest: float = 0.15
+) -> Audio:
+    """Convolution with exponentially decaying noise, 0.1 to `longest` s to -60 dB."""
+    decay = rng.uniform(0.1, longest)
     n = int(decay * sample_rate)
     fade = 10 ** (-3 * np.arange(n, dtype=np.float32) / n)
-    tail = rng.standard_normal(n, np.float32) * fade * np.float32(rng.uniform(0.02, 0.15))
+    tail = rng.standard_normal(n, np.float32) * fade * np.float32(rng.uniform(0.02, wettest))
     tail[0] = 1.0
     size = _fast(len(x) + n)
     return np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(tail, size), size)[: len(x)].astype(np.float32)
+
+
+def blur(x: Audio, rng: np.random.Generator, sample_rate: int) -> Audio:
+    """Hard to make out: heard through a wall or a telephone, from far away in a large room, or in loud noise."""
+    way = int(rng.integers(3))
+    if way == 0:  # a narrow band, its flanks of 24 dB an octave
+        size = _fast(len(x))
+        frequency = np.maximum(np.fft.rfftfreq(size, 1 / sample_rate), 1.0)
+        centre = 200 * 12 ** rng.random()  # 200 to 2400 Hz
+        gain = 1 / (1 + (centre / 1.5 / frequency) ** 4) / (1 + (frequency / centre / 1.5) ** 4)
+        x = np.fft.irfft(np.fft.rfft(x, size) * gain, size)[: len(x)].astype(np.float32)
+    if way == 1:
+        x = reverberate(reverberate(x, rng, sample_rate, 1.5, 0.6), rng, sample_rate, 1.5, 0.6)
+    level = rng.uniform(-10, 2) if way == 2 else rng.uniform(-30, -8)  # of the noise against the sound, dB
+    rms = float(np.sqrt(np.square(x).mean())) or 1.0
+    bed = noise(len(x), rng, rng.uniform(0, 2))
+    x = x / np.float32(rms) + bed / np.sqrt(np.square(bed).mean()) * np.float32(10 ** (level / 20))
+    return (x / np.abs(x).max()).astype(np.float32)
 
 
 def respeed(x: Audio, factor: float) -> Audio:
@@ -143,8 +172,10 @@ def compose(kind: Kind, events: Sequence[Event], rng: np.random.Generator) -> st
 
 
 def _phrase(event: Event, rng: np.random.Generator) -> Phrase:
-    """One of the label's phrases, often with the number of times where that is known."""
-    bank = [p for p in PHRASES[event.label] if p.times != "many" or event.times not in (1, 2)]
+    """One of the phrases for what is said of the event, often with the number of times where that is known."""
+    known = PHRASES[event.said or event.label]
+    described = [p for p in known if any(word in event.description for word in p.only)]
+    bank = described or [p for p in known if not p.only and (p.times != "many" or event.times not in (1, 2))]
     phrase = bank[int(rng.integers(len(bank)))]
     if phrase.times != "any" or not event.times or rng.random() < 0.4:
         return phrase
@@ -155,43 +186,56 @@ def _phrase(event: Event, rng: np.random.Generator) -> Phrase:
     return replace(phrase, finite=f"{phrase.finite} {often}", ing=f"{phrase.ing} {often}")
 
 
-def caption(rng: np.random.Generator, shares: Sequence[float]) -> str:
+def caption(rng: np.random.Generator, shares: Sequence[float], parents: float = 0.0) -> str:
     """The caption of some scene, without its sound: what a language model learns to write."""
     kind: Kind = KINDS[int(rng.choice(3, p=np.asarray(shares) / np.sum(shares)))]
-    labels = _labels(kind, list(PHRASES), np.full(len(PHRASES), 1 / len(PHRASES)), rng)
-    times = [int(rng.integers(6)) if label in COUNTED else 0 for label in labels]
-    events = [Event(label, 0.0, 1.0, rng.uniform(-10, 0), n) for label, n in zip(labels, times, strict=True)]
+    labels = _labels(kind, CAPTIONED, np.full(len(CAPTIONED), 1 / len(CAPTIONED)), rng)
+    events = []
+    for label in labels:
+        times = int(rng.integers(6)) if label in COUNTED else 0
+        only = [word for phrase in PHRASES[label] for word in phrase.only]
+        description = only[int(rng.integers(len(only)))] if only and rng.random() < 0.4 else ""
+        event = Event(label, 0.0, 1.0, rng.uniform(-10, 0), times, description)
+        events.append(_vaguer(event, rng) if rng.random() < parents else event)
     return compose(kind, events, rng)
 
 
+def _vaguer(event: Event, rng: np.random.Generator) -> Event:
+    """The event told by one of its upper classes, where it has any."""
+    parents = VOCABULARY[event.label].parents
+    return replace(event, said=parents[int(rng.integers(len(parents)))]) if parents else event
+
+
 def _labels(kind: Kind, labels: list[str], weights: NDArray[np.float64], rng: np.random.Generator) -> list[str]:
-    """The labels of a scene, no two of a kind: "a dog barks, then a dog barks" is no caption."""
-    count = 1 if kind == "single" else int(rng.choice([2, 3], p=[0.85, 0.15]))
+    """The labels of a scene, no two that a listener may take for each other: "a dog barks, then a dog barks" is no
+    caption."""
+    count = 1 if kind == "single" else int(rng.choice([2, 3], p=[0.8, 0.2] if kind == "sequence" else [0.9, 0.1]))
     chosen: list[str] = []
     while len(chosen) < count:
         label = labels[int(rng.choice(len(labels), p=weights))]
-        if all(KIND_OF.get(label, label) != KIND_OF.get(other, other) for other in chosen):
+        if not any(label in akin(other) for other in chosen):
             chosen.append(label)
     return chosen
 
 
 class SceneMaker:
-    """Makes scenes from `recordings`: label -> sources -> waveforms (T,), trimmed, as int16 to save memory.
+    """Makes scenes from `recordings`: label -> sources -> recordings.
 
-    Every source of a label is heard as often, however many clips were cut from it: twenty clips of one air conditioner
-    are one air conditioner.
+    A share `parents` of the sounds is made hard to make out, and told by an upper class. Every source of a label is
+    heard as often, however many clips were cut from it: twenty clips of one air conditioner are one air conditioner.
     """
 
     def __init__(
         self,
-        recordings: Mapping[str, Sequence[Sequence[NDArray[np.int16]]]],
+        recordings: Mapping[str, Sequence[Sequence[Recording]]],
         sample_rate: int,
         seconds: float,
         seed: int,
         shares: Sequence[float],
+        parents: float = 0.0,
     ):
         self.recordings, self.rate, self.seconds, self.seed = recordings, sample_rate, seconds, seed
-        self.labels = [*recordings, *SYNTHETIC]
+        self.labels, self.parents = [*recordings, *SYNTHETIC], parents
         self.shares = np.asarray(shares) / np.sum(shares)  # of KINDS
         counts = np.array([sum(map(len, found)) for found in recordings.values()] + [10] * len(SYNTHETIC), dtype=float)
         # between every label alike and every recording alike
@@ -216,21 +260,24 @@ class SceneMaker:
         x = x[: int(seconds * self.rate)]
         if rng.random() < 0.5:  # many collections pad their clips to one length
             x = np.pad(x, (0, int(seconds * self.rate) - len(x)))
-        if rng.random() < 0.5:  # a faint bed of noise
-            x = x + noise(len(x), rng, rng.uniform(0, 2)) * 10 ** (rng.uniform(-60, -25) / 20)
+        if rng.random() < 0.5:  # a bed of noise, mostly faint, which is no sound to tell of
+            x = x + noise(len(x), rng, rng.uniform(0, 2)) * 10 ** (rng.uniform(-60, -18) / 20)
+        if rng.random() < 0.15:  # a large or a hard room
+            x = reverberate(x, rng, self.rate, 1.2, 0.4)
         x = x / max(float(np.abs(x).max()), 1e-6) * 10 ** (rng.uniform(-20, 0) / 20)
         return Scene(x.astype(np.float32), kind, tuple(events), compose(kind, events, rng))
 
-    def _sound(self, label: str, seconds: float, rng: np.random.Generator) -> Audio:
-        """A sound of the label, at most `seconds` long, varied."""
-        n = int(seconds * self.rate)
+    def _sound(self, label: str, seconds: float, rng: np.random.Generator) -> tuple[Audio, Event]:
+        """A sound of the label, at most `seconds` long, varied; and an event without its place."""
+        n, event = int(seconds * self.rate), Event(label, 0.0, 0.0, 0.0)
         if label == "noise":
-            return noise(n, rng, float(rng.choice([0.0, 0.0, 1.0, 2.0])))
+            return noise(n, rng, float(rng.choice([0.0, 0.0, 1.0, 2.0]))), event
         if label == "tone":
-            return tone(n, rng, self.rate)
+            return tone(n, rng, self.rate), event
         sources = self.recordings[label]
         clips = sources[int(rng.integers(len(sources)))]
-        x: Audio = clips[int(rng.integers(len(clips)))].astype(np.float32) / np.float32(32767)
+        recording = clips[int(rng.integers(len(clips)))]
+        x: Audio = recording.samples.astype(np.float32) / np.float32(32767)
         if rng.random() < 0.6:
             x = respeed(x, rng.uniform(0.85, 1.18))
         if len(x) > n:
@@ -238,14 +285,14 @@ class SceneMaker:
             cut = x[offset : offset + n]
             # a cut from a pause would be captioned with what is not heard in it
             x = cut if np.abs(cut).max() > 0.1 * np.abs(x).max() else x[:n]
+        event = replace(event, times=bursts(x, self.rate) if label in COUNTED else 0, description=recording.description)
         if rng.random() < 0.5:
             x = colour(x, rng)
         if rng.random() < 0.2:
             x = reverberate(x, rng, self.rate)
-        return x / max(float(np.abs(x).max()), 1e-6)
-
-    def _times(self, label: str, x: Audio) -> int:
-        return bursts(x, self.rate) if label in COUNTED else 0
+        if self.parents and rng.random() < self.parents and VOCABULARY[label].parents:
+            x, event = blur(x, rng, self.rate), replace(_vaguer(event, rng), times=0, description="")
+        return x / max(float(np.abs(x).max()), 1e-6), event
 
     def _repeat(self, x: Audio, length: float, rng: np.random.Generator) -> Audio:
         """The sound again and again, with pauses, up to `length` seconds."""
@@ -256,12 +303,12 @@ class SceneMaker:
         return np.concatenate(parts)[:n]
 
     def _single(self, label: str, seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
-        x = self._sound(label, rng.uniform(0.6, 1.0) * seconds, rng)
+        x, event = self._sound(label, rng.uniform(0.6, 1.0) * seconds, rng)
         if rng.random() < 0.3:
-            x = self._repeat(x, rng.uniform(0.6, 1.0) * seconds, rng)
+            x, event = self._repeat(x, rng.uniform(0.6, 1.0) * seconds, rng), replace(event, times=0)
         room = seconds - len(x) / self.rate
         start = rng.uniform(0, min(1.5, room)) if rng.random() < 0.4 else 0.0
-        event = Event(label, start, start + len(x) / self.rate, 0.0, self._times(label, x))
+        event = replace(event, start=start, end=start + len(x) / self.rate)
         return np.pad(x, (int(start * self.rate), 0)), [event]
 
     def _sequence(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
@@ -269,10 +316,11 @@ class SceneMaker:
         share = seconds / len(labels)
         levels = rng.uniform(-8, 0, len(labels))
         for label, level in zip(labels, levels - levels.max(), strict=True):
-            x = self._sound(label, rng.uniform(0.5, 1.0) * share, rng) * np.float32(10 ** (level / 20))
+            x, event = self._sound(label, rng.uniform(0.5, 1.0) * share, rng)
+            x = x * np.float32(10 ** (level / 20))
             gap = int(rng.uniform(0, min(0.6, share - len(x) / self.rate)) * self.rate)
-            end, times = (at + len(x)) / self.rate, self._times(label, x)
-            events.append(Event(label, at / self.rate, end, float(level), times))
+            end = (at + len(x)) / self.rate
+            events.append(replace(event, start=at / self.rate, end=end, level=float(level)))
             parts += [x, np.zeros(gap, np.float32)]
             at += len(x) + gap
         return np.concatenate(parts), events
@@ -281,18 +329,15 @@ class SceneMaker:
         length = rng.uniform(0.7, 1.0) * seconds
         sounds = [self._sound(label, length, rng) for label in labels]
         once = int(rng.integers(2 * len(sounds)))  # in half of the scenes, one that is short is heard once
-        sounds = [
-            self._repeat(x, length, rng) if k != once and len(x) < 0.6 * length * self.rate else x
-            for k, x in enumerate(sounds)
-        ]
         mix = np.zeros(int(length * self.rate), np.float32)
         events = []
-        for k, (label, x) in enumerate(zip(labels, sounds, strict=True)):
-            level = 0.0 if k == 0 else float(rng.uniform(-10, 0))
+        for k, (x, event) in enumerate(sounds):
+            if k != once and len(x) < 0.6 * length * self.rate:
+                x, event = self._repeat(x, length, rng), replace(event, times=0)
+            level = 0.0 if k == 0 else float(rng.uniform(-8, 0))
             rms = float(np.sqrt(np.square(x).mean())) or 1.0
             start = int(rng.integers(len(mix) - len(x) + 1)) if len(x) < len(mix) else 0
             x = x[: len(mix) - start]
-            times = self._times(label, x)
             mix[start : start + len(x)] += x / np.float32(rms) * np.float32(10 ** (level / 20))
-            events.append(Event(label, start / self.rate, (start + len(x)) / self.rate, level, times))
+            events.append(replace(event, start=start / self.rate, end=(start + len(x)) / self.rate, level=level))
         return mix, events

@@ -1,6 +1,7 @@
 """What the recipes in this repository are trained on, read as it lies in a folder.
 
-`sounds` reads the project's folder of labelled recordings (ESC-50, UrbanSound8K and RAVDESS clips); `caption_texts` the
+`sounds` reads the project's folders of labelled recordings (ESC-50, UrbanSound8K and RAVDESS clips in one, those of
+several open collections in the other); `caption_texts` the
 caption tables of AudioCaps and Clotho, `caption_table` one of them as clips without audio. What was published as
 evaluation material stays out of training. Collections that `lamb data` fetches are in `lamb/data/collections`.
 """
@@ -8,7 +9,10 @@ evaluation material stays out of training. Collections that `lamb data` fetches 
 from collections.abc import Collection
 from pathlib import Path
 
+from ..config import ConfigError
+from .leakage import leaked
 from .manifest import Clip, ManifestError, parse, read, select, table
+from .vocabulary import PHRASES, SAME, VOCABULARY
 
 CLOTHO_PARTS = {
     "train": "development",
@@ -36,24 +40,58 @@ def clips(data: str | Path, split: str | None = None) -> list[Clip]:
 
 
 def sounds(folder: str | Path) -> list[Clip]:
-    """The labelled recordings of `folder`/manifest.csv, in splits "train" and "development" as its README says."""
+    """The labelled recordings of `folder`/manifest.csv, in splits "train" and "development" as its README says, and
+    "unheard": all recordings of the kinds that no model is trained on, which the vocabulary has no phrases for."""
     path = Path(folder) / "manifest.csv"
     clips = []
-    for number, row in table(path, ("file", "label", "fold", "source", "captions")):
+    for number, row in table(path, ("file", "label", "source")):
         values = {
             "id": Path(row["file"]).stem,
             "path": row["file"],
-            "captions": row["captions"],
-            "labels": row["label"],
-            "split": "development" if row["fold"] in DEVELOPMENT_FOLDS else "train",
+            "captions": row.get("captions"),
+            "labels": SAME.get(row["label"], row["label"]),
+            "description": row.get("text"),
+            "split": _split(row),
             # RAVDESS gives one address for all its clips; what some of them share is the speaker
-            "source": row["fold"] if row["fold"].startswith("ravdess-") else row["source"],
+            "source": row["fold"] if row.get("fold", "").startswith("ravdess-") else row["source"],
         }
         try:
             clips.append(parse(values, path.parent))
         except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
     return clips
+
+
+def split_sounds(*folders: str | Path) -> tuple[list[Clip], list[Clip]]:
+    """Training and development recordings of `folders`, without training recordings that are in development as well.
+
+    Raises ManifestError for a missing split, ConfigError for a label for which no caption can be composed.
+    """
+    clips = [clip for folder in folders for clip in sounds(folder)]
+    training, development = (select(clips, split, Path(folders[0])) for split in ("train", "development"))
+    unknown = {label for clip in clips for label in clip.labels} - VOCABULARY.keys()
+    if unknown:
+        raise ConfigError(
+            f"{', '.join(map(str, folders))}: labels without phrases for a caption: {', '.join(sorted(unknown))}; "
+            "write them into lamb/data/vocabulary.txt"
+        )
+    # ESC-50 and UrbanSound8K share a few recordings
+    same = {clip.id for clip in leaked(training, [clip.source for clip in development])}
+    return [clip for clip in training if clip.id not in same], development
+
+
+def folders(sounds: str | Collection[str] | None) -> tuple[str, ...]:
+    """The folders of labelled recordings that a recipe names, one or several or none."""
+    return () if sounds is None else (sounds,) if isinstance(sounds, str) else tuple(sounds)
+
+
+def _split(row: dict[str, str]) -> str:
+    """ "train" or "development", from the fold or the split of a row; "unheard" for a kind that no model learns."""
+    label = SAME.get(row["label"], row["label"])
+    if label in VOCABULARY and label not in PHRASES:
+        return "unheard"
+    held = row["fold"] in DEVELOPMENT_FOLDS if "fold" in row else row.get("split") == "dev"
+    return "development" if held else "train"
 
 
 def caption_texts(folder: str | Path, without: Collection[str] = ()) -> list[str]:

@@ -1,6 +1,6 @@
 """`lamb evaluate`: how good a model's captions, or anybody's, are on a list of clips.
 
-Clips with human captions give the caption scores (`scores`), clips with labels the label measures (`lamb.data.labels`);
+Clips with human captions give the caption scores (`scores`), clips with labels the label measures (`labels`);
 a list may have both. A clip that could not be captioned counts as one with an empty caption.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from ..data import sources
 from ..data.coverage import Coverage, coverage
-from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip, ManifestError
+from ..data.vocabulary import VOCABULARY, extra, names
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
-from .labels import label_scores
+from .labels import is_right, is_unheard, label_scores
 from .metrics import paired_test
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
@@ -89,7 +89,7 @@ def evaluate_models(
     sbert: str = SBERT,
     device: str | None = None,
     partial: bool = False,
-    probe: bool = False,
+    probe_seeds: Sequence[int] = (),
     progress: Progress | None = None,
     say: Any = lambda message: None,
 ) -> list[Evaluation]:
@@ -99,7 +99,8 @@ def evaluate_models(
         outs: for each system, the folder that keeps the predictions of a model; None keeps them nowhere.
         sbert: the sentence model of SBERT similarity and FENSE.
         partial: clips that a file of predictions does not have are left out, for all systems.
-        probe: also ask models about pairs of the labelled clips, and about nothing (`lamb.evaluation.probes`).
+        probe_seeds: also ask models about pairs of the labelled clips drawn from each of these seeds, and about nothing
+            (`lamb.evaluation.probes`).
         progress, say: told how many clips are captioned, and what is worth knowing on the way.
 
     Raises ManifestError for data that cannot be used, ValueError for clips with neither captions nor known labels.
@@ -126,17 +127,17 @@ def evaluate_models(
         replace(_evaluation(system, data, clips, own, scored, measures), dropped=dropped)
         for system, own, measures in zip(systems, results, scored.rounds, strict=True)
     ]
-    if not probe:
+    if not probe_seeds:
         return found
-    return [replace(one, labels={**one.labels, **_probed(one.system, clips, device)}) for one in found]
+    return [replace(one, labels={**one.labels, **_probed(one.system, clips, probe_seeds, device)}) for one in found]
 
 
-def _probed(model: str, clips: Sequence[Clip], device: str | None) -> dict[str, float]:
+def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str | None) -> dict[str, float]:
     if is_predictions(model):
         raise ValueError(f"{model}: captions that are there already cannot be asked about other sounds; give a model")
     captioner = Captioner.load(model, device)
     rate = captioner.model.encoder.sample_rate
-    made = probes(clips, rate)
+    made = probes(clips, rate, seeds)
     return probe_scores(made, captioner.caption((one.waveform(rate), rate) for one in made))
 
 
@@ -197,13 +198,13 @@ def _check(clips: Sequence[Clip], data: str) -> None:
         return
     if unknown := _unknown(clips):
         problem = f"no captions, and labels without a word list: {', '.join(unknown)}"
-        raise ValueError(f"{data}: {problem}; the lists are LABEL_WORDS in lamb/data/labels.py")
+        raise ValueError(f"{data}: {problem}; the lists are in lamb/data/vocabulary.txt")
     if not any(clip.labels for clip in clips):
         raise ValueError(f"{data}: no labelled clips, and none with captions; there is nothing to compare with")
 
 
 def _unknown(clips: Sequence[Clip]) -> list[str]:
-    return sorted({label for clip in clips for label in clip.labels} - LABEL_WORDS.keys())
+    return sorted({label for clip in clips for label in clip.labels} - VOCABULARY.keys())
 
 
 def _scored(clips: Sequence[Clip], results: Sequence[Sequence[Caption]], sbert: str) -> Scored:
@@ -230,18 +231,37 @@ def _evaluation(
     labelled = [n for n, clip in enumerate(clips) if clip.labels]
     if labelled and not people:
         if unknown := _unknown(clips):
-            left_out["label_named"] = f"labels without a word list in lamb/data/labels.py: {', '.join(unknown)}"
+            left_out["label_named"] = f"labels without words in lamb/data/vocabulary.txt: {', '.join(unknown)}"
         else:
-            # ---- the label measures, all of them; label_named once more as a measure, for its interval and test
+            # ---- the label measures, all of them; some once more as measures, for their intervals and tests
             labels = label_scores([clips[n] for n in labelled], [results[n] for n in labelled])
             if all(result.confidence is None for result in results):
-                labels.pop("calibration_error", None)  # of a system that tells none
-            pairs = list(zip(clips, results, strict=True))
-            named = [sum(r.ok and names(r.text, label) for label in clip.labels) for clip, r in pairs]
-            whole = np.array([float(len(clip.labels)) for clip in clips])
-            share = np.divide(named, whole, out=np.full(len(clips), np.nan), where=whole > 0)
-            measures = {"label_named": ratio(np.array(named, dtype=float), whole, share), **measures}
+                for name in ("calibration_error", "auroc"):  # of a system that tells none
+                    labels.pop(name, None)
+            measures = {**_label_measures(clips, results), **measures}
     return Evaluation(system, data, clips, results, labels, measures, left_out, list(scored.notes), coverage(clips))
+
+
+def _label_measures(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, Measure]:
+    """label_named, clean and extra of the clips whose labels a model may know."""
+    pairs = list(zip(clips, results, strict=True))
+    labels = [() if is_unheard(clip) else clip.labels for clip in clips]
+    if not any(labels):
+        return {}
+
+    def measure(sums: Sequence[float], whole: Sequence[float]) -> Measure:
+        part, of = np.array(sums, dtype=float), np.array(whole, dtype=float)
+        return ratio(part, of, np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0))
+
+    named = [sum(r.ok and names(r.text, label) for label in own) for own, (_, r) in zip(labels, pairs, strict=True)]
+    known = [float(bool(own)) for own in labels]
+    clean = [float(bool(own) and is_right(*pair)) for own, pair in zip(labels, pairs, strict=True)]
+    more = [float(extra(r.text, own)) if own else 0.0 for own, (_, r) in zip(labels, pairs, strict=True)]
+    return {
+        "label_named": measure(named, [len(own) for own in labels]),
+        "clean": measure(clean, known),
+        "extra": measure(more, known),
+    }
 
 
 def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:

@@ -34,8 +34,8 @@ from torch.nn.utils.rnn import pad_sequence
 from ..audio import reader as audio
 from ..config import AlignerConfig
 from ..data.manifest import Clip, ManifestError
-from ..data.phrases import PHRASES
 from ..data.scenes import Event, compose
+from ..data.vocabulary import PHRASES
 from ..errors import LambError
 from ..inference.batches import encode
 from ..model import aligner as alignment
@@ -80,7 +80,7 @@ def captioned(clips: Sequence[Clip]) -> list[Clip]:
 def _composed(clip: Clip) -> Clip:
     if not clip.labels or not PHRASES.keys() >= set(clip.labels):
         wanted = f"labels {', '.join(clip.labels)} have no phrases" if clip.labels else "has neither caption nor label"
-        raise ManifestError(f"clip {clip.id!r}: {wanted}; give it captions, or phrases in lamb/data/phrases.py")
+        raise ManifestError(f"clip {clip.id!r}: {wanted}; give it captions, or phrases in lamb/data/vocabulary.txt")
     rng = np.random.default_rng(zlib.crc32(clip.id.encode()))
     events = [Event(label, 0.0, 1.0, 0.0) for label in clip.labels]
     return replace(clip, captions=(compose("overlap" if len(events) > 1 else "single", events, rng),))

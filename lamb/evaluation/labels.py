@@ -1,29 +1,68 @@
-"""Measures of labelled recordings: how many labels their captions name, and how well the confidence predicts it. [O]"""
+"""The measures of labelled recordings: what a caption names of what is there, and how sure of it the model was. [O]
+
+A caption names a label when it holds one of its words. It is clean when it names all labels of its clip and no other
+kind; `lamb.data.vocabulary.akin` tells what is another kind, and what only another word for the same. Clips of kinds
+that no model is trained on (labels without phrases in the vocabulary) have a measure of their own.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.labels import names
 from ..data.manifest import Clip
+from ..data.vocabulary import PHRASES, VOCABULARY, extra, is_clean, names
 from ..inference.captions import Caption
+
+SURE = 0.5  # a confidence above it stands for what is said
 
 
 def label_scores(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, float]:
-    """Label measures of labelled clips; a clip that could not be captioned counts as not named.
+    """Label measures of labelled clips; a clip that could not be captioned counts as not named, and not clean.
 
-    label_named: share of (clip, label) pairs where the caption names the label; calibration_error: of the confidence
-    that it does; distinct_captions: how many there are.
+    Of the clips whose labels a model may know:
+    label_named: share of (clip, label) pairs where the caption names the label.
+    clean: share of clips whose caption names their labels and no other kind.
+    extra: how many sounds that are not there a caption names, in the mean.
+
+    Of the clips with other labels:
+    unheard_fair: share where nothing is named that is not there, or with a confidence of at most 0.5; the upper classes
+    of what is there are never wrong.
+
+    Of all clips:
+    calibration_error, auroc: of the confidence as that of a clean caption.
+    distinct_captions: how many there are.
     """
-    pairs = [(result, label) for clip, result in zip(clips, results, strict=True) for label in clip.labels]
-    named = [result.ok and names(result.text, label) for result, label in pairs]
-    return {
-        "clips": len(clips),
-        "failed": sum(not result.ok for result in results),
-        "label_named": sum(named) / len(named),
-        "calibration_error": calibration_error([result.confidence or 0.0 for result, _ in pairs], named),
-        "distinct_captions": len({result.text for result in results if result.ok}),
-    }
+    pairs = list(zip(clips, results, strict=True))
+    known = [(clip, result) for clip, result in pairs if not is_unheard(clip)]
+    unheard = [(clip, result) for clip, result in pairs if is_unheard(clip)]
+    scores: dict[str, float] = {"clips": len(clips), "failed": sum(not result.ok for result in results)}
+    if known:
+        named = [result.ok and names(result.text, label) for clip, result in known for label in clip.labels]
+        scores["label_named"] = sum(named) / len(named)
+        scores["clean"] = float(np.mean([is_right(clip, result) for clip, result in known]))
+        scores["extra"] = float(np.mean([extra(result.text, clip.labels) for clip, result in known]))
+    if unheard:
+        scores["unheard_fair"] = float(np.mean([_fair(clip, result) for clip, result in unheard]))
+    confidence = [result.confidence or 0.0 for _, result in pairs]
+    right = [is_right(clip, result) for clip, result in pairs]
+    scores["calibration_error"] = calibration_error(confidence, right)
+    scores["auroc"] = auroc(confidence, right)
+    scores["distinct_captions"] = len({result.text for result in results if result.ok})
+    return scores
+
+
+def is_unheard(clip: Clip) -> bool:
+    """Whether the clip is of a kind that no model is trained on."""
+    return any(label in VOCABULARY and label not in PHRASES and label != "silence" for label in clip.labels)
+
+
+def is_right(clip: Clip, result: Caption) -> bool:
+    """Whether a caption is clean: it names the labels of its clip, and no other kind."""
+    return result.ok and is_clean(result.text, clip.labels)
+
+
+def _fair(clip: Clip, result: Caption) -> bool:
+    return not extra(result.text, clip.labels) or (result.confidence or 0.0) <= SURE
 
 
 def calibration_error(confidence: Sequence[float], named: Sequence[bool], bins: int = 10) -> float:
@@ -32,3 +71,14 @@ def calibration_error(confidence: Sequence[float], named: Sequence[bool], bins: 
     bin_of = np.minimum((c * bins).astype(int), bins - 1)
     gaps = [np.abs(y[bin_of == k].mean() - c[bin_of == k].mean()) * (bin_of == k).sum() for k in set(bin_of.tolist())]
     return float(sum(gaps) / len(c))
+
+
+def auroc(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Area under the receiver operating characteristic: how likely a right one has a higher confidence than a wrong
+    one, of equal ones half; 0.5 where all are right, or wrong."""
+    c, y = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
+    if y.all() or not y.any():
+        return 0.5
+    higher = c[y][:, None] > c[~y][None]
+    equal = c[y][:, None] == c[~y][None]
+    return float((higher + 0.5 * equal).mean())

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import loader, scenes
-from ..data.labels import place
 from ..data.manifest import Clip
+from ..data.vocabulary import extra, place
 from ..inference.captions import Caption
 
 Kind = Literal["sequence", "overlap", "nothing"]
+PAIRS: tuple[Kind, ...] = ("sequence", "overlap")
 LONGEST = 4.5  # seconds of a recording in a sequence, so that two fit into a window of 10 s
 PAUSE = 0.3  # seconds between them
 
@@ -43,25 +44,28 @@ class Probe:
         return mix / np.abs(mix).max()
 
 
-def probes(clips: Sequence[Clip], sample_rate: int, count: int = 200, seed: int = 0) -> list[Probe]:
-    """`count` pairs in sequence, `count` at once (the second 0 to 6 dB softer), and 20 of nothing.
+def probes(clips: Sequence[Clip], sample_rate: int, seeds: Sequence[int] = (0,), count: int = 200) -> list[Probe]:
+    """For each seed `count` pairs in sequence and `count` at once (the second 0 to 6 dB softer), then 20 of nothing.
 
-    Pairs are drawn from all the clips alike, never two that are the same to a listener. Raises AudioError for a clip
-    that cannot be read, ValueError where all clips are of one kind.
+    Choose settings on other seeds than those that are reported. Pairs are drawn from all the clips alike, never two of
+    one label. Raises AudioError for a clip that cannot be read, ValueError where all clips are of one kind.
     """
     bank = loader.recordings([clip for clip in clips if clip.labels], sample_rate)
-    sounds = [(label, x) for label, sources in bank.items() for x in chain(*sources)]
-    if len({scenes.KIND_OF.get(label, label) for label in bank}) < 2:
+    sounds = [(label, x.samples) for label, sources in bank.items() for x in chain(*sources)]
+    if len(bank) < 2:
         raise ValueError("pairs of recordings need labels of two kinds")
-    rng = np.random.default_rng(seed)
     made: list[Probe] = []
-    kinds: tuple[Kind, ...] = ("sequence", "overlap")
-    for kind in kinds:
-        while sum(probe.kind == kind for probe in made) < count:
-            (a, x), (b, y) = (sounds[int(k)] for k in rng.integers(len(sounds), size=2))
-            if scenes.KIND_OF.get(a, a) != scenes.KIND_OF.get(b, b):
-                made.append(Probe(kind, (a, b), (x, y), float(rng.uniform(-6, 0))))
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        made += [_pair(kind, sounds, rng) for kind in PAIRS for _ in range(count)]
     return [*made, *_nothing(sample_rate, rng)]
+
+
+def _pair(kind: Kind, sounds: Sequence[tuple[str, NDArray[np.int16]]], rng: np.random.Generator) -> Probe:
+    while True:
+        (a, x), (b, y) = (sounds[int(k)] for k in rng.integers(len(sounds), size=2))
+        if a != b:
+            return Probe(kind, (a, b), (x, y), float(rng.uniform(-6, 0)))
 
 
 def _nothing(sample_rate: int, rng: np.random.Generator) -> Iterator[Probe]:
@@ -79,15 +83,19 @@ def _nothing(sample_rate: int, rng: np.random.Generator) -> Iterator[Probe]:
 
 
 def probe_scores(made: Sequence[Probe], results: Sequence[Caption]) -> dict[str, float]:
-    """sequence_named, overlap_named: share of the pairs whose caption names both; sequence_order: share of those in
-    sequence that it names in their order; nothing_named: share of silence, noise and tones given as such."""
+    """sequence_named, overlap_named: share of the pairs whose caption names both; sequence_extra, overlap_extra: how
+    many sounds that are not there it names, in the mean; sequence_order: share of those in sequence with both named
+    that it names in their order; nothing_named: share of silence, noise and tones given as such."""
     named: dict[Kind, list[bool]] = {"sequence": [], "overlap": [], "nothing": []}
+    more: dict[Kind, list[int]] = {"sequence": [], "overlap": [], "nothing": []}
     order = []
     for probe, result in zip(made, results, strict=True):
         places = [place(result.text, label) if result.ok else None for label in probe.labels]
         found = [p for p in places if p is not None]
         named[probe.kind].append(len(found) == len(places))
+        more[probe.kind].append(extra(result.text, probe.labels))
         if probe.kind == "sequence" and len(found) == 2:
             order.append(found[0] < found[1])
-    shares = {f"{kind}_named": float(np.mean(hits)) for kind, hits in named.items()}
-    return {**shares, "sequence_order": float(np.mean(order)) if order else 0.0}
+    scores = {f"{kind}_named": float(np.mean(hits)) for kind, hits in named.items()}
+    scores |= {f"{kind}_extra": float(np.mean(more[kind])) for kind in PAIRS}
+    return {**scores, "sequence_order": float(np.mean(order)) if order else 0.0}

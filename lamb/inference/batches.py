@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import DecodeConfig
 from ..model.lamb import LambModel
 from .generation import Hypothesis, generate
+from .weighing import Weigher
 
 Item = TypeVar("Item", np.ndarray, Tensor)
 Result = TypeVar("Result")
@@ -43,7 +44,10 @@ def describe(
         lengths = torch.tensor([len(x) for x in batch], device=h_a.device)
         mask = torch.arange(h_a.shape[1], device=h_a.device) < lengths[:, None]  # (B, N_a)
         z_a, valid = model.audio_tokens(h_a, mask)
-        return generate(model, z_a, valid, options, n_best, seed)
+        if not options.weigh.enabled or seed is not None:
+            return generate(model, z_a, valid, options, n_best, seed)
+        found = generate(model, z_a, valid, options, max(options.beams, n_best))
+        return [row[:n_best] for row in Weigher(model, options).choose(h_a, mask, z_a, valid, found)]
 
     return _by_length(tokens, options.batch_size, part)
 

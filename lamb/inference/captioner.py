@@ -18,7 +18,7 @@ from ..model.lamb import LambModel
 from .batches import SILENCE, describe, encode
 from .captions import Caption, Timeline
 from .changes import CELL, Summary
-from .confidence import confidence
+from .confidence import confidence_of
 from .generation import Hypothesis
 from .timeline import Plan, timeline
 
@@ -275,7 +275,8 @@ class _Job:
             duration=recording.duration,
             text=hypotheses[0].text,
             score=hypotheses[0].score,
-            confidence=1.0 if known else confidence(hypotheses[0].score, self.options.confidence),
+            confidence=1.0 if known else confidence_of(hypotheses[0], self.options),
+            sounds=hypotheses[0].sounds,
             captions=tuple(h.text for h in hypotheses),
             scores=tuple(h.score for h in hypotheses),
         )

@@ -35,11 +35,25 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Sound:
+    """A sound that a caption names: its words, the labels that they may stand for, and how likely it is there."""
+
+    text: str
+    labels: tuple[str, ...]
+    confidence: float  # 0-1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The sound as a JSON object."""
+        return {"text": self.text, "labels": list(self.labels), "confidence": _rounded(self.confidence, 4)}
+
+
+@dataclass(frozen=True)
 class Caption:
     """What is heard in one recording, or why it could not be captioned (`error`).
 
     `duration` is in seconds, `score` the mean log probability of a token, `confidence` in 0-1. `captions` and
     their `scores` are the n best, best first (`text` is the first); both may stay empty where one is all.
+    `sounds` are those that `text` names, each with a confidence of its own, of a model that weighs them.
     """
 
     file: str
@@ -50,6 +64,7 @@ class Caption:
     captions: tuple[str, ...] = ()
     scores: tuple[float, ...] = ()
     segments: tuple[Segment, ...] = ()
+    sounds: tuple[Sound, ...] = ()
     error: str | None = None
 
     @property
@@ -78,6 +93,7 @@ class Caption:
             "confidence": _rounded(self.confidence, 4),
             "captions": [text for text, _ in n_best],
             **scores,
+            **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
         }
 

@@ -6,11 +6,18 @@ The score is the mean log probability of the caption's tokens, so p is a probabi
 are fitted on labelled recordings at the end of training (Platt scaling).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ..config import DecodeConfig
+    from .generation import Hypothesis
 
 EDGE = 1e-6  # p is kept this far from 0 and 1, where its logit is infinite
 
@@ -22,25 +29,37 @@ def confidence(score: float, calibration: tuple[float, float]) -> float:
     return 1 / (1 + math.exp(-(offset + slope * math.log(p / (1 - p)))))
 
 
-def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:
-    """The (a, b) that fit the scores of captions and whether each names its label: logistic regression.
+def confidence_of(hypothesis: Hypothesis, options: DecodeConfig) -> float:
+    """The confidence of a hypothesis: that of its sounds, where they were weighed, else that of its score."""
+    if hypothesis.confidence is not None:
+        return hypothesis.confidence
+    return confidence(hypothesis.score, options.confidence)
 
-    Newton's method; a step that overshoots is halved until the cost falls. A weak prior on the identity (0, 1) keeps
-    the fit finite where the scores separate the two groups perfectly.
-    """
+
+def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:
+    """The (a, b) that fit the scores of captions and whether each names its label."""
     p = np.clip(np.exp(np.asarray(scores, dtype=float)), EDGE, 1 - EDGE)
-    x = np.stack([np.ones_like(p), np.log(p / (1 - p))], 1)  # (clips, 2)
-    y, prior = np.asarray(named, dtype=float), np.array([0.0, 1.0])
+    a, b = logistic(np.stack([np.ones_like(p), np.log(p / (1 - p))], 1), np.asarray(named), np.array([0.0, 1.0]))
+    return float(a), float(b)
+
+
+def logistic(x: NDArray[np.float64], y: NDArray[np.bool_], prior: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Logistic regression of y (n,) on x (n, k): the weights (k,).
+
+    Newton's method; a step that overshoots is halved until the cost falls. A weak prior keeps the fit finite where x
+    separates the two groups perfectly.
+    """
+    right = np.asarray(y, dtype=float)
 
     def cost(w: NDArray[np.float64]) -> float:
-        return float(np.logaddexp(0, x @ w).sum() - y @ (x @ w) + 0.05 * np.square(w - prior).sum())
+        return float(np.logaddexp(0, x @ w).sum() - right @ (x @ w) + 0.05 * np.square(w - prior).sum())
 
     w = prior.copy()
     for _ in range(50):
         q = 0.5 + 0.5 * np.tanh(x @ w / 2)  # sigmoid
-        gradient = x.T @ (q - y) + 0.1 * (w - prior)
-        step = np.linalg.solve((x * (q * (1 - q))[:, None]).T @ x + 0.1 * np.eye(2), gradient)
+        gradient = x.T @ (q - right) + 0.1 * (w - prior)
+        step = np.linalg.solve((x * (q * (1 - q))[:, None]).T @ x + 0.1 * np.eye(len(prior)), gradient)
         while cost(w - step) > cost(w) and np.abs(step).max() > 1e-9:
             step /= 2
         w -= step
-    return float(w[0]), float(w[1])
+    return w

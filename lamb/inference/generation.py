@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config import DecodeConfig
 from ..model.aligner import pool
 from ..model.lamb import LambModel, caption_labels
+from .captions import Sound
 
 WORD_STARTS = ("\u0120", "\u2581")  # what a tokenizer writes for the blank before a word: byte-level BPE, SentencePiece
 # words of four letters and more that two different sounds may share
@@ -38,6 +39,8 @@ class Hypothesis:
 
     text: str  # a clean sentence
     score: float  # mean log probability of its tokens and its end, under the guided model
+    sounds: tuple[Sound, ...] = ()  # that it names, where they were weighed (lamb.inference.weighing)
+    confidence: float | None = None  # of a caption whose sounds were weighed
 
 
 class GuideBias:
@@ -161,18 +164,32 @@ def score(
 ) -> Tensor:
     """Mean log probability (B * k,) of generated ids (B * k, L), the end included, under the logits and the guide's
     bias (B, V), which counts as `options` say."""
-    eos = model.llm.tokenizer.eos_token_id
-    mask = (ids == eos).cumsum(1) == 0  # (B * k, L) tokens before the end
-    logits = model.llm.logits(prefix, prefix_mask, ids).float()  # (B * k, L + 1, V)
+    mask = (ids == model.llm.tokenizer.eos_token_id).cumsum(1) == 0  # (B * k, L) tokens before the end
     if bias is not None:
-        once = bias.repeat_interleave(len(logits) // len(bias), 0)
-        by_token: Any = model.token_bias(once, ids, options.said)
+        bias = bias.repeat_interleave(len(ids) // len(bias), 0)
+    log_p, valid = log_probabilities(model, prefix, prefix_mask, ids, mask, bias, options)
+    valid[:, -1] = False  # a caption that was cut at the limit has no end to score
+    return (log_p * valid).sum(1) / valid.sum(1).clamp_min(1)
+
+
+def log_probabilities(
+    model: LambModel,
+    prefix: Tensor,
+    prefix_mask: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    options: DecodeConfig,
+) -> tuple[Tensor, Tensor]:
+    """Log probability of every token of ids (K, L), mask (K, L), and of the end behind them, with the guide's bias
+    (K, V): (K, L + 1), and where there is one (K, L + 1)."""
+    logits = model.llm.logits(prefix, prefix_mask, ids).float()  # (K, L + 1, V)
+    if bias is not None:
+        by_token: Any = model.token_bias(bias, ids, options.said)
         logits = logits + options.guide * (by_token if by_token.ndim == 3 else by_token[:, None])
-    labels = caption_labels(ids, mask, eos)  # (B * k, L + 1)
-    labels[:, -1] = -100  # a caption that was cut at the limit has no end to score
-    valid = labels != -100
-    log_probability = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
-    return (log_probability * valid).sum(1) / valid.sum(1).clamp_min(1)
+    labels = caption_labels(ids, mask, model.llm.tokenizer.eos_token_id)  # (K, L + 1)
+    log_p = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
+    return log_p, labels != -100
 
 
 def clean(text: str) -> str:

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
-from ..data.labels import LABEL_WORDS, names
+from ..data.vocabulary import mentions
 from ..model.lamb import LambModel
 from .batches import SILENCE, describe, encode
 from .captions import Caption, Segment
 from .changes import CELL, Kind, Piece, Segmenter, Summary, features
-from .confidence import confidence
+from .confidence import confidence_of
 from .generation import Hypothesis
 
 UNREADABLE = Hypothesis("(unreadable)", 0.0)
@@ -85,6 +85,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
         confidence=_sure(hypotheses[0], plan.whole),
         captions=tuple(h.text for h in hypotheses),
         scores=tuple(h.score for h in hypotheses),
+        sounds=hypotheses[0].sounds,
         segments=tuple(found),
     )
 
@@ -92,7 +93,7 @@ def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Se
 def _sure(hypothesis: Hypothesis, options: DecodeConfig) -> float:
     if hypothesis in (SILENCE, UNREADABLE):
         return float(hypothesis is SILENCE)
-    return confidence(hypothesis.score, options.confidence)
+    return confidence_of(hypothesis, options)
 
 
 def _told(segment: Segment, name: str) -> Segment:
@@ -303,4 +304,4 @@ def _same(one: str, other: str) -> bool:
 
 @lru_cache(1024)
 def _sounds(text: str) -> frozenset[str]:
-    return frozenset(label for label in LABEL_WORDS if names(text, label))
+    return frozenset().union(*(mention.labels for mention in mentions(text)))

@@ -56,8 +56,7 @@ def save(
     """
     import torch
     from safetensors.torch import save_file
-
-    from .sharding import whole
+    from torch.distributed.tensor import DTensor
 
     config = model.config
     if standalone:
@@ -72,7 +71,10 @@ def save(
             raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
-    weights = {name: whole(t).cpu().contiguous() for name, t in tensors(model, standalone).items()}
+    weights = {
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # of a sharded LLM, the whole
+        for name, t in tensors(model, standalone).items()
+    }
     if not write:
         return Path(folder)
     if half:

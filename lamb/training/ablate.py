@@ -26,13 +26,14 @@ from typing import Any
 
 from ..config import AblationConfig, ConfigError, TableConfig, TrainConfig, read, read_recipe, to_dict
 from ..data import manifest
-from ..data.labels import LABEL_WORDS, names
 from ..data.manifest import Clip
 from ..data.render import write_scenes
+from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
-from .loop import TrainingError, run_facts, write
+from .device import TrainingError
+from .state import require_same_recipe, write
 from .train import train
 
 COLUMNS = {  # a measure of a run: heading, factor, decimals
@@ -98,8 +99,8 @@ def ablate(
         raise ConfigError(f"{out}: holds an ablation already; go on with --resume, or choose another out=FOLDER")
     encoder = build_encoder(stages[runs[0]].model.encoder)
     test = manifest.read(write_scenes(config.scenes, out / "scenes", encoder.sample_rate), "test")
-    for run, stage in stages.items():
-        _check_begun(run.folder, stage)
+    for stage in stages.values():
+        require_same_recipe(stage)
     results: Results = {}
     blocks: dict[str, str] = {}
 
@@ -216,13 +217,6 @@ def planned(config: AblationConfig) -> list[Run]:
     return runs
 
 
-def _check_begun(folder: Path, stage: TrainConfig) -> None:
-    """ConfigError where `folder` holds a run that was begun with other settings, base recipe or scenes."""
-    begun = folder / "recipe.json"
-    if begun.exists() and json.loads(begun.read_text()) != run_facts(stage):
-        raise ConfigError(f"{folder}: was begun with other settings; remove it, or choose another out=FOLDER")
-
-
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
     """Caption `clips` with the model in `folder`, into predictions.jsonl there, and measure captions and gap."""
     captioner = Captioner.load(str(folder), device)
@@ -234,7 +228,7 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
     texts = [metrics.tokenize(result.text) for result in results]
     references = [[metrics.tokenize(text) for text in clip.captions] for clip in clips]
     named = [
-        [names(result.text, label) for label in clip.labels if label in LABEL_WORDS]  # static and tones have no list
+        [names(result.text, label) for label in clip.labels if label in VOCABULARY]  # static and tones have no list
         for clip, result in zip(clips, results, strict=True)
     ]
     every = [hit for own in named for hit in own]

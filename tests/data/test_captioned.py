@@ -20,7 +20,7 @@ from lamb.config import ConfigError
 from lamb.data.loader import ClipReader, clip_batch
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.inference.captioner import Captioner
-from lamb.training.loop import TrainingError
+from lamb.training.device import TrainingError
 from lamb.training.train import train
 
 RATE = 16000
@@ -182,10 +182,10 @@ def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatc
 
 
 def test_spec_augment_wants_an_encoder_that_learns(recipe):
-    with pytest.raises(ConfigError, match=r"data\.spec_augment: encoder conv has none, only ced"):
+    with pytest.raises(ConfigError, match=r"data\.spec_augment: the encoder conv has none, only ced"):
         train(recipe(spec_augment=True))
     ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: frozen}"
-    with pytest.raises(ConfigError, match=r"a frozen encoder hears as in use; set model\.encoder\.train=lora"):
+    with pytest.raises(ConfigError, match=r"a frozen encoder cannot use it; set model\.encoder\.train=lora"):
         train(recipe(spec_augment=True), [f"model.encoder={ced}"])
 
 
@@ -221,7 +221,7 @@ def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tm
     newest = out / "state-00000004.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
     with pytest.raises(
-        TrainingError, match=r"state-00000004\.pt: the state cannot be read .*go on from state-00000002"
+        TrainingError, match=r"state-00000004\.pt: the state cannot be read .*continue from state-00000002"
     ):
         train(recipe(), resume=True)
     newest.unlink()
@@ -236,7 +236,7 @@ def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tm
             train(recipe(), resume=True)
     assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
     more = Clip("more", clips[0].path, captions=("More.",), split="train")
-    with pytest.raises(ConfigError, match="begun with another list of recordings"):
+    with pytest.raises(ConfigError, match="started with another list of recordings"):
         train(recipe([more]), resume=True)
     assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
 
@@ -268,7 +268,7 @@ def without_gain(read: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_cache_wants_a_frozen_encoder_and_readable_clips(recipe, tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.cache: tokens can be kept only of a frozen encoder"):
+    with pytest.raises(ConfigError, match=r"data\.cache: only the tokens of a frozen encoder can be kept"):
         train(recipe(), ["model.encoder.train=full", f"data.cache={tmp_path / 'cache'}"])
     bad = [Clip("bad", str(tmp_path / "gone.wav"), captions=("Gone.",), split="train")]
     with pytest.warns(AudioWarning, match=r"left out: .*gone\.wav: does not exist"):

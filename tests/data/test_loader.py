@@ -12,7 +12,7 @@ import torch
 from lamb.audio import reader as audio
 from lamb.data import loader
 from lamb.data.manifest import Clip
-from lamb.data.scenes import Event, SceneMaker
+from lamb.data.scenes import Event, Recording, SceneMaker
 
 RATE = 16000
 
@@ -35,8 +35,8 @@ def test_recordings(tmp_path):
     ]
     bank = loader.recordings(clips, RATE)
     assert list(bank) == ["dog", "siren"]
-    assert [len(x) for (x,) in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
-    for (x,) in (source for found in bank.values() for source in found):
+    assert [len(x) for ((x, _),) in bank["siren"]] == pytest.approx([RATE, RATE // 4], abs=RATE // 50 * 2)
+    for ((x, _),) in (source for found in bank.values() for source in found):
         assert x.dtype == np.int16
         assert np.abs(x.astype(int)).max() == 32767
 
@@ -73,7 +73,7 @@ def test_activity():
 
 
 def test_scene_batch():
-    bank = {label: [[np.round(sine(1) * 32767).astype(np.int16)]] for label in ("dog", "siren")}
+    bank = {label: [[Recording(np.round(sine(1) * 32767).astype(np.int16))]] for label in ("dog", "siren")}
     make = partial(loader.scene_batch, SceneMaker(bank, RATE, 4.0, 0, (1, 1, 1)), 5)
     batch = make(2)
     assert batch["waveform"].shape == batch["mask"].shape

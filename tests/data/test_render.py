@@ -10,9 +10,10 @@ import soundfile
 
 from lamb.config import ConfigError, ScenesConfig
 from lamb.data import manifest, render
-from lamb.data.labels import names
-from lamb.data.render import split_sounds, write_scenes
+from lamb.data.render import write_scenes
 from lamb.data.scenes import SYNTHETIC, SceneMaker
+from lamb.data.sources import split_sounds
+from lamb.data.vocabulary import names
 
 RATE = 16000
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lamb.data.manifest import Clip
-from lamb.evaluation.labels import calibration_error, label_scores
+from lamb.evaluation.labels import auroc, calibration_error, label_scores
 from lamb.inference.captions import Caption
 
 
@@ -24,12 +24,35 @@ def test_label_scores():
         "clips": 4,
         "failed": 1,
         "label_named": 2 / 5,  # dog and rain, of dog, rain, wind, cow, cat
-        # bins: 0.9 {1}, 0.5 {1, 0}, 0.3 {0}, 0.0 {0}
-        "calibration_error": pytest.approx((0.1 + 2 * 0.0 + 0.3 + 0.0) / 5),
+        "clean": 1 / 4,  # dog; rain without wind is not
+        "extra": 1 / 4,  # a dog where there is a cow
+        # bins: 0.9 {1}, 0.5 {0}, 0.3 {0}, 0.0 {0}
+        "calibration_error": pytest.approx((0.1 + 0.5 + 0.3 + 0.0) / 4),
+        "auroc": 1.0,
         "distinct_captions": 2,
     }
     with pytest.raises(ValueError, match="zip"):
         label_scores(clips, results[:2])
+
+
+def test_kinds_that_no_model_is_trained_on():
+    clips = [clip(name, "gorilla") for name in "abcd"]
+    results = [
+        Caption("a.wav", text="An animal calls.", confidence=0.9),
+        Caption("b.wav", text="A dog barks.", confidence=0.9),
+        Caption("c.wav", text="A dog barks.", confidence=0.2),
+        Caption("d.wav", text="An animal calls, then a dog barks.", confidence=0.6),
+    ]
+    scores = label_scores(clips, results)
+    assert scores["unheard_fair"] == 0.5
+    assert "label_named" not in scores
+
+
+def test_auroc():
+    assert auroc([0.1, 0.4, 0.8], [False, False, True]) == 1
+    assert auroc([0.1, 0.4, 0.8], [True, False, False]) == 0
+    assert auroc([0.5, 0.5, 0.9], [True, False, False]) == 0.25
+    assert auroc([0.5, 0.7], [True, True]) == 0.5
 
 
 def test_calibration_error():

@@ -18,8 +18,9 @@ from lamb.cli import app as cli
 from lamb.config import AblationConfig, ConfigError, from_dict, to_dict
 from lamb.data import loader
 from lamb.training import ablate as ablation
-from lamb.training import loop as fit
+from lamb.training import state
 from lamb.training.ablate import COLUMNS, ablate, difference, markdown, summary
+from lamb.training.device import TrainingError
 
 
 @pytest.fixture
@@ -111,24 +112,24 @@ def test_two_variants_two_seeds(recipe, tmp_path, monkeypatch):
 
 def test_a_run_that_was_killed_is_gone_on_with(recipe, tmp_path, monkeypatch):
     ablate(recipe(out=str(tmp_path / "whole")), ["seeds=[1]"])
-    trained, save = [], fit._save
+    trained, save = [], state.RunState.save
     train = ablation.train
 
     def watched(base: str, settings: list[str], resume: bool) -> Path:
         trained.append((next(s for s in settings if s.startswith("out=")).rpartition("/")[2].rstrip('"'), resume))
         return train(base, settings, resume)
 
-    def kill(state: dict[str, Any], out: Path, keep: int) -> None:
-        save(state, out, keep)
+    def kill(self: state.RunState, out: Path, keep: int, write: bool) -> None:
+        save(self, out, keep, write)
         if out.name == "plain-1":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ablation, "train", watched)
-    monkeypatch.setattr(fit, "_save", kill)
+    monkeypatch.setattr(state.RunState, "save", kill)
     with pytest.raises(KeyboardInterrupt):
         ablate(recipe(), ["seeds=[1]"])
     assert (tmp_path / "out" / "tables.md").exists(), "what was ready was written"
-    monkeypatch.setattr(fit, "_save", save)
+    monkeypatch.setattr(state.RunState, "save", save)
     with pytest.raises(ConfigError, match="holds an ablation already; go on with --resume"):
         ablate(recipe(), ["seeds=[1]"])
     text = ablate(recipe(), ["seeds=[1]"], resume=True)
@@ -160,7 +161,7 @@ def killed(run: ablation.Run, base: str, clips: Any) -> None:
 
 def test_a_run_whose_process_is_killed(recipe, monkeypatch):
     monkeypatch.setattr(ablation, "_work", killed)
-    with pytest.raises(fit.TrainingError, match=r"a run's process was killed.*--resume"):
+    with pytest.raises(TrainingError, match=r"a run's process was killed.*--resume"):
         ablate(recipe(), ["seeds=[1]", "jobs=2"])
 
 
@@ -187,7 +188,7 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
     ablate(recipe(seeds=[1]))
     runs = tmp_path / "out" / "runs"
     before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
-    with pytest.raises(ConfigError, match="full-1: was begun with other settings; remove it"):
+    with pytest.raises(ConfigError, match="full-1: was started with another recipe; remove it"):
         ablate(recipe(seeds=[1], settings=["optim.steps=3"]), resume=True)
     with pytest.raises(ConfigError, match="holds scenes of other recordings or settings"):
         ablate(recipe(seeds=[1]), ["scenes.test=4"], resume=True)

@@ -112,7 +112,7 @@ def test_a_sharded_run_resumed_on_two_nodes_equals_one_process(recipe, tmp_path)
     last, best = "state-00000004.pt", "best/model.safetensors"
     whole = torch.load(out / last)
     expected = torch.load(alone / last)
-    for part in ("model", "average"):
+    for part in ("model", "ema"):
         close(whole[part], expected[part], 1e-4)
     moments = [sorted(m["exp_avg"].norm().item() for m in s["optimiser"]["state"].values()) for s in (whole, expected)]
     assert moments[0] == pytest.approx(moments[1], abs=1e-4)
@@ -129,7 +129,7 @@ def test_a_sharded_run_resumed_on_two_nodes_equals_one_process(recipe, tmp_path)
     node += ["--rdzv-endpoint", f"localhost:{port}", *lamb, "--resume"]
     assert sorted(run(node, node)) == ["", f"{out}\n"]
     again = torch.load(out / last)
-    for part in ("model", "average"):
+    for part in ("model", "ema"):
         close(again[part], whole[part], 1e-6)
     close(load_file(out / "model.safetensors"), load_file(alone / "model.safetensors"), 2e-3)
     logs = [[json.loads(line)["loss"] for line in (folder / "log.jsonl").open()] for folder in (alone, out)]

@@ -19,10 +19,13 @@ from lamb.config import ConfigError, OptimConfig, TrainConfig
 from lamb.data.manifest import ManifestError
 from lamb.inference.captioner import Captioner
 from lamb.model.encoders.conv import ConvEncoder
-from lamb.training import loop as fitting
+from lamb.training import device, loop, tiny
 from lamb.training import train as training
-from lamb.training.loop import TrainingError, groups, memory, precision_of, require_memory, schedule
-from lamb.training.train import Tagger, band_mask, train
+from lamb.training.device import TrainingError, memory, precision_of, require_memory
+from lamb.training.loop import schedule
+from lamb.training.stage import param_groups
+from lamb.training.tiny import Tagger, band_mask
+from lamb.training.train import train
 
 LABELS = ("dog", "rain", "siren", "rooster")
 ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": [256, 512]}}
@@ -109,7 +112,7 @@ def test_memory_that_is_certain(monkeypatch):
     require_memory(model, config, torch.device("cpu"))
     require_memory(model, config, torch.device("cuda"))
     with pytest.raises(
-        TrainingError, match=r"the GPU has .* the model without any clip needs .*: a smaller optim\.batch"
+        TrainingError, match=r"the GPU has .* the model alone, without any clip, needs .*: use a smaller optim\.batch"
     ):
         require_memory(model, averaged, torch.device("cuda"))
 
@@ -126,7 +129,7 @@ def test_a_full_gpu_is_told_with_advice(recipe, monkeypatch):
 def test_no_decay_below_two_dimensions():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Linear(2, 2))
     model[2].requires_grad_(False)
-    matrices, others = groups(model.named_parameters(), 0.1, 0.5)
+    matrices, others = param_groups(model.named_parameters(), 0.1, 0.5)
     assert [id(p) for p in matrices["params"]] == [id(model[0].weight)]
     assert {id(p) for p in others["params"]} == {id(model[0].bias), id(model[1].weight), id(model[1].bias)}
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.5, 0)
@@ -137,7 +140,7 @@ def test_bfloat16_only_where_it_can_be(monkeypatch):
     on_cpu = TrainConfig(device="cpu", precision="bfloat16")
     assert precision_of(TrainConfig(device="cpu")) == "no"
     for can, precision in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr(fitting, "cpu_has_bfloat16", lambda can=can: can)
+        monkeypatch.setattr(device, "cpu_has_bfloat16", lambda can=can: can)
         with nullcontext() if can else pytest.warns(UserWarning, match="no units for bfloat16; training in float32"):
             assert precision_of(on_cpu) == precision
 
@@ -262,14 +265,14 @@ class Killed(Exception):
 
 def kill_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run dies when `step` (from 0) begins."""
-    real = fitting.schedule
+    real = loop.schedule
 
     def stop(now: int, optim: OptimConfig) -> float:
         if now == step:
             raise Killed
         return real(now, optim)
 
-    monkeypatch.setattr(fitting, "schedule", stop)
+    monkeypatch.setattr(loop, "schedule", stop)
 
 
 def kill_in_save(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,9 +355,9 @@ def test_an_existing_run_is_not_touched(recipe, tmp_path):
     path = encoder_recipe(recipe, optim={"steps": 1})
     out = train(path)
     before = {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()}
-    with pytest.raises(ConfigError, match="holds a run already; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds a run already; continue it with --resume"):
         train(path)
-    with pytest.raises(ConfigError, match="was begun with another recipe"):
+    with pytest.raises(ConfigError, match="was started with another recipe"):
         train(path, ["optim.steps=2"], resume=True)
     assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
 
@@ -363,7 +366,7 @@ def test_an_existing_run_is_not_touched(recipe, tmp_path):
 def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monkeypatch):
     calls = 0
 
-    class Broken(training.Tagger):
+    class Broken(tiny.Tagger):
         def forward(self, *inputs: Any) -> Any:
             nonlocal calls
             frames, mask, clip = super().forward(*inputs)
@@ -373,11 +376,11 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
                 clip = clip * math.nan if where == "loss" else clip + (0 * clip).sqrt()
             return frames, mask, clip
 
-    monkeypatch.setattr(training, "Tagger", Broken)
+    monkeypatch.setattr(tiny, "Tagger", Broken)
     path = encoder_recipe(recipe)
     with pytest.raises(
-        training.TrainingError,
-        match=r"step 4: .*'frame': .*'clip': .*'norm': nan.*last state is kept; its clips: \[",
+        TrainingError,
+        match=r"step 4: .*'frame': .*'clip': .*'norm': nan.*last state is kept; the clips of this step: \[",
     ):
         train(path)
     state = torch.load(tmp_path / "out" / "state-00000002.pt")
@@ -394,7 +397,11 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
         ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
-        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: is what this stage finds out"),
+        (
+            "encoder",
+            ["model.encoder.options.labels=3"],
+            "encoder.options.labels: this stage finds out the labels",
+        ),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lamb.data.labels import LABEL_WORDS, names
+from lamb.data.vocabulary import VOCABULARY, names
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,6 @@ def test_does_not_name(caption, label):
 
 
 def test_every_label_has_words():
-    for words in LABEL_WORDS.values():
-        assert words
-        assert all(word == word.lower().strip() and "*" not in word[:-1] for word in words)
+    for entry in VOCABULARY.values():
+        assert entry.words
+        assert all(word == word.lower().strip() and "*" not in word[:-1] for word in entry.words)

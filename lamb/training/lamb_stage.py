@@ -1,0 +1,249 @@
+"""Stage `lamb`, the method itself: adapter, aligner and guide learn, encoder and LLM as their configs say (section 7).
+
+It trains on captioned recordings (`data.manifest`), as in the paper, or on scenes mixed from labelled recordings
+(`data.sounds`), as the bundled model does. [O]
+"""
+
+import sys
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..audio import reader as audio
+from ..config import ConfigError, LambConfig, TrainConfig
+from ..data import leakage, loader, manifest
+from ..data.manifest import Clip
+from ..data.vocabulary import names
+from ..evaluation import metrics
+from ..evaluation.gap import scores as gap_scores
+from ..evaluation.labels import label_scores
+from ..inference.captioner import SILENCE, Captioner
+from ..inference.confidence import fit_confidence
+from ..model.aligner import gap
+from ..model.checkpoint import load, save
+from ..model.lamb import LambModel, build
+from ..model.losses import cross_entropy, loss_terms
+from . import sharding
+from .device import TrainingError, device_of, require_memory
+from .stage import Losses, Stage, param_groups
+
+CHECKED = 200  # clips, at most, that are captioned at a check
+
+
+class LambStage(Stage):
+    """The model, its data and its objective (`lamb.model.losses`)."""
+
+    module: LambModel
+
+    def __init__(self, config: TrainConfig):
+        self.config, self.module = config, new_model(config)
+        if config.data.manifest:
+            self.data: CaptionedClips | LabelledScenes = CaptionedClips(config, self.module)
+        else:
+            self.data = LabelledScenes(config, self.module)
+        self.epoch, self.clips = self.data.epoch, self.data.clips
+        self.unreadable: set[str] = set()  # clips that have been reported
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        model, optim = self.module, self.config.optim
+        scalars = ("guide.beta", "guide.gamma", "aligner.log_scale")
+        named = list(model.named_parameters())
+        own = [(n, p) for n, p in named if not n.startswith(("llm.", "encoder.")) and n not in scalars]
+        bases = [(n, p) for n, p in named if n.startswith(("llm.", "encoder."))]
+        groups = param_groups(own, optim.lr, optim.weight_decay)
+        groups += param_groups(bases, optim.lr if optim.llm_lr is None else optim.llm_lr, optim.weight_decay)
+        if model.guide is not None:
+            lr = optim.beta_lr * float(model.guide.beta.detach())
+            groups.append({"params": [model.guide.beta], "lr": lr, "weight_decay": 0.0})
+            if model.guide.gamma is not None:
+                groups.append({"params": [model.guide.gamma], "lr": optim.gamma_lr, "weight_decay": 0.0})
+        if model.aligner is not None and "infonce" in model.aligner.weights:
+            groups.append({"params": [model.aligner.log_scale], "lr": optim.temperature_lr, "weight_decay": 0.0})
+        return groups
+
+    def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
+        return self.data.batch(index, share)
+
+    def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
+        leave_out(batch.get("unreadable", ()), self.unreadable, self.config)
+        model = self.module
+        ids, mask = model.llm.tokenize(batch["captions"])
+        sound, sound_mask = batch["waveform"].to(model.device), batch["mask"].to(model.device)
+        output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
+        terms = loss_terms(model, output)
+        terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
+        if model.guide is not None:
+            terms["beta"] = model.guide.beta
+            if model.guide.gamma is not None:
+                terms["gamma"] = model.guide.gamma
+        return terms
+
+    def check(self) -> dict[str, float]:
+        return self.data.check()
+
+    def save_best(self, write: bool) -> None:
+        self._save(Path(self.config.out) / "best", write)
+
+    def save(self, write: bool) -> None:
+        with sharding.gathered(self.module):
+            decode = self.data.decode_options() if write else {}
+        self._save(Path(self.config.out), write, decode)
+
+    def _save(self, folder: Path, write: bool, decode: dict[str, Any] | None = None) -> None:
+        """Write the model into `folder`, by reference where encoder and LLM can be found again at their sources."""
+        config = self.module.config
+        nowhere = None in (config.encoder.source, config.llm.source)
+        standalone = (config.llm.train == "full" or nowhere) and hasattr(self.module.encoder, "options")
+        save(self.module, folder, standalone=standalone, card=self.config.card, half=True, decode=decode, write=write)
+
+
+def new_model(config: TrainConfig) -> LambModel:
+    """The model to train, on its device; what learns in float32, and sharded where the recipe says so."""
+    device = device_of(config)
+    if config.init is None:
+        model = build(config.model, device)
+    elif config.model == LambConfig():
+        model = load(config.init, str(device))
+    else:
+        raise ConfigError("init: brings its own model; leave out the section `model`, or init")
+    if config.data.spec_augment:
+        if not hasattr(model.encoder, "spec_augment"):
+            raise ConfigError(
+                f"data.spec_augment: the encoder {model.config.encoder.name} has none, only ced has; leave it out"
+            )
+        if model.config.encoder.train == "frozen":
+            raise ConfigError("data.spec_augment: a frozen encoder cannot use it; set model.encoder.train=lora")
+        model.encoder.spec_augment = True
+    for part, weight in ((model.aligner, model.config.loss.alignment), (model.guide, model.config.loss.guided)):
+        if part is not None and not weight:
+            part.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradient
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # in bf16 most steps of 5e-5 would round to nothing
+            parameter.data = parameter.data.float()
+    if config.optim.shard:
+        sharding.shard(model, model.llm.model, device)
+    require_memory(model, config, device)
+    return model.to(device)
+
+
+class CaptionedClips:
+    """Captioned recordings of a manifest (`data.manifest`), checked on its validation split."""
+
+    def __init__(self, config: TrainConfig, model: LambModel):
+        self.config, self.model = config, model
+        path, data, optim = Path(config.data.manifest or ""), config.data, config.optim
+        clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
+        self.held = [c for c in manifest.read(path, data.validation) if c.captions] if data.validation else []
+        if len(clips) < optim.batch * optim.accumulate:
+            raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
+        leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
+        tokens = None
+        if data.cache:
+            if model.config.encoder.train != "frozen":
+                raise ConfigError(
+                    "data.cache: only the tokens of a frozen encoder can be kept; set model.encoder.train=frozen"
+                )
+            cache = loader.TokenCache.of(data.cache, model.encoder)
+            clips, tokens, problems = cache.fill(clips, data.seconds, model.encoder.sample_rate, self._encode)
+            leave_out(problems, set(), config)
+        self.reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed, tokens)
+        self.epoch, self.clips = len(clips) // optim.batch, (len(clips), len(self.held))
+
+    def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
+        return loader.clip_batch(self.reader, self.config.optim.batch, index, share)
+
+    def check(self) -> dict[str, float]:
+        """CIDEr-D of greedy captions, losses and modality gap on the validation split; {} without one."""
+        if not self.held:
+            return {}
+        chosen = self.held[:: max(1, len(self.held) // CHECKED)]
+        captioner = Captioner(self.model, replace(self.model.config.decode, beams=1))
+        results = captioner.caption(_sound(clip, self.model.encoder.sample_rate) for clip in chosen)
+        for result, clip in list(zip(results, chosen, strict=True))[:3]:
+            print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
+        texts = [metrics.tokenize(result.text) for result in results]  # empty for a file that cannot be read
+        references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
+        cider_d = metrics.cider_d(texts, references)[0]
+        return {"cider_d": cider_d, **self._validation_loss(), **gap_scores(self.model, chosen)}
+
+    def decode_options(self) -> dict[str, Any]:
+        """Decoding options found at the end of training: none."""
+        return {}
+
+    def _validation_loss(self) -> dict[str, float]:
+        """Cross entropies of a caption of each held clip, raw and guided, as means over their batches."""
+        sums: dict[str, float] = {}
+        fixed = replace(self.reader, clips=self.held, tokens=None)
+        size = min(self.config.optim.batch, len(self.held))
+        batches = len(self.held) // size
+        for k in range(batches):
+            batch = loader.clip_batch(fixed, size, k)  # the crops and captions of epoch 0, at every check
+            ids, mask = self.model.llm.tokenize(batch["captions"])
+            device = self.model.device
+            output = self.model(batch["waveform"].to(device), batch["mask"].to(device), ids, mask)
+            plain = float(cross_entropy(output.logits, output.labels))
+            sums["val_plain"] = sums.get("val_plain", 0) + plain / batches
+            if output.bias is not None:
+                guided = float(cross_entropy(output.logits, output.labels, output.bias))
+                sums["val_guided"] = sums.get("val_guided", 0) + guided / batches
+        return sums
+
+    @torch.no_grad()
+    def _encode(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The frozen encoder in evaluation mode, for the cache: (B, T), (B, T) -> (B, N, D), (B, N)."""
+        self.model.eval()
+        return self.model.encode(waveform.to(self.model.device), mask.to(self.model.device))
+
+
+class LabelledScenes:
+    """Scenes mixed from the labelled recordings of `data.sounds`, checked on its development recordings. [O]"""
+
+    epoch, clips = 0, None
+
+    def __init__(self, config: TrainConfig, model: LambModel):
+        if config.optim.epochs:
+            raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
+        self.config, self.model = config, model
+        self.maker, self.development = loader.scene_maker(config, model.encoder.sample_rate)
+
+    def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
+        return loader.scene_batch(self.maker, self.config.optim.batch, index, share)
+
+    def check(self) -> dict[str, float]:
+        """The share of development recordings whose label the greedy caption names, and the modality gap."""
+        chosen = self.development[:: max(1, len(self.development) // CHECKED)]
+        captioner = Captioner(self.model, replace(self.model.config.decode, beams=1))
+        named = label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]
+        return {"named": named, **gap_scores(self.model, chosen)}
+
+    def decode_options(self) -> dict[str, Any]:
+        """The confidence, calibrated on the development recordings with the search that will be used."""
+        results = Captioner(self.model).caption([clip.path for clip in self.development])
+        said = [(c, r) for c, r in zip(self.development, results, strict=True) if r.ok and r.text != SILENCE.text]
+        right = [names(result.text, clip.labels[0]) for clip, result in said]
+        return {"confidence": fit_confidence([result.score or 0.0 for _, result in said], right)}
+
+
+def leave_out(problems: Iterable[str], known: set[str], config: TrainConfig) -> None:
+    """Warn of clips that cannot be read and add them to those `known`; TrainingError if these are too many."""
+    for problem in sorted(set(problems) - known):
+        warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
+    known.update(problems)
+    if len(known) > config.data.unreadable:
+        listed = "\n".join(sorted(known))
+        raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
+
+
+def _sound(clip: Clip, sample_rate: int) -> audio.Source:
+    """What the captioner is to hear of a clip: the file, or the stretch of it that is the clip."""
+    if not clip.start and clip.duration is None:
+        return clip.path
+    try:
+        return audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate
+    except audio.AudioError:
+        return clip.path  # the captioner cannot read it either, and says why

@@ -1,0 +1,167 @@
+"""Sounds of captions, their confidences and the choice among candidates, by hand and on a tiny model."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lamb.config import DecodeConfig, WeighConfig
+from lamb.data.vocabulary import PARENTS
+from lamb.inference.captions import Sound
+from lamb.inference.confidence import logistic
+from lamb.inference.generation import Hypothesis, score
+from lamb.inference.weighing import Weigher, below, caption_confidence, logit, shorter, sigmoid, sounds_of, weigh
+
+LABELS = ["dog", "rain", "siren", "man_speaking"]
+
+
+def test_sounds_of_a_caption():
+    named, twice = sounds_of("A dog barks, then rain falls.")
+    assert [sorted(sound.labels) for sound in named] == [["dog"], ["rain"]]
+    assert ["A dog barks, then rain falls."[s.start : s.end] for s in named] == ["A dog barks", "rain falls."]
+    assert not twice
+
+
+@pytest.mark.parametrize(
+    ("caption", "count", "twice"),
+    [
+        ("A dog barks while a dog is barking.", 1, True),
+        ("Frogs croak while a frog is croaking.", 1, True),
+        ("An animal calls, then a dog barks.", 1, True),  # an upper class, and one of it
+        ("A car horn honks.", 1, False),  # two words of one clause
+        ("A person coughs, then a person sneezes.", 2, False),
+        ("Something is heard.", 0, False),
+    ],
+)
+def test_what_is_told_twice(caption, count, twice):
+    named, again = sounds_of(caption)
+    assert (len(named), again) == (count, twice)
+
+
+def test_what_is_left_of_a_caption():
+    assert shorter("A dog barks, then rain falls, and then a siren wails.") == [
+        "A dog barks.",
+        "A dog barks, then rain falls.",
+    ]
+    assert shorter("A dog barks.") == []
+
+
+def test_an_upper_class_stands_for_all_below_it():
+    assert {"animal", "dog", "crow", "bird"} <= below(frozenset(["animal"]))
+    assert below(frozenset(["dog"])) == {"dog"}
+
+
+def measure(p: float, upper: bool = False, later: bool = False) -> list[float]:
+    return [1.0, logit(p), 0.0, 0.0, float(upper), float(later)]
+
+
+OPTIONS = WeighConfig(enabled=True, sound=(0, 1, 0, 0, 0, 0), doubt=1.0, upper=0.5, wording=0.0)
+
+
+def test_worth_by_hand():
+    value, hypothesis = weigh("A dog barks, then rain falls.", -1.0, [measure(0.9), measure(0.2)], OPTIONS)
+    assert value == pytest.approx(0.9 - 0.1 + 0.2 - 0.8)
+    assert [round(sound.confidence, 6) for sound in hypothesis.sounds] == [0.9, 0.2]
+    assert [sound.text for sound in hypothesis.sounds] == ["A dog barks", "rain falls"]
+    assert hypothesis.confidence == pytest.approx(0.18)
+    alone, _ = weigh("A dog barks.", -1.0, [measure(0.9)], OPTIONS)
+    assert alone > value  # a second sound that is unlikely is left out
+    detailed, _ = weigh("A dog barks, then rain falls.", -1.0, [measure(0.9), measure(0.2)], replace(OPTIONS, doubt=0))
+    assert detailed > weigh("A dog barks.", -1.0, [measure(0.9)], replace(OPTIONS, doubt=0))[0]
+    upper, _ = weigh("An animal calls.", -1.0, [measure(0.9, upper=True)], OPTIONS)
+    assert upper == pytest.approx(0.5 * 0.9 - 0.1)
+    again, _ = weigh("A dog barks while a dog is barking.", -1.0, [measure(0.9)], OPTIONS)
+    assert again < -10
+
+
+def test_the_confidence_of_a_caption():
+    options = replace(OPTIONS, caption=(0.0, 1.0, -2.0))
+    dog, animal = Sound("a dog barks", ("dog",), 0.8), Sound("an animal calls", ("animal",), 0.8)
+    assert caption_confidence([dog], options) == pytest.approx(0.8)
+    assert caption_confidence([animal], options) == pytest.approx(sigmoid(logit(0.8) - 2))
+    assert caption_confidence([], options) == 0
+
+
+def test_logistic_regression_finds_the_weights_that_made_the_data():
+    rng = np.random.default_rng(0)
+    x = np.stack([np.ones(6000), rng.normal(size=6000), rng.normal(size=6000)], 1)
+    y = rng.random(6000) < 1 / (1 + np.exp(-x @ [0.5, 1.5, -1.0]))
+    assert logistic(x, y, np.zeros(3)) == pytest.approx([0.5, 1.5, -1.0], abs=0.15)
+
+
+@pytest.fixture
+def model(make_model, monkeypatch):
+    made = make_model()
+    clip, frame = torch.nn.Linear(made.encoder.dim, 4), torch.nn.Linear(made.encoder.dim, 5)
+    encoder = type(made.encoder)
+    monkeypatch.setattr(encoder, "labels", LABELS, raising=False)
+    monkeypatch.setattr(
+        encoder,
+        "tag",
+        lambda self, h, mask: clip((h * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).softmax(-1),
+        raising=False,
+    )
+    monkeypatch.setattr(encoder, "tag_frames", lambda self, h: frame(h).softmax(-1), raising=False)
+    return made
+
+
+TEXTS = [["A dog barks.", "A dog barks, then rain falls."], ["A siren wails."]]
+
+
+def sound(model) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(5)
+    h_a = torch.randn(2, 7, model.encoder.dim)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    return h_a * mask[..., None], mask, *model.audio_tokens(h_a * mask[..., None], mask)
+
+
+@torch.inference_mode()
+def test_measures(model):
+    h_a, mask, z_a, z_mask = sound(model)
+    found = Weigher(model, DecodeConfig()).measure(h_a, mask, z_a, z_mask, TEXTS)
+    clip, frame = model.encoder.tag(h_a, mask), model.encoder.tag_frames(h_a)
+    (short, (dog,)), (long, (first, rain)) = found[0]
+    assert dog[1] == pytest.approx(logit(float(clip[0, 0])), abs=1e-5)
+    assert rain[1:3] == pytest.approx([logit(float(clip[0, 1])), logit(float(frame[0, :, 1].max()))], abs=1e-5)
+    assert (dog[4:], first[4:], rain[4:]) == ([0, 0], [0, 0], [0, 1])
+    # the score is that of generation
+    prefix, prefix_mask = model.llm.prefix(z_a, z_mask)
+    ids, there = model.llm.tokenize(TEXTS[0])
+    bias = model.bias(z_a, z_mask)
+    again = [
+        score(
+            model,
+            prefix[:1],
+            prefix_mask[:1],
+            torch.cat([row[own], row.new_full((2,), model.llm.tokenizer.eos_token_id)])[None],
+            bias[:1],
+            DecodeConfig(),
+        )
+        for row, own in zip(ids, there, strict=True)
+    ]
+    assert [short, long] == pytest.approx([float(value) for value in again], abs=1e-4)
+    assert 0 < sigmoid(rain[3]) < 1
+
+
+@torch.inference_mode()
+def test_a_clip_does_not_depend_on_its_neighbours(model):
+    h_a, mask, z_a, z_mask = sound(model)
+    weigher = Weigher(model, DecodeConfig())
+    both = weigher.measure(h_a, mask, z_a, z_mask, TEXTS)
+    alone = weigher.measure(h_a[1:, :4], mask[1:, :4], z_a[1:], z_mask[1:], TEXTS[1:])
+    assert both[1][0][0] == pytest.approx(alone[0][0][0], abs=1e-4)
+    assert both[1][0][1][0] == pytest.approx(alone[0][0][1][0], abs=1e-3)
+
+
+def test_choice(model):
+    h_a, mask, z_a, z_mask = sound(model)
+    found = [[Hypothesis("A dog barks while rain falls.", -1.0)], [Hypothesis("", -9.0)]]
+    rows = Weigher(model, DecodeConfig(weigh=OPTIONS)).choose(h_a, mask, z_a, z_mask, found)
+    texts = {h.text for h in rows[0]}
+    assert {"A dog barks while rain falls.", "A dog barks."} <= texts
+    assert len(texts) == 4  # and the names of two upper classes
+    assert all(h.confidence is not None and 0 <= h.confidence <= 1 and math.isfinite(h.score) for h in rows[0])
+    assert rows[1][0].sounds  # where nothing was found, an upper class is told
+    assert set(rows[1][0].sounds[0].labels) <= PARENTS
