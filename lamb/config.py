@@ -278,24 +278,37 @@ class AblationConfig:
     out: str = "runs/ablation"
 
 
+def _option(default: Any, metavar: str, help: str, group: str = "Options", **bounds: float) -> Any:
+    """A field that is also an option of the command line: its name, default, help and bounds are stated here alone."""
+    return field(default=default, metadata={"metavar": metavar, "help": help, "group": group, **bounds})
+
+
 @dataclass(frozen=True)
 class ServeConfig:
-    """What `lamb serve` allows strangers, and how it shares the machine among them. [O]"""
+    """The limits of `lamb serve` and how its clients share the machine; each field is an option of the command. [O]"""
 
-    host: str = "127.0.0.1"  # others come through a reverse proxy, see docs/serve.md
-    port: int = 8000  # 0: any free one
-    batch_wait: float = 0.01  # seconds that a request waits for others, to be captioned together
-    batches: int | None = None  # captioned at a time, the threads shared out to them; None: 2 on a CPU, 1 on a GPU
-    queue: int = 128  # requests taken at a time; one more is answered with 503
-    max_size: float = 25.0  # MB of an upload
-    max_duration: float = 600.0  # seconds of a recording
-    max_channels: int = 8  # of a recording
-    max_rate: int = 192_000  # Hz of a recording
-    upload_timeout: float = 60.0  # seconds for a request to arrive in full
-    decoders: int = 2  # processes that decode
-    decode_timeout: float = 30.0  # seconds for a recording to be decoded
-    decode_memory: float = 1024.0  # MB of address space of a decoder, of which 210 are taken at its start
-    drain: float = 30.0  # seconds for what was taken to be finished, when asked to end
+    host: str = _option("127.0.0.1", "ADDRESS", "The address to listen on; 0.0.0.0 is every interface.")
+    port: int = _option(8000, "N", "The port to listen on; 0 picks a free one.", min=0, max=65535)
+    max_size: float = _option(25.0, "MB", "Largest upload.", "Limits", min=0.001)
+    max_duration: float = _option(600.0, "SECONDS", "Longest recording.", "Limits", min=0.1)
+    max_channels: int = _option(8, "N", "Most channels of a recording.", "Limits", min=1)
+    max_rate: int = _option(192_000, "HZ", "Highest sample rate of a recording.", "Limits", min=4000)
+    upload_timeout: float = _option(60.0, "SECONDS", "Time for a request to arrive in full.", "Limits", min=0.1)
+    decode_timeout: float = _option(30.0, "SECONDS", "Time to decode a recording.", "Limits", min=0.1)
+    decode_memory: float = _option(
+        1024.0, "MB", "Address space of a decoding process, of which 210 MB are used at its start.", "Limits", min=256
+    )
+    queue: int = _option(
+        128, "N", "Requests that are processed or wait; further ones are answered with 503.", "Scheduling", min=1
+    )
+    decoders: int = _option(2, "N", "Processes that decode recordings.", "Scheduling", min=1)
+    batch_wait: float = _option(
+        0.01, "SECONDS", "Time that a request waits for others to share its batch.", "Scheduling", min=0
+    )
+    batches: int | None = _option(
+        None, "N", "Batches that run at once and share the threads; 2 on a CPU, 1 on a GPU.", "Scheduling", min=1
+    )
+    drain: float = _option(30.0, "SECONDS", "Time to finish open requests at shutdown.", "Scheduling", min=0)
 
 
 @dataclass(frozen=True)

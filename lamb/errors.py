@@ -8,6 +8,11 @@ where the machine or the network fails. Any other exception is a bug.
 from typing import Any
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what another library's `error` says, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 class LambError(Exception):
     """`problem`: what is wrong, and with which file or value. `remedy`: what to do; empty where `problem` says it."""
 

@@ -7,7 +7,7 @@ import pkgutil
 import pytest
 
 import lamb
-from lamb.errors import LambError, OptionError
+from lamb.errors import LambError, OptionError, reason
 
 
 @pytest.mark.parametrize("kind", [LambError, OptionError])
@@ -25,6 +25,12 @@ def test_an_operating_system_error_keeps_no_number():
 
     error = Failed("the disk is full", "make room")
     assert (str(error), error.errno, error.strerror) == ("the disk is full; make room", None, None)
+
+
+def test_reason_is_one_line_of_another_librarys_error():
+    assert reason(ValueError("\nbad magic\nand more")) == "bad magic"
+    assert reason(MemoryError()) == "MemoryError"
+    assert len(reason(ValueError("x" * 1000))) == 200
 
 
 def test_every_error_of_ours_is_a_lamb_error():

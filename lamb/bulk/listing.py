@@ -2,7 +2,7 @@
 
 The list is one `Input` a line of JSON. It is written as the names come and sorted on disk, so that memory holds
 `RUN` names at most, however many there are; only in a remote store, where fsspec lists a folder at once, a folder's
-names. What is listed in a folder: files with one of `audio.SUFFIXES`, at any depth; what starts with a dot is passed
+names. What is listed in a folder: files with one of `SUFFIXES`, at any depth; what starts with a dot is passed
 over, and a link to a folder is not followed (it may lead in a circle).
 """
 
@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..audio.reader import SUFFIXES
+from ..audio.files import SUFFIXES, replacing
 from ..data.manifest import parse
 from ..errors import LambError
 
@@ -53,18 +53,13 @@ class Input:
 def write_list(source: str, path: Path) -> tuple[int, str]:
     """Write what `source` means to the file `path`: the number of inputs and the list's SHA-256. Raises BulkError."""
     digest, count = hashlib.sha256(), 0
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w", encoding="ascii") as file:
-            for line in _lines(source, path.parent):
-                file.write(line)
-                digest.update(line.encode())
-                count += 1
+    with replacing(path) as part, part.open("w", encoding="ascii") as file:
+        for line in _lines(source, path.parent):
+            file.write(line)
+            digest.update(line.encode())
+            count += 1
         if not count:
-            raise BulkError(f"{source}: no recordings in it; name a folder with sound files, or a manifest")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+            raise BulkError(f"{source}: no recordings in it", "name a folder with sound files, or a manifest")
     return count, digest.hexdigest()
 
 

@@ -30,6 +30,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import replacing, write
 from .listing import BulkError, Input, write_list
 from .workers import Answer, Settings, Worker, WorkerError, crew
 
@@ -260,7 +261,7 @@ def _plan(
         count, digest = write_list(source, listing)
         size = size or max(1, min(SHARD_SIZE, -(-count // (4 * workers))))
         plan = {"inputs": count, "sha256": digest, "shard_size": size, **chosen}
-        _write(path, json.dumps(plan, indent=2) + "\n")
+        write(path, json.dumps(plan, indent=2) + "\n", durable=True)
         return plan
     plan = json.loads(path.read_text(encoding="utf-8"))
     wanted = {**chosen, "shard_size": size or plan["shard_size"]}
@@ -285,11 +286,10 @@ def _rounds(out: Path) -> dict[int, int]:
     """The finished shards, each with its last round."""
     (out / "captions").mkdir(exist_ok=True)
     (out / "reports").mkdir(exist_ok=True)
+    for part in out.rglob(".*.part"):  # that a kill left
+        part.unlink()
     rounds: dict[int, int] = {}
     for entry in os.scandir(out / "captions"):
-        if entry.name.startswith("."):
-            os.unlink(entry.path)  # a part that a kill left
-            continue
         number, _, last = entry.name.partition(".")[0].partition("-")
         rounds[int(number)] = max(rounds.get(int(number), 0), int(last or 0))
     return rounds
@@ -320,8 +320,9 @@ def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally
         tally.add(before, -1)
     if good or not before:  # a retry without a success leaves all as it was
         name = _name(shard.number, shard.round)
-        _write(out / "reports" / f"{name}.json", json.dumps(report) + "\n")
-        _write(out / "captions" / f"{name}.{format}", _parquet(good) if format == "parquet" else _jsonl(good))
+        write(out / "reports" / f"{name}.json", json.dumps(report) + "\n", durable=True)
+        content = _parquet(good) if format == "parquet" else "".join(map(_line, good))
+        write(out / "captions" / f"{name}.{format}", content, durable=True)
         rounds[shard.number] = shard.round
     tally.add(report)
     tally.fresh += len(rows)
@@ -330,22 +331,10 @@ def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally
 
 def _conclude(out: Path, rounds: dict[int, int], tally: Tally) -> None:
     """Write failures.jsonl and summary.json."""
-    part = out / ".failures.part"
-    with part.open("w", encoding="utf-8") as file:
+    with replacing(out / "failures.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for number in sorted(rounds):
             file.writelines(map(_line, _report(out, number, rounds)["failures"]))
-    part.replace(out / "failures.jsonl")
-    _write(out / "summary.json", json.dumps(tally.summary(), indent=2) + "\n")
-
-
-def _write(path: Path, content: str | bytes) -> None:
-    """Whole or not at all, even if the power fails."""
-    part = path.with_name(f".{path.name}.part")
-    with part.open("wb") as file:
-        file.write(content if isinstance(content, bytes) else content.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write(out / "summary.json", json.dumps(tally.summary(), indent=2) + "\n", durable=True)
 
 
 def _line(row: Row) -> str:
@@ -356,10 +345,6 @@ def _line(row: Row) -> str:
     except UnicodeEncodeError:
         line = json.dumps(row) + "\n"
     return line
-
-
-def _jsonl(rows: list[Row]) -> str:
-    return "".join(map(_line, rows))
 
 
 def _parquet(rows: list[Row]) -> bytes:

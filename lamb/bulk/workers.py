@@ -18,7 +18,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.reader import AudioDamage, AudioError
-from ..errors import LambError
+from ..errors import LambError, reason
 from .listing import BulkError, Input, open_address
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
                 rows.append({**row, "damage": [str(warning.message) for warning in told]} if told else row)
                 told.clear()
     except Exception as error:  # a bug, or the memory of a GPU: for one input a failure, for many they are parted
-        return Answer([], f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}")
+        return Answer([], f"{type(error).__name__}: {reason(error)}")
     return Answer(rows)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from stat import S_IFMT, S_ISREG
 from typing import IO
 
+from ..audio.files import replacing
 from ..errors import LambError
 
 Place = Callable[[str], str | None]
@@ -177,7 +178,5 @@ def _is_there(target: Path, size: int) -> bool:
 
 def _write(stream: IO[bytes], target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    with part.open("wb") as file:
+    with replacing(target) as part, part.open("wb") as file:
         shutil.copyfileobj(stream, file, 1 << 20)
-    part.replace(target)

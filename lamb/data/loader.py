@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..audio import reader as audio
+from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig
 from . import sources
 from .manifest import Clip
@@ -180,10 +181,8 @@ class TokenCache:
 def _write_array(path: Path, array: np.ndarray) -> None:
     """Whole or not at all; two processes may write the same."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.save(file, array)
-    part.replace(path)
 
 
 def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import replacing
 from ..errors import LambError
 
 
@@ -143,9 +144,6 @@ def _seconds(key: str, value: Any) -> float:
 
 def write(clips: Iterable[Clip], path: str | Path) -> None:
     """A JSONL manifest; whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for clip in clips:
             file.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")
-    partial.replace(path)

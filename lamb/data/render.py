@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..config import ConfigError, ScenesConfig, to_dict
 from . import loader, manifest, sources
 from .manifest import Clip
@@ -74,9 +75,8 @@ def _render(maker: SceneMaker, folder: Path, split: str, count: int, wordings: i
                 split=split,
             )
             path = folder / clip.path
-            part = path.with_name(path.name + ".part")
-            soundfile.write(part, scene.waveform, maker.rate, "PCM_16", format="FLAC")
-            part.replace(path)
+            with replacing(path) as part:
+                soundfile.write(part, scene.waveform, maker.rate, "PCM_16", format="FLAC")
             file.write(json.dumps(asdict(clip)).encode() + b"\n")
             file.flush()
             clips.append(clip)

@@ -5,7 +5,6 @@ a list may have both. A clip that could not be captioned counts as one with an e
 """
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..data import sources
 from ..data.coverage import Coverage, coverage
 from ..data.manifest import Clip, ManifestError
@@ -280,10 +280,5 @@ def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
                 scores = ["" if c is None or np.isnan(c[k]) else f"{c[k]:.6f}" for c in columns]
                 yield [("'" if text[:1] in tuple("=+-@\t\r") else "") + text for text in texts] + scores
 
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows(rows())

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..audio import reader as audio
+from ..audio.files import replacing
 from ..config import AlignerConfig
 from ..data.manifest import Clip, ManifestError
 from ..data.scenes import Event, compose
@@ -232,12 +233,8 @@ def format_of(file: Path, umap: bool = False) -> str:
 
 def save_figure(figure: Any, file: Path) -> None:
     """A matplotlib figure in the format that `file` ends in, whole or not at all."""
-    part = file.with_name(f".{file.name}.part")
-    try:
+    with replacing(file) as part:
         figure.savefig(part, format=format_of(file), dpi=150)
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, unit: bool = False) -> None:

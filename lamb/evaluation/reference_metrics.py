@@ -27,8 +27,9 @@ from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..data.download import DownloadError, fetch
-from ..errors import LambError
+from ..errors import LambError, reason
 from .metrics import Floats
 
 SBERT = "paraphrase-TinyBERT-L6-v2"  # FENSE's sentence model
@@ -399,22 +400,26 @@ def download(sbert: str = SBERT) -> list[Path]:
         AutoConfig.from_pretrained(kind)
         AutoTokenizer.from_pretrained(kind)
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DownloadError(f"{sbert}: the Hugging Face hub does not give it ({reason}); check the network") from error
+        raise DownloadError(
+            f"{sbert}: the Hugging Face hub does not give it ({reason(error)})", "check the network"
+        ) from error
     return here
 
 
 def _unpacked(archive: Path, name: str, target: Path) -> Path:
     """The file `name` of the archive as `target`, whole or not at all."""
-    part = target.with_name(target.name + ".part")
     try:
-        with ZipFile(archive) as zipped, zipped.open(name) as source, part.open("wb") as file:
+        with (
+            ZipFile(archive) as zipped,
+            zipped.open(name) as source,
+            replacing(target) as part,
+            part.open("wb") as file,
+        ):
             shutil.copyfileobj(source, file)
     except (BadZipFile, KeyError) as error:
         raise DownloadError(
             f"{archive}: not the archive that was published ({error}); delete it and run again"
         ) from None
-    part.replace(target)
     return target
 
 

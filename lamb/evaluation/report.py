@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio import files
 from ..audio import reader as audio
 from ..data.manifest import Clip
 from ..model.encoders.conv import mel_matrix
@@ -86,9 +87,7 @@ def write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
     page = f'<!DOCTYPE html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head>\n<body>\n'
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / "report.html"
-    part = folder / ".report.html.part"
-    part.write_text(page + "\n".join(body) + "\n</body></html>\n", encoding="utf-8", errors="replace")
-    part.replace(target)
+    files.write(target, (page + "\n".join(body) + "\n</body></html>\n").encode("utf-8", "replace"))
     return target
 
 

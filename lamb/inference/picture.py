@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.files import replacing
 from ..errors import LambError
 from ..model.encoders.conv import mel_matrix
 from .captions import Segment
@@ -101,12 +102,8 @@ class Picture:
         lower.set_xlim(0, end)
         lower.xaxis.set_major_formatter(lambda t, _: _clock(t))
         lower.grid(axis="x", alpha=0.3)
-        part = self.path.with_name(f".lamb-{self.path.name}")
-        try:
-            self.figure.savefig(part, dpi=120)
-            part.replace(self.path)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(self.path) as part:
+            self.figure.savefig(part, format=self.path.suffix[1:].lower(), dpi=120)
 
 
 def _short(text: str) -> str:

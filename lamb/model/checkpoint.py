@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import LambConfig, from_dict, to_dict
-from ..errors import LambError
+from ..errors import LambError, reason
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
     from torch import Tensor
@@ -146,7 +146,7 @@ def _download(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise CheckpointError(
-            f"{name}: no such folder, and the Hugging Face hub does not give it ({_reason(error)}); "
+            f"{name}: no such folder, and the Hugging Face hub does not give it ({reason(error)}); "
             "check the name and the network"
         ) from error
     if not (folder / "lamb.json").exists():
@@ -184,7 +184,7 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({_reason(error)}); copy or train the model again") from error
+        raise CheckpointError(f"{file}: cannot be read ({reason(error)}); copy or train the model again") from error
 
 
 def load(name: str | Path, device: str = "cpu") -> "LambModel":
@@ -295,10 +295,6 @@ def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
         )
     except Exception as error:  # see _download
         raise CheckpointError(
-            f"{repo}: the upload failed ({_reason(error)}); check the name, the token and the network"
+            f"{repo}: the upload failed ({reason(error)}); check the name, the token and the network"
         ) from error
     return str(address)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, LLMConfig
+from ..errors import reason
 
 AUDIO = "<audio>"  # where the audio tokens stand in a prompt
 
@@ -61,7 +62,7 @@ class LanguageModel(nn.Module):
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
             raise ConfigError(
-                f"llm {config.source}: cannot be loaded ({_first_line(error)}); give the id of a causal LM on "
+                f"llm {config.source}: cannot be loaded ({reason(error)}); give the id of a causal LM on "
                 "the Hugging Face hub that can be reached from here, or a folder saved with save_pretrained"
             ) from None
         model, report = loaded
@@ -165,7 +166,7 @@ def _add_lora(model: Any, config: LLMConfig) -> None:
         inject_adapter_in_model(lora, model)
     except ValueError as error:
         raise ConfigError(
-            f"llm.lora_targets: LoRA finds nothing to adapt in {type(model).__name__} ({_first_line(error)}); "
+            f"llm.lora_targets: LoRA finds nothing to adapt in {type(model).__name__} ({reason(error)}); "
             "name its query and value projections there"
         ) from None
     for name, parameter in model.named_parameters():
@@ -188,7 +189,3 @@ def merge_lora(model: nn.Module) -> None:
 def _without(ids: list[int], eos: int) -> list[int]:
     """Some tokenizers end every text with EOS: not in the middle of a prompt."""
     return ids[:-1] if ids and ids[-1] == eos else ids
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -24,6 +24,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from ..audio.files import write
 from ..config import AblationConfig, ConfigError, TableConfig, TrainConfig, read, read_recipe, to_dict
 from ..data import manifest
 from ..data.manifest import Clip
@@ -33,7 +34,7 @@ from ..evaluation import gap, metrics
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
 from .device import TrainingError
-from .state import require_same_recipe, write
+from .state import require_same_recipe
 from .train import train
 
 COLUMNS = {  # a measure of a run: heading, factor, decimals

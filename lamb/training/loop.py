@@ -23,13 +23,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from ..audio.files import write
 from ..config import OptimConfig, TrainConfig
 from ..data import loader
 from . import sharding
 from .device import TrainingError, device_of, is_first_process, precision_of
 from .run_log import RunLog, overview, progress_bar
 from .stage import Losses, Stage
-from .state import EMA, RunState, run_facts, write
+from .state import EMA, RunState, run_facts
 
 
 def fit(config: TrainConfig, stage: Stage) -> None:

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..audio.files import write
 from ..config import OptimConfig, TrainConfig
 from .device import memory
 from .stage import Stage
-from .state import write
 
 
 def overview(

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig, to_dict
 from ..data import sources
+from ..errors import reason
 from . import sharding
 from .device import TrainingError
 
@@ -119,15 +120,10 @@ class RunState:
         if not write:
             return
         path = out / f"state-{self.step:08d}.pt"
-        part = path.with_name(path.name + ".part")
         try:
-            with part.open("wb") as file:
+            with replacing(path, durable=True) as part, part.open("wb") as file:
                 torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
             raise TrainingError(f"{path}: the state cannot be written ({error}); the last one is kept") from None
         for old in _states(out)[:-keep]:
             old.unlink()
@@ -156,18 +152,10 @@ class RunState:
                 self.ema.tensors = state["ema"]
             self.step, self.best = int(state["step"]), float(state["best"])
         except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             remedy = f"remove it to continue from {states[-2].name}" if len(states) > 1 else "remove it to start again"
-            raise TrainingError(f"{states[-1]}: the state cannot be read ({reason}); {remedy}") from None
+            raise TrainingError(f"{states[-1]}: the state cannot be read ({reason(error)}); {remedy}") from None
 
 
 def _states(out: Path) -> list[Path]:
     """The saved states, the oldest first."""
     return sorted(out.glob("state-*.pt"))
-
-
-def write(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)

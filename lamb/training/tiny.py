@@ -14,15 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
 from ..inference.generation import clean
 from ..model.encoders.conv import ConvEncoder
+from ..model.encoders.spec_augment import spec_augment
 from ..model.lamb import build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
@@ -118,27 +119,16 @@ class Tagger(nn.Module):
         if self.training:
             heard = []
             for trunk in self.trained:
-                log_mel, valid = trunk.log_mel(waveform, mask)
-                heard.append(trunk.encode(band_mask(log_mel, valid), valid))
+                log_mel, valid = trunk.log_mel(waveform, mask)  # (B, F, mels), (B, F)
+                frames = valid.sum(1)
+                mean = ((log_mel * valid[..., None]).sum((1, 2)) / (frames * log_mel.shape[2]))[:, None, None]
+                seen = spec_augment(log_mel.transpose(1, 2), frames, bands=10, stretch=30, fill=mean)
+                heard.append(trunk.encode(seen.transpose(1, 2), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:
             tokens, mask = self.encoder(waveform, mask)
         pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (R * B, D)
         return self.frame(self.dropout(tokens)), mask, self.clip(self.dropout(pooled))
-
-
-def band_mask(log_mel: Tensor, valid: Tensor, bands: int = 10, frames: int = 30, times: int = 2) -> Tensor:
-    """SpecAugment on (B, frames, mels), mask (B, frames): bands and stretches of a clip, `times` each, set to its
-    mean. [A]"""
-    size, length, mels = log_mel.shape
-    mean = ((log_mel * valid[..., None]).sum((1, 2)) / (valid.sum(1) * mels))[:, None, None]
-    for axis, most, n in ((2, bands, mels), (1, frames, length)) * times:
-        width = torch.rand(size) * most
-        start = torch.rand(size) * (n - width).clamp_min(0)
-        index = torch.arange(n)
-        hidden = ((index >= start[:, None]) & (index < (start + width)[:, None])).to(log_mel.device)  # (B, n)
-        log_mel = torch.where(hidden[:, None] if axis == 2 else hidden[..., None], mean, log_mel)
-    return log_mel
 
 
 def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:

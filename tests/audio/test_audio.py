@@ -5,7 +5,6 @@ import io
 import os
 import pickle
 import re
-import stat
 import struct
 import subprocess
 import sys
@@ -22,8 +21,9 @@ import soundfile
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lamb.audio import ffmpeg
 from lamb.audio import reader as audio
-from lamb.audio.reader import AudioDamage, AudioError, AudioWarning, expand, load, probe, windows
+from lamb.audio.reader import AudioDamage, AudioError, AudioWarning, load, probe, windows
 
 TONE = 440.0  # Hz, of every test sound
 LIBSNDFILE = {  # suffix: soundfile's format and subtype
@@ -621,7 +621,7 @@ def test_frames_that_damage_made_up_are_no_frames():
         layout = types.SimpleNamespace(nb_channels=channels)
         return types.SimpleNamespace(sample_rate=rate, layout=layout, format=types.SimpleNamespace(is_planar=True))
 
-    decoder, sane = audio._Decoder(Stream), frame(16000, 1)
+    decoder, sane = ffmpeg._Decoder(Stream), frame(16000, 1)
     begun = []
     decoder._begin = lambda: begun.append(0)
     assert decoder.decode(sane) == ([sane], True)
@@ -672,7 +672,7 @@ def test_more_channels_than_pyav_can_read():
     frame = types.SimpleNamespace(layout=types.SimpleNamespace(nb_channels=9))
     for planar in (False, True):
         frame.format = types.SimpleNamespace(is_planar=planar)
-        assert audio._is_unsafe(frame) == planar
+        assert ffmpeg._is_unsafe(frame) == planar
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -753,48 +753,7 @@ def test_level():
     assert not audio.is_silent(np.full(9, 10 ** (-69.9 / 20)))
 
 
-# ---- paths
-
-
-@pytest.fixture
-def tree(tmp_path):
-    for file in ("b.wav", "a.MP3", "notes.txt", ".hidden.wav", "sub/c.flac", "sub/deep/d.ogg", ".git/e.wav", "[1].wav"):
-        path = tmp_path / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    (tmp_path / "none").mkdir()
-    return tmp_path
-
-
-def test_expand(tree, monkeypatch):
-    monkeypatch.chdir(tree)
-    assert expand(["b.wav", "-", "missing.wav", "notes.txt"], False) == ["b.wav", "-", "missing.wav", "notes.txt"]
-    assert expand(["."], False) == ["./[1].wav", "./a.MP3", "./b.wav"]
-    assert expand(["sub"], False) == ["sub/c.flac"]
-    assert expand(["sub"], True) == ["sub/c.flac", "sub/deep/d.ogg"]
-    assert expand(["*.wav"], False) == ["[1].wav", "b.wav"]
-    assert expand(["[1].wav"], False) == ["[1].wav"]  # a file of this name goes before the pattern
-    assert expand(["sub/**/*.*"], False) == ["sub/c.flac", "sub/deep/d.ogg"]
-    assert expand([str(tree)], True)[-1] == str(tree / "sub/deep/d.ogg")
-    assert not any("e.wav" in file for file in expand(["."], True))
-    assert expand([], False) == []
-
-
-def test_expand_refuses(tree, monkeypatch):
-    monkeypatch.chdir(tree)
-    with pytest.raises(AudioError, match=r"none: a folder without audio files.*--recursive"):
-        expand(["none"], False)
-    with pytest.raises(AudioError, match="none: a folder without audio files"):
-        expand(["none"], True)
-    with pytest.raises(AudioError, match=r"\*\.opus: matches no file"):
-        expand(["*.opus"], False)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
-def test_expand_closed_folder(tree):
-    (tree / "none").chmod(stat.S_IWUSR)
-    with pytest.raises(AudioError, match="cannot be listed"):
-        expand([str(tree / "none")], False)
+# ---- imports
 
 
 def test_import_is_light():

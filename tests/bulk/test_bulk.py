@@ -328,28 +328,28 @@ def test_a_kill_between_any_two_writes(tmp_path, monkeypatch):
     """A run that ends before any one of its writes is completed by the next, in first runs and in retries."""
     monkeypatch.setattr(bulk_module, "crew", inline)
     folder = make(tmp_path / "in", "a.wav", "flaky.wav", "c.wav")
-    real, k = bulk_module._write, 0
+    real, k = bulk_module.write, 0
     while True:
         out, left = tmp_path / f"out{k}", k
 
-        def dying(path, content):
+        def dying(path, content, durable):
             nonlocal left
             if not left:
                 raise KeyboardInterrupt
             left -= 1
-            real(path, content)
+            real(path, content, durable=durable)
 
         killed = False
         for healed in (False, True):
             (folder / "healed").unlink(missing_ok=True)
             if healed:
                 make(folder, "healed")
-            monkeypatch.setattr(bulk_module, "_write", dying)
+            monkeypatch.setattr(bulk_module, "write", dying)
             try:
                 bulk(str(folder), out, Settings(), shard_size=2, retry_failed=healed)
             except KeyboardInterrupt:
                 killed = True
-                monkeypatch.setattr(bulk_module, "_write", real)
+                monkeypatch.setattr(bulk_module, "write", real)
                 bulk(str(folder), out, Settings(), shard_size=2, retry_failed=healed)
             once(out, folder, failed=0 if healed else 1)
         if not killed:

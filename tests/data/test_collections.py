@@ -549,8 +549,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert [line.split() for line in out.splitlines() if line.strip()][-3:] == [
         ["train", "1", "1"], ["test", "1", "1"], ["data/folder/manifest.jsonl"]]  # fmt: skip
     assert err == (
-        "lamb: warning: 1 of 4 recordings are missing and left out; data/folder/missing.txt lists them\n"
-        "lamb: warning: 1 training clips are recordings that are evaluated on, and left out\n"
+        "lamb: warning: 1 of 4 recordings are missing and were left out; data/folder/missing.txt lists them\n"
+        "lamb: warning: 1 training clips were left out because they are also evaluated on\n"
     )
     assert [os.path.relpath(clip.path) for clip in made(Path("data/folder")).values()] == ["own/1.wav", "own/3.wav"]
 

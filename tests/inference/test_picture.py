@@ -30,7 +30,8 @@ def test_blocks_of_any_size_are_the_same_picture(tmp_path: Path) -> None:
     one.listen(x)
     for part in np.split(x, [1, 700, 701, 20_000, 49_999]):
         other.listen(part)
-    np.testing.assert_allclose(one.columns, other.columns)
+    # Among other frames the bins of a band, at most N_FFT // 2 positive terms, may be added up in another order.
+    np.testing.assert_allclose(one.columns, other.columns, rtol=N_FFT // 2 * 2.0**-24)
     assert len(one.columns) == (len(x) - N_FFT) // HOP + 1
 
 

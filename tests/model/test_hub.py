@@ -159,6 +159,7 @@ def client(tmp_path: Path) -> Client:
     return run
 
 
+COMMAND = "from lamb.cli.app import main; sys.argv[:1] = ['lamb', 'push']; main()"
 PUSH = "print(checkpoint.push_to_hub(sys.argv[1], sys.argv[2]))"
 CAPTION = """
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, client, model_folder):
     (model_folder / "README.md").write_text("# A model\n")
     mine = {"lamb.json", "model.safetensors", "README.md", *(f"llm/{p.name}" for p in model_folder.glob("llm/*.json"))}
 
-    pushed = client(hub.url, PUSH, model_folder, "somebody/tiny")
+    pushed = client(hub.url, COMMAND, model_folder, "somebody/tiny")
     assert pushed.returncode == 0, pushed.stderr
     assert pushed.stdout.strip() == f"{hub.url}/somebody/tiny"
     assert hub.repos["somebody/tiny"].keys() - {".gitattributes"} == mine
@@ -197,6 +198,15 @@ def test_a_model_goes_to_the_hub_and_comes_back(hub, client, model_folder):
     assert fetched == mine
     assert there.stdout.startswith("Caption(file='<array>', duration=1.0, text='")
     assert there.stdout == client(hub.url, CAPTION, model_folder).stdout
+
+
+def test_the_command_can_make_it_public_and_fails_in_one_line(hub, client, model_folder, tmp_path):
+    assert client(hub.url, COMMAND, model_folder, "somebody/tiny", "--public").returncode == 0
+    assert hub.created["somebody/tiny"]["visibility"] == "public"
+    failed = client(unused_url(), COMMAND, model_folder, "a/b")
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr.startswith("lamb: error: a/b: the upload failed (")
+    assert failed.stderr.count("\n") == 1
 
 
 def test_what_was_downloaded_works_without_the_hub(hub, client, model_folder):

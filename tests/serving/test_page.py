@@ -176,7 +176,7 @@ def test_the_page_is_not_open_to_all_by_default(monkeypatch, capsys):
     app(["demo"], standalone_mode=False)
     app(["demo", "--host", "0.0.0.0", "--model", "a", "--model", "b", "--port", "80"], standalone_mode=False)
     assert called == [(["tiny"], "127.0.0.1", 7860, None, None), (["a", "b"], "0.0.0.0", 80, None, None)]
-    assert capsys.readouterr().err == "lamb: warning: anybody who reaches 0.0.0.0 can use this page\n"
+    assert capsys.readouterr().err == "lamb: warning: anyone who reaches 0.0.0.0 can use this page\n"
 
 
 @pytest.fixture

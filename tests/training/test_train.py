@@ -24,7 +24,7 @@ from lamb.training import train as training
 from lamb.training.device import TrainingError, memory, precision_of, require_memory
 from lamb.training.loop import schedule
 from lamb.training.stage import param_groups
-from lamb.training.tiny import Tagger, band_mask
+from lamb.training.tiny import Tagger
 from lamb.training.train import train
 
 LABELS = ("dog", "rain", "siren", "rooster")
@@ -155,31 +155,6 @@ def test_every_trunk_answers_in_training_and_their_mean_otherwise():
     assert len(frames) == len(valid) == len(clip) == 2
     each = torch.stack([tagger.frame(trunk(waveform, mask)[0]) for trunk in tagger.encoder.trunks])
     torch.testing.assert_close(frames, each.mean(0))
-
-
-def test_band_mask():
-    torch.manual_seed(0)
-    log_mel = torch.randn(64, 100, 32)
-    valid = torch.arange(100) < torch.tensor([[100], [60]]).repeat(32, 1)  # every other clip ends at frame 60
-    log_mel[~valid] = 1e3  # padding, which the mean must not see
-    masked = band_mask(log_mel, valid, bands=12, frames=40, times=1)
-    changed = masked != log_mel  # (B, frames, mels)
-    mean = torch.stack([clip[ok].mean() for clip, ok in zip(log_mel, valid, strict=True)])
-    for clip in range(64):
-        bands, frames = changed[clip].all(0), changed[clip].all(1)
-        assert bands.sum() <= 12
-        assert frames.sum() <= 40
-        assert torch.equal(changed[clip], bands | frames[:, None])
-        for stretch in (bands, frames):
-            where = stretch.nonzero()[:, 0]
-            assert len(where) == 0 or int(where[-1] - where[0]) == len(where) - 1
-        torch.testing.assert_close(
-            masked[clip][changed[clip]].unique(), mean[clip][None].expand(int(changed[clip].any()))
-        )
-    assert len({tuple(row) for row in changed.all(1).tolist()}) > 20  # every clip its own
-    twice = (band_mask(log_mel, valid, bands=12, frames=0, times=2) != log_mel).all(1)  # (B, mels)
-    starts = twice.float().diff(dim=1, prepend=torch.zeros(64, 1)) > 0
-    assert starts.sum(1).max() == 2
 
 
 @pytest.fixture

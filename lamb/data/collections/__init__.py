@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from ...audio import files
 from .. import leakage
 from ..manifest import Clip, ManifestError, write
 from .audiocaps import audiocaps
@@ -71,7 +72,7 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
     if twice:
         raise ManifestError(f"{to}: the id {twice[0]!r} is that of two clips of {name}")
     missing = [clip for clip in clips if not clip.path]
-    _write_lines(missing_file, [f"{clip.id}\t{clip.source}" for clip in missing])
+    files.write(missing_file, "".join(f"{clip.id}\t{clip.source}\n" for clip in missing))
     there = [clip for clip in clips if clip.path]
     leaked = leakage.leaked((clip for clip in there if clip.split == "train"), own | held)
     out = {clip.id for clip in leaked}
@@ -81,7 +82,7 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
             f"{audio or to}: none of the {len(clips)} recordings of {name} is left; "
             f"{len(missing)} are missing (listed in {missing_file}), {len(out)} are evaluated on"
         )
-    _write_lines(held_file, [f"# {name}", *sorted(own)])
+    files.write(held_file, "".join(f"{line}\n" for line in (f"# {name}", *sorted(own))))
     write([replace(clip, path=_relative(clip.path, to)) for clip in kept], manifest)
     return Prepared(manifest, kept, missing, leaked)
 
@@ -95,9 +96,3 @@ def _relative(path: str, folder: Path) -> str:
 def _first_line(path: Path) -> str:
     with path.open(encoding="utf-8") as file:
         return file.readline().rstrip("\n")
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    part.replace(path)

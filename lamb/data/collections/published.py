@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ...audio.reader import SUFFIXES
+from ...audio.files import SUFFIXES
 from ..archives import Place, unpack
 from ..download import fetch
 from ..manifest import Clip

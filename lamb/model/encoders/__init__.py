@@ -4,6 +4,12 @@ from typing import Any
 
 from .ced import CED
 from .conv import ConvEncoder
+from .efficientat import EfficientAT
 from .huggingface import HuggingFaceEncoder
 
-ENCODERS: dict[str, Any] = {"ced": CED, "conv": ConvEncoder, "huggingface": HuggingFaceEncoder}
+ENCODERS: dict[str, Any] = {
+    "ced": CED,
+    "conv": ConvEncoder,
+    "efficientat": EfficientAT,
+    "huggingface": HuggingFaceEncoder,
+}

@@ -7,9 +7,7 @@ L = 4 P, N tokens of the longest clip, D width.
 """
 
 import math
-import pickle
 from collections import OrderedDict
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Self, cast
@@ -18,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import published
 from .spec_augment import spec_augment
 
 SIZES = {
@@ -160,8 +159,8 @@ class CED(nn.Module):
         ValueError: not a CED checkpoint, or missing or unexpected keys. FileNotFoundError: no such file.
         ConnectionError: the hub does not have it or cannot be reached.
         """
-        file = _locate(source)
-        state = _our_names(_read(file))
+        file = published.locate(source, "CED", "mispeech/ced-base")
+        state = _our_names(published.read(file, "CED"))
         shapes = {key: tuple(value.shape) for key, value in state.items()}
         try:
             dim, positions = shapes["patch_embed.proj.weight"][0], shapes["time_pos_embed"][-1]
@@ -176,18 +175,10 @@ class CED(nn.Module):
             )
         except KeyError as error:
             raise ValueError(
-                f"{file} is not a CED checkpoint: it has no {error}, only {_some(shapes)}. "
+                f"{file} is not a CED checkpoint: it has no {error}, only {published.some(shapes)}. "
                 "Give a checkpoint of the mispeech/ced-* family"
             ) from None
-        try:
-            missing, unexpected = model.load_state_dict(state, strict=False)
-        except RuntimeError as error:  # tensors whose shapes contradict each other
-            raise ValueError(f"{file} is not a CED checkpoint: {error}") from None
-        if missing or unexpected:
-            raise ValueError(
-                f"{file} does not fit CED; missing keys: {_some(missing)}; unexpected: {_some(unexpected)}. "
-                "Give an unchanged checkpoint of the mispeech/ced-* family"
-            )
+        published.load(model, state, file, "CED", "mispeech/ced-*")
         return model
 
     def train(self, mode: bool = True) -> Self:
@@ -298,58 +289,6 @@ class CED(nn.Module):
 
 def _positions(count: int, like: Tensor) -> Tensor:
     return torch.arange(count, device=like.device)
-
-
-def _some(keys: Iterable[str]) -> str:
-    """The first keys of many, for a message."""
-    keys = sorted(keys)
-    return ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "") if keys else "none"
-
-
-def _locate(source: str | Path) -> Path:
-    """The checkpoint file that `source` (see `CED.from_pretrained`) stands for, downloaded if need be."""
-    path = Path(source)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if path.is_file():
-        return path
-    if isinstance(source, Path) or path.suffix or str(source).count("/") != 1 or path.parent.is_dir():
-        raise FileNotFoundError(
-            f"no CED checkpoint at {path}; give a folder with model.safetensors, a .safetensors or .pt file, "
-            "or a hub id such as mispeech/ced-base"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
-
-    try:
-        return Path(hf_hub_download(source, "model.safetensors"))
-    except (OSError, EntryNotFoundError, HFValidationError) as error:
-        raise ConnectionError(
-            f"{source} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
-            "check the id and the network, or give a local folder with its model.safetensors"
-        ) from error
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or .pt file; a pickle is never allowed to run code."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} was not loaded: it holds more than tensors, or is no checkpoint, and could run code. "
-            "Give a .safetensors file, or the original .pt"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as a checkpoint ({error}); is it complete?") from error
-    state = state.get("model", state) if isinstance(state, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is not a CED checkpoint: it holds no dictionary of tensors")
-    return state
 
 
 def _our_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

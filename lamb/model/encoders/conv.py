@@ -75,7 +75,11 @@ class Trunk(nn.Module):
         # not parameters and cheap to make: kept out of the checkpoint
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("mel", mel_matrix(sample_rate, n_fft, mels), persistent=False)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster one for convolutions on a CPU
+        # Channels-last convolutions are the faster ones on a CPU. oneDNN 3.12 corrupts the heap in the backward pass of
+        # a strided one on processors without AVX-512, if its channels are no multiple of 8.
+        plain = any(width % 8 for width in widths)
+        self.layout = torch.contiguous_format if plain else torch.channels_last
+        self.to(memory_format=self.layout)  # type: ignore[call-overload]
 
     def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
@@ -97,7 +101,7 @@ class Trunk(nn.Module):
 
     def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
-        x = log_mel[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, frames, mels)
+        x = log_mel[:, None].contiguous(memory_format=self.layout)  # (B, 1, frames, mels)
         m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
         x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
         m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16

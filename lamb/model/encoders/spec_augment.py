@@ -1,29 +1,34 @@
 """SpecAugment (arXiv 1904.08779): stretches of bands and of frames of a spectrogram are hidden in training.
 
-Two stretches of up to 48 bands and two of up to 192 frames, as the authors' earlier captioner has them [A]. Our choice:
-no stretch is longer than a fifth of the clip (of 10 s that is 200 frames), and what is hidden is 0, the mean of every
-band after CED's BatchNorm; padding has no part in either.
+By default two stretches of up to 48 bands and two of up to 192 frames, as in the authors' earlier captioner [A]. Our
+choice: no stretch of frames is longer than a fifth of the clip (200 frames of 10 s), and all lie within the clip.
 """
 
 import torch
 from torch import Tensor
 
-STRETCHES = 2
+STRETCHES = 2  # of bands, and as many of frames
 BANDS, FRAMES = 48, 192  # longest stretch
-SHARE = 0.2  # of a clip's frames, at most
+SHARE = 0.2  # longest stretch of frames, as a share of the clip's frames
 
 
-def spec_augment(spectrogram: Tensor, frames: Tensor) -> Tensor:
-    """(B, mels, F), of which frames (B,) are each clip's -> the same with zeros, drawn for each clip on its own.
+def spec_augment(
+    spectrogram: Tensor, frames: Tensor, *, bands: int = BANDS, stretch: int = FRAMES, fill: Tensor | float = 0.0
+) -> Tensor:
+    """Hide parts of (B, mels, F), of which the first frames (B,) belong to each clip; every clip has its own draws.
 
-    Drawn from PyTorch's CPU generator on any device, which training seeds with the step.
+    The draws come from PyTorch's CPU generator on any device, which training seeds at every step.
+
+    Args:
+        bands, stretch: the longest stretch of bands and of frames.
+        fill: the value of what is hidden, a number or (B, 1, 1). 0 is the mean of every band after CED's BatchNorm.
     """
     size, mels, length = spectrogram.shape
-    bands = _stretches(torch.full((size,), mels), torch.full((size,), BANDS), mels)  # (B, mels)
     own = frames.cpu()
-    times = _stretches(own, (SHARE * own).clamp(max=FRAMES), length)  # (B, F)
-    hidden = bands[:, :, None] | times[:, None]  # (B, mels, F)
-    return spectrogram.masked_fill(hidden.to(spectrogram.device), 0)
+    rows = _stretches(torch.full((size,), mels), torch.full((size,), bands), mels)  # (B, mels)
+    columns = _stretches(own, (SHARE * own).clamp(max=stretch), length)  # (B, F)
+    hidden = (rows[:, :, None] | columns[:, None]).to(spectrogram.device)  # (B, mels, F)
+    return torch.where(hidden, fill, spectrogram)
 
 
 def _stretches(lengths: Tensor, longest: Tensor, size: int) -> Tensor:

@@ -1,7 +1,10 @@
 """The convolutional encoder: padding, level, its mel filters, the number of tokens, loading."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -55,6 +58,32 @@ def test_the_trunks_are_averaged(encoder):
     assert not torch.allclose(first, second, atol=0.1)
     torch.testing.assert_close(encoder(waveform, mask)[0], (first + second) / 2)
     assert torch.equal(encoder(waveform, mask)[1], valid)
+
+
+@pytest.mark.parametrize("widths", [(4, 8, 16, 32), (8, 16, 24)])
+def test_gradients_without_avx512(widths):
+    """oneDNN's float32 convolutions against PyTorch's own in float64, in a process that may die."""
+    program = f"""
+import torch
+from lamb.model.encoders.conv import ConvEncoder
+
+encoder = ConvEncoder({widths}, mels=32, n_fft=512).train()
+for module in encoder.modules():
+    if isinstance(module, torch.nn.BatchNorm2d):
+        torch.nn.init.constant_(module.bias, 10)  # far from the kink of the ReLU, where rounding is not enough to tell
+log_mel, valid = torch.randn(4, 51, 32), torch.ones(4, 51, dtype=torch.bool)
+gradients = []
+for dtype in (torch.float32, torch.float64):
+    encoder.to(dtype).zero_grad()
+    tokens, _ = encoder.trunks[0].encode(log_mel.to(dtype), valid)
+    (tokens * torch.linspace(-1, 1, tokens.numel()).view_as(tokens)).sum().backward()
+    gradients.append([parameter.grad.double() for parameter in encoder.parameters()])
+for found, expected in zip(*gradients, strict=True):
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+"""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_one_trunk_at_least():

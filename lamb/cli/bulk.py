@@ -1,0 +1,211 @@
+"""`lamb bulk`: many recordings on one machine or a cluster."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import say
+from .options import (
+    DEFAULT_MODEL,
+    INPUT,
+    LONG,
+    MACHINE,
+    OUTPUT,
+    OWN,
+    BatchSize,
+    Beams,
+    Model,
+    NBest,
+    Quiet,
+    flag,
+    positive_seconds,
+)
+from .terminal import progress_bar, table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..bulk.run import Tally
+
+
+class BulkFormat(StrEnum):
+    """The output formats of `lamb bulk`."""
+
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+def bulk(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="A folder, a manifest (.jsonl, .csv, .tsv, .txt), or an address such as s3://..."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="The output folder; an unfinished run in it is continued.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ],
+    format: Annotated[
+        BulkFormat,
+        typer.Option(metavar="NAME", help="The output format: jsonl or parquet.", rich_help_panel=OUTPUT),
+    ] = BulkFormat.jsonl,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Recordings per shard.",
+            show_default="1000, fewer for small inputs",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    retry_failed: Annotated[
+        bool, flag("--retry-failed", panel=INPUT, help="Also retry what failed in an earlier run.")
+    ] = False,
+    as_listed: Annotated[
+        bool, flag("--as-listed", panel=INPUT, help="Continue with the list of the first start; do not list again.")
+    ] = False,
+    timeline: Annotated[bool, flag("--timeline", panel=LONG, help="Caption each window, with times.")] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive_seconds,
+            help="Length of a window.",
+            show_default=OWN,
+            rich_help_panel=LONG,
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive_seconds,
+            help="Time from the start of one window to the next, at most a window.",
+            show_default=OWN,
+            rich_help_panel=LONG,
+        ),
+    ] = None,
+    n_best: NBest = 1,
+    beams: Beams = None,
+    model: Model = DEFAULT_MODEL,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="cpu, cuda, cuda:1, mps ...",
+            show_default="the GPUs if there are any",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Worker processes, each with its own model.",
+            show_default="one for each GPU, else for each core",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processor threads of each worker.",
+            show_default="the cores divided by the workers",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    batch_size: BatchSize = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Run on the Ray cluster at this address, or on a local one: local.",
+            show_default="this machine, without Ray",
+            rich_help_panel=MACHINE,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Caption very many recordings; resumable.
+
+    Fills a folder with the captions of ten to ten million recordings.
+
+    INPUT is a folder (with all folders in it), a manifest, or an address such as s3://bucket/folder.
+    The same command again continues where the last run stopped, even after kill -9: each
+    recording is in the output once, and finished shards are not touched.
+
+    Exit code: 0 if all recordings were captioned; 1 if a recording failed (see failures.jsonl)
+    or is damaged, or if no worker can start; 2 if the command itself was wrong.
+
+    \b
+    Examples:
+      lamb bulk field/ --out captions
+      lamb bulk field/ --out captions --retry-failed
+      lamb bulk s3://bucket/sounds --out captions --format parquet --ray auto
+    """
+    from ..bulk.run import bulk
+    from ..bulk.workers import Settings
+
+    settings = Settings(model, device, threads, n_best, beams, batch_size, timeline, window, hop)
+    with progress_bar(None, quiet) as progress:
+        summary = bulk(
+            source,
+            out,
+            settings,
+            workers=workers,
+            ray=ray,
+            shard_size=shard_size,
+            format=format,
+            retry_failed=retry_failed,
+            as_listed=as_listed,
+            watch=partial(_show_tally, progress),
+        )
+    if not quiet:
+        sys.stderr.write(table(sys.stderr, ("", ""), _rows(summary)))
+    print(out)
+    failed, damaged, inputs = summary["failed"], summary["damaged"], summary["inputs"]
+    if failed:
+        say("error", f"{failed} of {inputs} recordings failed; {out / 'failures.jsonl'} lists them")
+    if damaged:
+        say("error", f"{damaged} of {inputs} recordings are damaged; see the field damage in {out / 'captions'}")
+    if failed or damaged:
+        raise typer.Exit(1)
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """The summary of a run as rows of a table."""
+    run = summary["this_run"]
+    return [
+        *((name, f"{summary[name]:,}") for name in ("inputs", "captioned", "damaged", "failed")),
+        ("hours of sound", f"{summary['hours']:,.2f}"),
+        ("seconds", f"{run['seconds']:,.1f}"),
+        ("inputs per second", f"{run['inputs_per_second']:,.1f}"),
+        ("times real time", f"{run['hours_per_hour']:,.1f}"),
+    ]
+
+
+def _show_tally(progress: Progress, tally: Tally) -> None:
+    """Move the bar of a bulk run, and show beside it the rate, the time left and the number of failures."""
+    run = tally.summary()["this_run"]
+    rate = run["inputs_per_second"]
+    left = (tally.total - tally.done - tally.failed) / rate if rate else None
+    text = f"{rate:.1f}/s, {run['hours_per_hour']:.0f} x real time" if rate else "starting"
+    text += f", {left / 60:.0f} min left" if left is not None else ""
+    text += f", {tally.failed} failed" if tally.failed else ""
+    progress.update(progress.task_ids[0], total=tally.total, completed=tally.done + tally.failed, description=text)

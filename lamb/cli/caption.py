@@ -1,0 +1,331 @@
+"""`lamb caption`: recordings in, captions out, each as soon as it is known."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from functools import partial
+from itertools import chain, repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO, cast
+
+import typer
+
+from .errors import loading, one_line_warnings, say
+from .options import (
+    DECODING,
+    DEFAULT_MODEL,
+    INPUT,
+    LONG,
+    OUTPUT,
+    BatchSize,
+    Beams,
+    Device,
+    Model,
+    NBest,
+    Quiet,
+    Threads,
+    flag,
+    positive_seconds,
+)
+from .terminal import progress_bar, table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..inference.captioner import Captioner
+    from ..inference.captions import Caption, Timeline
+    from ..inference.picture import Picture
+
+
+class Format(StrEnum):
+    """The output formats: the writers of `lamb.inference.captions`, and a table to read."""
+
+    text = "text"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    srt = "srt"
+    vtt = "vtt"
+    audacity = "audacity"
+    table = "table"
+
+
+def caption(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input."),
+    ],
+    recursive: Annotated[
+        bool, flag("--recursive", panel=INPUT, help="Also search the folders within folders.")
+    ] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"The output format: {', '.join(Format)}.",
+            show_default="by the suffix of --output, else text",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write to this file, which appears only once it is complete.",
+            show_default="standard output",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    timeline: Annotated[
+        bool, flag("--timeline", panel=LONG, help="Caption segments with times; their borders follow the sound.")
+    ] = False,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive_seconds,
+            help="Use a fixed grid: each segment is a window of this length.",
+            show_default=False,
+            rich_help_panel=LONG,
+        ),
+    ] = None,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            callback=positive_seconds,
+            help="Time from the start of one window to the next, at most a window.",
+            show_default="in proportion to the window",
+            rich_help_panel=LONG,
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --timeline: also draw the spectrogram with the segments below it (png, pdf, svg).",
+            show_default=False,
+            rich_help_panel=LONG,
+        ),
+    ] = None,
+    n_best: NBest = 1,
+    beams: Beams = None,
+    sample: Annotated[
+        bool, flag("--sample", panel=DECODING, help="Sample captions at random instead of searching for the best.")
+    ] = False,
+    seed: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="The random seed of --sample.", show_default="0", rich_help_panel=DECODING),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+) -> None:
+    """Describe each recording in one sentence.
+
+    Reads wav, flac, ogg, opus, mp3, aiff, m4a, mp4, webm and other formats, of any length.
+    Captions go to standard output, progress and messages to standard error.
+
+    Exit code: 0 if all recordings were captioned; 1 if a recording, or with --timeline a
+    part of one, could not be captioned (the others are, and each failure is named);
+    2 if the command was wrong.
+
+    \b
+    Examples:
+      lamb caption dog.wav
+      lamb caption field/ --recursive --format jsonl
+      lamb caption trip.mp4 --timeline --output trip.srt
+      lamb caption dog.wav --beams 8 --n-best 3
+      curl -s https://example.org/dog.ogg | lamb caption -
+    """
+    if not sample and beams is not None and n_best > beams:
+        raise typer.BadParameter(
+            f"{n_best} captions cannot come out of {beams} beams; add --beams {n_best}, or --sample.",
+            param_hint="--n-best",
+        )
+    if window and hop and hop > window:
+        raise typer.BadParameter(
+            f"{hop:g} s is longer than the window, {window:g} s; the sound between two windows would be lost.",
+            param_hint="--hop",
+        )
+    if plot and not timeline:
+        raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
+    if paths.count("-") > 1:
+        raise typer.BadParameter("standard input (-) can be read only once.", param_hint="PATH")
+    failed: list[str] = []
+    one_line_warnings(quiet, failed)
+    inputs = _inputs(paths, recursive, failed)
+    if plot and len(inputs) != 1:
+        raise typer.BadParameter(f"a picture shows one recording, and {len(inputs)} were given.", param_hint="--plot")
+    options: dict[str, Any] = {
+        "n_best": n_best,
+        "beams": beams,
+        "sample": sample,
+        "seed": seed,
+        "batch_size": batch_size,
+        "window": window,
+        "hop": hop,
+    }
+    with destination(output) as out, progress_bar(len(inputs), quiet) as progress:
+        captioner = load_captioner(model, device, threads)
+        results: Iterable[Caption | Timeline]
+        if timeline:
+            picture = _picture(captioner, plot)
+            found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
+            results = (_followed(result, progress, picture) for result in found)
+        else:
+            results = captioner.stream(inputs, **options)
+        _write(_watched(results, progress, failed), format or _format_of(output), out, progress)
+    if failed:
+        raise typer.Exit(1)
+
+
+def load_captioner(model: str, device: str | None, threads: int | None) -> Captioner:
+    """The captioner that a command's options ask for."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from ..inference.captioner import Captioner
+
+    with loading():
+        return Captioner.load(model, device=device)
+
+
+def _inputs(paths: list[str], recursive: bool, failed: list[str]) -> list[Any]:
+    """The recordings that `paths` name; a path without any joins `failed`, unless it is the only one."""
+    from ..audio.errors import AudioError
+    from ..audio.files import expand
+
+    inputs: list[Any] = []
+    for path in paths:
+        try:
+            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
+        except AudioError as error:  # an empty folder or a pattern without a match: the other paths are captioned
+            if len(paths) == 1:
+                raise
+            failed.append(path)
+            say("error", error)
+    return inputs
+
+
+def _standard_input() -> BinaryIO:
+    """Standard input as a binary file whose name is what the user called it."""
+    raw = io.FileIO(0, closefd=False)
+    raw.name = "-"  # type: ignore[misc]
+    return io.BufferedReader(raw)
+
+
+def _format_of(output: Path | None) -> Format:
+    """The format that a file's suffix asks for."""
+    suffix = output.suffix[1:].lower() if output else ""
+    return Format.audacity if suffix == "labels" else Format(suffix) if suffix in list(Format) else Format.text
+
+
+@contextmanager
+def destination(output: Path | None) -> Iterator[TextIO]:
+    """Standard output, or a file that gets its name only when complete; UTF-8, and file names byte for byte."""
+    from ..audio.files import replacing
+
+    if output is None:
+        stdout = cast("Any", sys.stdout)
+        stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+        yield stdout
+    elif not output.resolve().parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
+    else:
+        with replacing(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+
+
+def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
+    if plot is None:
+        return None
+    from ..inference.picture import Picture
+
+    return Picture(captioner.model.encoder.sample_rate, plot)
+
+
+def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
+    """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
+    from ..audio.reader import AudioError, probe
+    from ..inference.captions import Caption, Segment, Timeline
+
+    if isinstance(result, Caption):
+        return result
+    task, before, length = progress.tasks[0], progress.tasks[0].completed, None
+    if not progress.disable and os.path.isfile(result.file):
+        with suppress(AudioError):  # damaged, which is reported elsewhere
+            length = probe(result.file).duration
+
+    def segments() -> Generator[Segment, None, Caption]:
+        for segment in result:
+            if length:
+                progress.update(task.id, completed=before + min(0.99, segment.end / length))
+            yield segment
+        caption = result.finish()
+        if picture:
+            picture.draw(caption.segments, result.file)
+        return caption
+
+    return Timeline(result.file, segments())
+
+
+def _watched(
+    results: Iterable[Caption | Timeline], progress: Progress, failed: list[str]
+) -> Iterator[Caption | Timeline]:
+    """The same results; failures are printed and collected in `failed`, and the bar moves on."""
+    from ..inference.captions import Caption
+
+    for result in results:
+        if isinstance(result, Caption) and result.error is not None:
+            failed.append(result.file)
+            named = result.file in result.error
+            say("error", result.error if named else f"{result.file}: {result.error}")
+        yield result
+        progress.advance(progress.task_ids[0])
+
+
+def _write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, progress: Progress) -> None:
+    """Write each result as soon as it is there."""
+    from ..inference.captions import WRITERS
+
+    writer = partial(_write_table, out) if format is Format.table else WRITERS[format]
+    shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
+    for chunk in writer(results):
+        if shared:
+            progress.stop()
+        out.write(chunk)
+        out.flush()
+        if shared:
+            progress.start()
+
+
+def _write_table(out: TextIO, results: Iterable[Caption | Timeline]) -> Iterator[str]:
+    """A writer like those of `lamb.inference.captions`, of a table to read; it needs all results at once."""
+    from ..inference.captions import Timeline, one_line, span
+
+    rows: list[tuple[str, str, str, str]] = []
+    for result in results:
+        if isinstance(result, Timeline):
+            result = result.finish()
+        length = "" if result.duration is None else f"{result.duration:.1f} s"
+        lines: list[tuple[str, str, float | None]]
+        if result.error is not None:
+            lines = [("", "(failed)", None)]
+        elif result.segments:
+            lines = [(span(s.start, s.end), s.caption, s.confidence) for s in result.segments]
+        else:
+            lines = [(length, text, None) for text, _ in result.n_best()]
+            lines[0] = (length, result.text, result.confidence)
+        names = chain([one_line(result.file)], repeat(""))
+        for name, (time, text, confidence) in zip(names, lines, strict=False):
+            rows.append((name, time, one_line(text), "" if confidence is None else f"{confidence:.2f}"))
+    yield table(out, ("file", "length", "caption", "confidence"), rows)

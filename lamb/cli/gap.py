@@ -1,0 +1,69 @@
+"""`lamb gap`: the distance between a model's audio tokens and its text embeddings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import loading, one_line_warnings
+from .options import OUTPUT, AsJson, ModelName, Split, flag
+from .terminal import cell, print_json, print_table
+
+
+def gap(
+    model: ModelName,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="A manifest with captions (JSONL, CSV), or a folder of labelled recordings."
+        ),
+    ],
+    split: Split = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A second model, for comparison.", show_default=False),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw both sets of embeddings (.png, .svg or .pdf).",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    umap: Annotated[bool, flag("--umap", panel=OUTPUT, help="Project with UMAP instead of PCA.")] = False,
+    unit: Annotated[bool, flag("--unit", panel=OUTPUT, help="Scale each vector to length 1 before drawing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure and draw the modality gap of a model.
+
+    The gap is the distance between the audio tokens and the text embeddings of the same clips.
+    """
+    if (umap or unit) and plot is None:
+        raise typer.BadParameter("these options need --plot FILE.", param_hint="--umap, --unit")
+    from ..data import sources
+    from ..evaluation import gap
+    from ..inference.captioner import Captioner
+
+    one_line_warnings(quiet=False)
+    if plot:
+        gap.format_of(plot, umap)
+    clips = sources.clips(data, split)
+    panels = []
+    for name in filter(None, (model, against)):
+        with loading():
+            captioner = Captioner.load(name)
+        panels.append((name, gap.embed(captioner.model, clips)))
+    found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
+    if plot:
+        gap.picture(panels, plot, umap, unit)
+    if as_json:
+        print_json(found)
+    else:
+        rows = [[key, *(cell(own[key]) for own in found)] for key in found[0] if key != "model"]
+        print_table(("measure", *(name for name, _ in panels)), rows)
+    if any(embeddings.failed for _, embeddings in panels):
+        raise typer.Exit(1)

@@ -1,0 +1,119 @@
+"""The options that several commands share, each defined once as an annotated alias, and how help lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from typer.core import TyperCommand
+
+DEFAULT_MODEL = "tiny"
+MODEL_HELP = "A bundled model, a folder, or a Hugging Face hub id."
+OWN = "the model's own"
+A_GPU = "a GPU if there is one"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+INPUT, OUTPUT, LONG, DECODING, MACHINE = "Input", "Output", "Long recordings", "Decoding", "Model and machine"
+
+
+class Command(TyperCommand):
+    """A command whose help groups the options under headings.
+
+    typer does so only by rich, whose import takes as long as everything else that `lamb --help` does.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if record := param.get_help_record(ctx):
+                heading = getattr(param, "rich_help_panel", None)
+                heading = heading or ("Arguments" if param.param_type_name == "argument" else "Options")
+                sections.setdefault(heading, []).append(record)
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def positive_seconds(value: float | None) -> float | None:
+    """The callback of options that take a length of time."""
+    if value is not None and not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{value:g} is not a length of time in seconds; it must be above 0.")
+    return value
+
+
+def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that replaces the `**settings` of a command by one option for each field of a config dataclass."""
+    hints = get_type_hints(config)
+
+    def option(field: dataclasses.Field[Any]) -> Parameter:
+        meta = dict(field.metadata)
+        info = typer.Option(rich_help_panel=meta.pop("group"), **meta)
+        return Parameter(
+            field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=Annotated[hints[field.name], info]
+        )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        its = signature(command, eval_str=True)
+        own = [p.replace(kind=p.KEYWORD_ONLY) for p in its.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        parameters = [*map(option, dataclasses.fields(config)), *own]
+        command.__signature__ = its.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def flag(*names: str, panel: str | None = None, help: str) -> Any:
+    """An option without a value, off by default."""
+    return typer.Option(*names, metavar="", show_default=False, rich_help_panel=panel, help=help)
+
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Model = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MACHINE, help=MODEL_HELP)]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", show_default=A_GPU, rich_help_panel=MACHINE, help="cpu, cuda, cuda:1, mps ..."),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, show_default="one for each core", rich_help_panel=MACHINE, help="Processor threads."
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        show_default=OWN,
+        rich_help_panel=MACHINE,
+        help="Clips that are captioned together; fewer need less memory.",
+    ),
+]
+NBest = Annotated[
+    int, typer.Option(metavar="K", min=1, rich_help_panel=DECODING, help="Captions per file, the best one first.")
+]
+Beams = Annotated[
+    int | None,
+    typer.Option(
+        metavar="K",
+        min=1,
+        show_default=OWN,
+        rich_help_panel=DECODING,
+        help="Width of the beam search; 1 is greedy decoding, the fastest.",
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="The part of the data, such as test.")
+]
+Quiet = Annotated[
+    bool, flag("--quiet", panel=OUTPUT, help="Print neither progress nor warnings to standard error, only errors.")
+]
+AsJson = Annotated[bool, flag("--json", panel=OUTPUT, help="Print JSON instead of a table.")]
+Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A YAML recipe; see the folder recipes/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the recipe.")
+]

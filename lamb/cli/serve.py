@@ -1,0 +1,82 @@
+"""`lamb serve`: captions over HTTP. `lamb demo`: a page in the browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import ServeConfig
+from .caption import load_captioner
+from .errors import one_line_warnings, say
+from .options import DEFAULT_MODEL, LOOPBACK, MODEL_HELP, BatchSize, Device, Model, Threads, options_of
+
+
+@options_of(ServeConfig)
+def serve(
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A file of API keys, one per line; those in the environment variable LAMB_API_KEYS count too.",
+            show_default="no key is required",
+        ),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: BatchSize = None,
+    **settings: Any,
+) -> None:
+    """Serve captions over HTTP.
+
+    Example: curl -F file=@dog.wav http://127.0.0.1:8000/v1/caption
+
+    Logs go to standard error, one JSON object per line. The page /docs describes the interface.
+    """
+    try:
+        from ..serving.server import Service, model_name, read_keys, serve
+    except ImportError as error:
+        raise OSError(f"{error}; the service needs: pip install 'lamb-aac[serve]'") from None
+
+    config = ServeConfig(**settings)
+    known = read_keys(keys)
+    if not known and config.host not in LOOPBACK:
+        say("warning", f"anyone who reaches {config.host} can use this service; see --keys")
+    captioner = load_captioner(model, device, threads)
+    serve(Service(captioner, model_name(model), config, batch_size), known)
+
+
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"{MODEL_HELP} May be repeated; the page then offers a choice.",
+            show_default=DEFAULT_MODEL,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0 is every interface.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port to listen on.")] = 7860,
+    device: Device = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            help="The clips whose modality gap is shown: a manifest with captions, or a folder of labelled recordings.",
+            show_default="the samples of the repository",
+        ),
+    ] = None,
+) -> None:
+    """Show captions on a page in the browser.
+
+    The page also shows timelines, the effect of the Token Guide and the modality gap."""
+    from ..serving.page import demo
+
+    one_line_warnings(quiet=False)
+    if host not in LOOPBACK:
+        say("warning", f"anyone who reaches {host} can use this page")
+    demo(model or [DEFAULT_MODEL], host, port, device, data)

@@ -1,0 +1,48 @@
+"""`lamb train` and `lamb ablate`: training from recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Overrides, Recipe, flag
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, flag("--resume", help="Continue from the last saved state.")] = False,
+) -> None:
+    """Train a model from a recipe.
+
+    Prints the folder of the result.
+
+    Example: lamb train recipes/tiny/3-lamb.yaml optim.steps=2000
+    """
+    from ..training.loop import is_first_process
+    from ..training.train import train
+
+    out = train(recipe, overrides or [], resume)
+    if is_first_process():
+        print(out)
+
+
+def ablate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, flag("--resume", help="Run only what an earlier call did not finish.")] = False,
+    document: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the tables into this Markdown file.", show_default=False),
+    ] = None,
+) -> None:
+    """Compare variants of a recipe over several seeds.
+
+    Trains and scores each variant and prints the tables.
+    See recipes/ablation.yaml for an example.
+    """
+    from ..training.ablate import ablate
+
+    print(ablate(recipe, overrides or [], resume, document), end="")
