@@ -319,9 +319,23 @@ class LibraryConfig:
     group: int = 32  # recordings that are heard together, and written at once
     compact: int = 50  # groups after which the files of the index are joined
     candidates: int = 1000  # segments that each of the two searches hands to the fusion
-    fusion: float = 60.0  # k of reciprocal rank fusion, sum of 1 / (k + rank), as in its paper
+    words: float = 0.05  # what the best fitting caption adds to the cosine of a segment
     approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
     probes: int = 16  # neighbourhoods that are looked into
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """How a stream is heard (`lamb listen`). [O]"""
+
+    level: float = -60.0  # dBFS; a stretch whose peak is lower is silence
+    hop: float = 0.5  # seconds of new sound between two looks at it
+    sure: float = 1.0  # seconds that must follow a change in the sound before it counts
+    longest: float = 8.0  # seconds after which a sound that goes on is told, in parts
+    held: float = 20.0  # seconds of sound that wait for the model; more is dropped
+    patience: float = 10.0  # seconds without sound after which a stream counts as lost
+    first_wait: float = 1.0  # seconds before the first try to connect again; twice as long before each further one
+    last_wait: float = 60.0  # seconds at most
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,15 @@
 """The one door to a collection of sounds that can be searched: `Library`. [O]
 
     index    recording -> segments -> caption, and the mean of z_a as a vector of length 1
-    search   a query as a vector of the same space (see `query`), and as words among the captions; both lists joined by
-             reciprocal rank fusion (Cormack, Clarke, Buettcher 2009): the sum of 1 / (k + rank)
-    like     the mean of a recording's z_a as the vector
+    search   cos(query, segment) in that space, see `query`, + w * BM25(query, caption) / the largest BM25 of all
+    like     cos(recording, segment), the mean of a recording's z_a in place of the query
 
-Segments whose captions fit the words equally well have the same rank: their order is left to the vectors.
+The two scores are added, not their ranks: a small model's captions are few and alike, and equal ranks for half a
+collection say less than a cosine (benchmarks/search.py has reciprocal rank fusion beside it).
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,10 @@ import numpy as np
 
 from ..config import LibraryConfig
 from ..inference.captioner import Captioner
+from ..inference.captions import SILENCE
 from ..inference.recording import Source
 from .listing import Listed, digest, listed
-from .moments import Heard, hear
+from .moments import hear
 from .query import Words, space
 from .store import File, LibraryError, Store, quoted
 
@@ -35,7 +36,7 @@ class Match:
     end: float
     caption: str
     confidence: float | None
-    score: float  # of the fusion, or the cosine for a search by vector alone; larger fits better
+    score: float  # a cosine, and what the words of the caption add to it; larger fits better
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `lamb search` prints."""
@@ -172,7 +173,9 @@ class Library:
         """Hear some recordings and write what is heard."""
         captioner = self.captioner
         options = replace(captioner.options, window=self.config.window, beams=1)
-        [heard] = hear(captioner.engine, [_source(item) for _, item in group], options, len(group))
+        silence = self.words.vector(SILENCE)
+        sources = [_source(item) for _, item in group]
+        [heard] = hear(captioner.engine, sources, options, len(group), silence)
         rows = []
         for (file, _), recording in zip(group, heard, strict=True):
             if recording.error is not None:
@@ -201,16 +204,13 @@ class Library:
         store, chosen = self.store, condition(**where)
         count = max(limit, self.config.candidates)
         vector = self.words.vector(query)
-        near = [] if vector is None else store.near(vector, chosen, count).to_pylist()
-        worded = store.worded(query, chosen, count).to_pylist()
-        rows = {row["_rowid"]: row for row in [*near, *worded]}
-        scores = dict.fromkeys(rows, 0.0)
-        for row, rank in zip(near, range(1, len(near) + 1), strict=True):
-            scores[row["_rowid"]] += 1 / (self.config.fusion + rank)
-        for row, rank in zip(worded, ranks([row["_score"] for row in worded]), strict=True):
-            scores[row["_rowid"]] += 1 / (self.config.fusion + rank)
-        best = sorted(rows, key=lambda row: -scores[row])[:limit]
-        return [_match(rows[row], scores[row]) for row in best]
+        worded = store.worded(query, chosen, count)
+        rows = {row["_rowid"]: (row, self.config.words * share) for row, share in _shares(worded)}
+        for row in store.near(vector, chosen, count).to_pylist():
+            rows.setdefault(row["_rowid"], (row, 0.0))
+        scored = [(_cosine(row, vector) + share, row) for row, share in rows.values()]
+        scored.sort(key=lambda item: (-item[0], item[1]["path"], item[1]["start"]))
+        return [_match(row, score) for score, row in scored[:limit]]
 
     def like(self, source: Source, limit: int = 20, **where: Any) -> list[Match]:
         """The segments that sound most like the recording `source`, best first; the keywords are those of `condition`.
@@ -219,13 +219,13 @@ class Library:
         """
         captioner = self.captioner
         options = replace(captioner.options, window=self.config.window, beams=1)
-        [[heard]] = hear(captioner.engine, [source], options, 1)
+        [[heard]] = hear(captioner.engine, [source], options, 1, self.words.vector(SILENCE))
         if heard.error is not None:
             raise heard.error
-        vectors = [(m.end - m.start) * m.vector for m in heard.moments if m.vector is not None]
-        if not vectors:
+        sounds = [(m.end - m.start) * m.vector for m in heard.moments if m.caption != SILENCE]
+        if not sounds:
             raise LibraryError("nothing is to be heard in it", "give a recording with some sound")
-        vector = np.sum(vectors, axis=0)
+        vector = np.sum(sounds, axis=0)
         found = self.store.near(vector / np.linalg.norm(vector), condition(**where), limit).to_pylist()
         return [_match(row, 1 - row["_distance"]) for row in found]
 
@@ -292,14 +292,16 @@ def condition(
     return " AND ".join(parts) or None
 
 
-def ranks(scores: Iterable[float]) -> list[int]:
-    """The rank of each of `scores`, which come in descending order, from 1 on; equal ones have the same."""
-    found: list[int] = []
-    last: float | None = None
-    for place, score in enumerate(scores, 1):
-        found.append(found[-1] if found and score == last else place)
-        last = score
-    return found
+def _shares(worded: Any) -> Iterator[tuple[dict[str, Any], float]]:
+    """The rows of a search by words, with their BM25 as a share of the best one's."""
+    rows = worded.to_pylist()
+    best = max((row["_score"] for row in rows), default=1.0)
+    return ((row, row["_score"] / best) for row in rows)
+
+
+def _cosine(row: dict[str, Any], vector: np.ndarray) -> float:
+    """Of a row's vector and a query's, both of length 1."""
+    return 1.0 - row["_distance"] if "_distance" in row else float(np.dot(row["vector"], vector))
 
 
 def _source(item: Listed) -> Source:
@@ -309,5 +311,3 @@ def _source(item: Listed) -> Source:
 def _match(row: dict[str, Any], score: float) -> Match:
     return Match(row["path"], row["start"], row["end"], row["caption"], row["confidence"], score)
 
-
-__all__ = ["Heard", "Library", "LibraryError", "Match", "Tally", "condition"]

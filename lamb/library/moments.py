@@ -13,7 +13,6 @@ import numpy as np
 
 from ..audio.reader import AudioError
 from ..config import DecodeConfig
-from ..inference.captions import SILENCE
 from ..inference.changes import CELL
 from ..inference.confidence import confidence
 from ..inference.engine import Engine
@@ -31,7 +30,7 @@ class Moment:
     end: float
     caption: str
     confidence: float
-    vector: np.ndarray | None  # (D_llm,) mean of z_a, of length 1; None of silence
+    vector: np.ndarray  # (D_llm,) mean of z_a, of length 1; of silence that of its caption
 
 
 @dataclass
@@ -44,10 +43,13 @@ class Heard:
     error: AudioError | None = None
 
 
-def hear(engine: Engine, sources: Iterable[Source], options: DecodeConfig, group: int) -> Iterator[list[Heard]]:
+def hear(
+    engine: Engine, sources: Iterable[Source], options: DecodeConfig, group: int, silence: np.ndarray
+) -> Iterator[list[Heard]]:
     """The recordings in the order of `sources`, `group` at a time; the next ones are decoded in the background.
 
-    `options.window` is the longest that is one segment; captions are generated as `options` say.
+    `options.window` is the longest that is one segment; captions are generated as `options` say. `silence` is the
+    vector (D_llm,) of segments without sound, for which there is no z_a.
     """
     overlapping = replace(options, hop=max(1, round(options.window / 2 / CELL)) * CELL)
     todo = iter(sources)
@@ -63,7 +65,7 @@ def hear(engine: Engine, sources: Iterable[Source], options: DecodeConfig, group
         following = behind.submit(ahead)
         while found := following.result():
             following = behind.submit(ahead)
-            yield _group(engine, found, overlapping)
+            yield _group(engine, found, overlapping, silence)
 
 
 def _caught(function, source):  # type: ignore[no-untyped-def]
@@ -73,7 +75,7 @@ def _caught(function, source):  # type: ignore[no-untyped-def]
         return source, error
 
 
-def _group(engine: Engine, found: Sequence[tuple], options: DecodeConfig) -> list[Heard]:
+def _group(engine: Engine, found: Sequence[tuple], options: DecodeConfig, silence: np.ndarray) -> list[Heard]:
     heard: list[Heard] = []
     parts: list[list[Part]] = []
     short: list[tuple[int, np.ndarray]] = []  # recordings of one window, encoded together
@@ -101,7 +103,7 @@ def _group(engine: Engine, found: Sequence[tuple], options: DecodeConfig) -> lis
     vectors = map(unit_mean, engine.audio_tokens(tokens, options.batch_size))
     for recording, own in zip(heard, parts, strict=True):
         moments = [
-            Moment(p.start, p.end, p.caption, p.confidence, None if p.h_a is None else next(vectors)) for p in own
+            Moment(p.start, p.end, p.caption, p.confidence, silence if p.h_a is None else next(vectors)) for p in own
         ]
         recording.moments = [] if recording.error else _joined(moments)
     return heard
@@ -138,9 +140,7 @@ def _joined(moments: list[Moment]) -> list[Moment]:
         if last is None or last.caption != m.caption:
             joined.append(m)
             continue
-        vector = m.vector
-        if last.vector is not None and m.vector is not None:
-            vector = _unit(last.vector * (last.end - last.start) + m.vector * (m.end - m.start))
+        vector = _unit(last.vector * (last.end - last.start) + m.vector * (m.end - m.start))
         joined[-1] = Moment(last.start, m.end, m.caption, max(last.confidence, m.confidence), vector)
     return joined
 
@@ -153,5 +153,3 @@ def unit_mean(tokens: np.ndarray) -> np.ndarray:
 def _unit(x: np.ndarray) -> np.ndarray:
     return x / max(float(np.linalg.norm(x)), 1e-9)
 
-
-__all__ = ["SILENCE", "Heard", "Moment", "hear", "unit_mean"]

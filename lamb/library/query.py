@@ -1,9 +1,12 @@
 """Queries in the aligned space: words as a vector to be compared with the mean of z_a. [O]
 
-The aligner draws the mean of a clip's z_a to the mean of its caption's input embeddings, in direction; its kernel sees
-every token as a vector of length 1. So does a query here: z_t / |z_t| of each token, then the mean, of length 1. A
-mean of raw embeddings is mostly that of "a", "in" and "the", whose embeddings are the longest of a trained table, and
-finds nothing for a sentence (mAP 0.06 in place of 0.13, benchmarks/search.py).
+    q = Σ_t e_t / |e_t|^2,  of length 1
+
+The aligner draws the mean of a clip's z_a to the mean of its caption's input embeddings e_t, in direction, and its
+kernel sees every token as a vector of length 1. In a mean of raw embeddings "a", "in" and "the" prevail, as the longest
+of a trained table are those of the words that go with every sound. Dividing by the length makes all tokens alike, and
+dividing twice gives the less weight to a token the longer it is: a weighting by how common it is, without a list of
+stop words or of frequencies (benchmarks/search.py has the plain mean beside it).
 """
 
 import hashlib
@@ -21,13 +24,12 @@ class Words:
         self.model = model
 
     @torch.inference_mode()
-    def vector(self, query: str) -> np.ndarray | None:
-        """The direction of `query` (D_llm,), of length 1; None where the tokenizer knows nothing of it."""
+    def vector(self, query: str) -> np.ndarray:
+        """The direction of `query` (D_llm,), of length 1; zeros where the tokenizer knows nothing of it."""
         ids, mask = self.model.llm.tokenize([query.lower()])  # (1, L)
-        tokens = torch.nn.functional.normalize(self.model.llm.embed(ids[mask]).float(), dim=-1)  # (L, D_llm)
-        if not len(tokens):
-            return None
-        return torch.nn.functional.normalize(tokens.mean(0), dim=0).cpu().numpy()
+        e = self.model.llm.embed(ids[mask]).float()  # (L, D_llm)
+        q = (e / e.square().sum(-1, keepdim=True).clamp_min(1e-12)).sum(0)  # (D_llm,)
+        return torch.nn.functional.normalize(q, dim=0).cpu().numpy()
 
 
 @torch.inference_mode()

@@ -131,7 +131,7 @@ class Store:
                 "end": m.end,
                 "duration": duration,
                 "confidence": m.confidence,
-                "vector": None if m.vector is None else m.vector.astype(np.float32),
+                "vector": m.vector.astype(np.float32),
             }
             for file, duration, moments in found
             for m in moments
@@ -164,13 +164,13 @@ class Store:
         return self._found(query.nprobes(self.config.probes), where, count, "_distance")
 
     def worded(self, query: str, where: str | None, count: int) -> Any:
-        """The `count` segments whose captions have words of `query`, an Arrow table, best first (BM25)."""
+        """The `count` segments whose captions have words of `query`, best first (BM25), as an Arrow table with their vectors."""
         from lancedb.query import MatchQuery
 
-        return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score")
+        return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score", "vector")
 
-    def _found(self, query: Any, where: str | None, count: int, score: str) -> Any:
-        query = query.select(["path", "clip", "start", "end", "caption", "confidence", score]).with_row_id(True)
+    def _found(self, query: Any, where: str | None, count: int, *more: str) -> Any:
+        query = query.select(["path", "clip", "start", "end", "caption", "confidence", *more]).with_row_id(True)
         return (query.where(where, prefilter=True) if where else query).limit(count).to_arrow()
 
 
