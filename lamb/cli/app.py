@@ -14,7 +14,7 @@ import typer
 from .bulk import bulk
 from .caption import caption
 from .data import data
-from .errors import fail, is_users
+from .errors import shown
 from .evaluate import evaluate
 from .gap import gap
 from .info import info, push
@@ -56,9 +56,5 @@ def _lamb(
 
 def main() -> None:
     """The `lamb` command. A user's mistake ends in one line on standard error, a mistake of ours in a traceback."""
-    try:
+    with shown():
         app(prog_name="lamb")
-    except (ValueError, OSError) as error:
-        if not is_users(error):
-            raise
-        fail(error, 2 if isinstance(error, ValueError) else 1)

@@ -5,11 +5,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dis import opmap
-from typing import Any, NoReturn
+from typing import Any
+
+from ..errors import LambError
+
+# What the operating system refuses, and what helps.
+REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EISDIR: "give the path of a file",
+    errno.EACCES: "check the permissions, or choose another place",
+    errno.EPERM: "check the permissions, or choose another place",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EADDRINUSE: "stop the other program, or choose another --port",
+    errno.EADDRNOTAVAIL: "choose an address of this machine for --host",
+}
 
 
 def say(kind: str, message: object) -> None:
@@ -19,23 +36,23 @@ def say(kind: str, message: object) -> None:
     print(f"lamb: {kind}: {one_line(str(message))}", file=sys.stderr, flush=True)
 
 
-def fail(error: Exception, code: int) -> NoReturn:
-    """Print the error and exit."""
-    say("error", error)
-    sys.exit(code)
+@contextmanager
+def shown() -> Iterator[None]:
+    """Around a command: end with one line for a mistake of the user's or a refusal by the operating system.
 
-
-def is_users(error: Exception) -> bool:
-    """House rule: `raise` in lamb's own code speaks to the user. Any other ValueError is a bug, wherever it comes
-    from: a library, or a statement of ours such as `int(text)`."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    if trace is None or isinstance(error, OSError):
-        return True
-    instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
-    ours = trace.tb_frame.f_globals.get("__name__", "").startswith("lamb.")
-    return ours and instruction == opmap["RAISE_VARARGS"]
+    Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except LambError as error:
+        say("error", error)
+        sys.exit(2 if isinstance(error, ValueError) else 1)  # ValueError: what was asked for cannot be right
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        say("error", f"{name}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}")
+        sys.exit(1)
 
 
 @contextmanager
@@ -43,8 +60,9 @@ def loading() -> Iterator[None]:
     """Around the loading of a model: the command may be right and the model broken, so the exit code is 1."""
     try:
         yield
-    except (ValueError, OSError) as error:
-        fail(error, 1)
+    except LambError as error:
+        say("error", error)
+        sys.exit(1)
 
 
 def one_line_warnings(quiet: bool, damaged: list[str] | None = None) -> None:

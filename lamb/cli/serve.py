@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config import ServeConfig
+from ..errors import LambError
 from .caption import load_captioner
 from .errors import one_line_warnings, say
 from .options import DEFAULT_MODEL, LOOPBACK, MODEL_HELP, BatchSize, Device, Model, Threads, options_of
@@ -38,7 +39,7 @@ def serve(
     try:
         from ..serving.server import Service, model_name, read_keys, serve
     except ImportError as error:
-        raise OSError(f"{error}; the service needs: pip install 'lamb-aac[serve]'") from None
+        raise LambError(f"the service cannot start ({error})", "pip install 'lamb-aac[serve]'") from None
 
     config = ServeConfig(**settings)
     known = read_keys(keys)

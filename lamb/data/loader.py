@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..audio import reader as audio
 from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig
+from ..errors import OptionError
 from . import sources
 from .manifest import Clip
 from .scenes import Event, Recording, SceneMaker, trim
@@ -220,7 +221,10 @@ def part_of(size: int, share: Share) -> range:
     """The numbers of a batch of `size` that a process has."""
     number, processes = share
     if size % processes:
-        raise ValueError(f"optim.batch: {size} clips cannot be shared alike by {processes} processes")
+        raise OptionError(
+            f"optim.batch: {size} clips cannot be divided equally among {processes} processes",
+            f"give a multiple of {processes}",
+        )
     return range(number * size // processes, (number + 1) * size // processes)
 
 

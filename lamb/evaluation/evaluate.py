@@ -17,6 +17,7 @@ from ..data import sources
 from ..data.coverage import Coverage, coverage
 from ..data.manifest import Clip, ManifestError
 from ..data.vocabulary import VOCABULARY, extra, names
+from ..errors import OptionError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from .labels import is_right, is_unheard, label_scores
@@ -134,7 +135,7 @@ def evaluate_models(
 
 def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str | None) -> dict[str, float]:
     if is_predictions(model):
-        raise ValueError(f"{model}: captions that are there already cannot be asked about other sounds; give a model")
+        raise OptionError(f"{model}: only a model can caption the additional sounds of --probe", "give a model")
     captioner = Captioner.load(model, device)
     rate = captioner.model.encoder.sample_rate
     made = probes(clips, rate, seeds)
@@ -198,9 +199,11 @@ def _check(clips: Sequence[Clip], data: str) -> None:
         return
     if unknown := _unknown(clips):
         problem = f"no captions, and labels without a word list: {', '.join(unknown)}"
-        raise ValueError(f"{data}: {problem}; the lists are in lamb/data/vocabulary.txt")
+        raise OptionError(f"{data}: {problem}", "add their words to lamb/data/vocabulary.txt")
     if not any(clip.labels for clip in clips):
-        raise ValueError(f"{data}: no labelled clips, and none with captions; there is nothing to compare with")
+        raise OptionError(
+            f"{data}: has neither labels nor captions to compare with", "give a manifest that has one of them"
+        )
 
 
 def _unknown(clips: Sequence[Clip]) -> list[str]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..data import loader, scenes
 from ..data.manifest import Clip
 from ..data.vocabulary import extra, place
+from ..errors import OptionError
 from ..inference.captions import Caption
 
 Kind = Literal["sequence", "overlap", "nothing"]
@@ -48,12 +49,12 @@ def probes(clips: Sequence[Clip], sample_rate: int, seeds: Sequence[int] = (0,),
     """For each seed `count` pairs in sequence and `count` at once (the second 0 to 6 dB softer), then 20 of nothing.
 
     Choose settings on other seeds than those that are reported. Pairs are drawn from all the clips alike, never two of
-    one label. Raises AudioError for a clip that cannot be read, ValueError where all clips are of one kind.
+    one label. Raises AudioError for a clip that cannot be read, OptionError where all clips are of one kind.
     """
     bank = loader.recordings([clip for clip in clips if clip.labels], sample_rate)
     sounds = [(label, x.samples) for label, sources in bank.items() for x in chain(*sources)]
     if len(bank) < 2:
-        raise ValueError("pairs of recordings need labels of two kinds")
+        raise OptionError("--probe needs recordings of at least two kinds of sound", "give data with more labels")
     made: list[Probe] = []
     for seed in seeds:
         rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ import numpy as np
 
 from ..audio.files import replacing
 from ..data.download import DownloadError, fetch
-from ..errors import LambError, reason
+from ..errors import LambError, OptionError, reason
 from .metrics import Floats
 
 SBERT = "paraphrase-TinyBERT-L6-v2"  # FENSE's sentence model
@@ -283,7 +283,7 @@ class Sentences:
         from sentence_transformers import SentenceTransformer
 
         if os.sep in name and not os.path.isdir(name) and name.count("/") != 1:
-            raise ValueError(f"{name}: no such folder; --sbert is a model of sentence-transformers or a folder")
+            raise OptionError(f"{name}: no such folder", "--sbert takes a model of sentence-transformers or a folder")
         with _quiet():
             try:
                 self.model = SentenceTransformer(name, local_files_only=True)

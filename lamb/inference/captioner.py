@@ -13,6 +13,7 @@ import torch
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
+from ..errors import OptionError
 from ..model import checkpoint
 from ..model.lamb import LambModel
 from .batches import SILENCE, describe, encode
@@ -169,13 +170,13 @@ class Captioner:
 def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) -> None:
     for name in ("beams", "batch_size"):
         if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(options, name)}")
+            raise OptionError(f"{name} must be at least 1, not {getattr(options, name)}")
     if n_best < 1:
-        raise ValueError(f"n_best must be at least 1, not {n_best}")
+        raise OptionError(f"n_best must be at least 1, not {n_best}")
     if beams is not None and n_best > beams and not sample:
-        raise ValueError(f"n_best {n_best} needs as many beams, not {beams}: raise beams, or sample")
+        raise OptionError(f"n_best {n_best} needs as many beams, not {beams}", "raise beams, or sample")
     if not audio.MIN_DURATION <= options.hop <= options.window < math.inf:
-        raise ValueError(
+        raise OptionError(
             f"window and hop are seconds from {audio.MIN_DURATION} on, and hop at most the window: "
             f"hop {options.hop}, window {options.window}"
         )

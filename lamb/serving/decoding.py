@@ -29,6 +29,7 @@ import numpy as np
 
 from lamb.audio import reader as audio
 from lamb.config import ServeConfig
+from lamb.errors import LambError
 
 CHUNK = 2**20  # bytes of an upload that are held at a time
 SAMPLES, REFUSED, BROKEN = range(3)  # kinds of answer: what was asked for; an AudioError; a bug of ours
@@ -37,6 +38,10 @@ _SAFE = "record, export or convert it again, for instance with: ffmpeg -i FILE s
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
 
 log = logging.getLogger("lamb.serve")
+
+
+class DecoderError(LambError, OSError):
+    """A decoding process that cannot be started."""
 
 
 class Decoders:
@@ -50,7 +55,7 @@ class Decoders:
         self._failing = False  # to replace a worker
 
     async def start(self) -> None:
-        """Start all workers. Raises OSError if one cannot be started."""
+        """Start all workers. Raises DecoderError if one cannot be started."""
         for process in await asyncio.gather(*(self._spawn() for _ in range(self.settings.decoders))):
             self._idle.put_nowait(process)
 
@@ -138,7 +143,7 @@ class Decoders:
             await self._end(process)
             if isinstance(error, asyncio.IncompleteReadError | ConnectionError | TimeoutError):
                 remedy = "try: python -m lamb.serving.decoding '{}', or more --decode-memory"
-                raise OSError(f"a decoding process could not be started; {remedy}") from None
+                raise DecoderError("a decoding process could not be started", remedy) from None
             raise
         return process
 

@@ -33,6 +33,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from lamb import __version__
 from lamb.audio.reader import AudioError
+from lamb.errors import LambError, OptionError
 from lamb.inference.captions import WRITERS
 from lamb.serving import schema
 from lamb.serving.gate import GONE, Gate, log_to_stderr
@@ -250,17 +251,17 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
 
 
 def read_keys(file: Path | None) -> list[str]:
-    """API keys of the environment variable LAMB_API_KEYS and of `file`, one a line. Raises ValueError, OSError."""
+    """API keys of the environment variable LAMB_API_KEYS and of `file`, one per line. Raises OptionError, OSError."""
     text = os.environ.get(KEYS, "")
     if file is not None:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
         text += " " + " ".join(line.partition("#")[0] for line in lines)
     keys = re.split(r"[\s,]+", text.strip()) if text.strip() else []
     if file is not None and not keys:
-        raise ValueError(f"{file}: holds no key; write one a line, such as the output of: openssl rand -hex 24")
+        raise OptionError(f"{file}: holds no key", "write one per line, such as the output of: openssl rand -hex 24")
     if short := [key for key in keys if len(key) < 16]:
-        raise ValueError(
-            f"{len(short)} of the API keys have fewer than 16 characters; make one with: openssl rand -hex 24"
+        raise OptionError(
+            f"{len(short)} of the API keys have fewer than 16 characters", "make one with: openssl rand -hex 24"
         )
     return keys
 
@@ -299,5 +300,5 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
         signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[listening])
         if not server.started:
-            raise OSError("the service could not start; the log above says why")
+            raise LambError("the service could not start", "see the log above for the reason")
         log.info("ended")

@@ -30,7 +30,11 @@ def train(recipe: str | Path, overrides: list[str] | tuple[str, ...] = (), resum
     Raises ConfigError for a recipe that cannot be used, and for a folder that holds a run already unless `resume`;
     TrainingError for training that cannot continue.
     """
-    config = read_recipe(recipe, overrides)
+    return run_stage(read_recipe(recipe, overrides), resume)
+
+
+def run_stage(config: TrainConfig, resume: bool) -> Path:
+    """Run the stage of a recipe that has been read; see `train`."""
     if (Path(config.out) / "recipe.json").exists() and not resume:
         raise ConfigError(f"{config.out}: holds a run already; continue it with --resume, or choose another out=FOLDER")
     require_same_recipe(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -19,25 +20,27 @@ import pytest
 
 from lamb.cli.app import main
 from lamb.cli.caption import Format
+from lamb.cli.errors import REMEDIES
 from lamb.inference.captions import WRITERS
 
 # Stands in for lamb/inference/captioner.py, here and in processes of their own; a file's name says what happens to it.
 FAKE = """
 import time, warnings
 from lamb.audio.reader import AudioDamage, AudioWarning
+from lamb.errors import LambError, OptionError
 from lamb.inference.captions import Caption, Segment, Timeline
 
 class Captioner:
     @classmethod
     def load(cls, name, device=None):
         if name == "nosuch":
-            raise ValueError("no model is called nosuch; there is: tiny")
+            raise LambError("no model is called nosuch", "there is: tiny")
         return cls()
 
     def stream(self, inputs, n_best, beams, timeline=False, **options):
         calls.append({"n_best": n_best, "beams": beams, "timeline": timeline, **options})
         if n_best > (beams or 4):
-            raise ValueError("n_best is more than beams")
+            raise OptionError("n_best is more than beams")
         for source in inputs:
             file = getattr(source, "name", source)
             if "slow" in file:
@@ -165,9 +168,33 @@ def test_an_unknown_model(lamb: Run, tmp_path: Path) -> None:
 
 
 def test_a_bug_keeps_its_traceback(lamb: Run) -> None:
-    """Though it is a ValueError that appears in lamb's own code."""
+    """Only a LambError is shown in one line."""
     with pytest.raises(ValueError, match="invalid literal"):
         lamb("caption", "bug.wav")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.EADDRINUSE])
+def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
+    lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refused(name: str, device: str | None = None) -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr(fake.Captioner, "load", refused)
+    code, out, err = lamb("caption", "a.wav")
+    assert (code, out) == (1, "")
+    assert err == f"lamb: error: some/file: {os.strerror(number).lower()}; {REMEDIES[number]}\n"
+
+
+def test_another_failure_of_the_system_keeps_its_traceback(
+    lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, device: str | None = None) -> None:
+        raise OSError("cannot be right")
+
+    monkeypatch.setattr(fake.Captioner, "load", broken)
+    with pytest.raises(OSError, match="cannot be right"):
+        lamb("caption", "a.wav")
 
 
 def test_warnings_are_a_line(lamb: Run) -> None:

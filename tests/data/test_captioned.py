@@ -77,7 +77,7 @@ def test_processes_share_a_batch(clips):
     for k, part in enumerate(parts):
         length = part["waveform"].shape[1]
         torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :length])
-    with pytest.raises(ValueError, match="4 clips cannot be shared alike by 3 processes"):
+    with pytest.raises(ValueError, match="4 clips cannot be divided equally among 3 processes"):
         clip_batch(reader, 4, 0, (0, 3))
 
 

@@ -56,7 +56,7 @@ def test_evaluate_a_manifest(folder, model_folder):
     ("row", "problem"),
     [
         ({"labels": "unicorn"}, "labels without a word list: unicorn"),
-        ({}, "no labelled clips, and none with captions"),
+        ({}, "has neither labels nor captions to compare with"),
     ],
 )
 def test_data_that_cannot_be_evaluated(tmp_path, row, problem):

@@ -385,7 +385,7 @@ def test_keys_that_protect_nothing(tmp_path, monkeypatch):
     monkeypatch.delenv(KEYS, raising=False)
     file = tmp_path / "keys"
     file.write_text("# none yet\n")
-    with pytest.raises(ValueError, match=r"keys: holds no key; write one a line"):
+    with pytest.raises(ValueError, match=r"keys: holds no key; write one per line"):
         read_keys(file)
     file.write_text("secret\n")
     with pytest.raises(ValueError, match="1 of the API keys have fewer than 16 characters") as told:

@@ -19,8 +19,9 @@ from lamb.config import AblationConfig, ConfigError, from_dict, to_dict
 from lamb.data import loader
 from lamb.training import ablate as ablation
 from lamb.training import state
-from lamb.training.ablate import COLUMNS, ablate, difference, markdown, summary
+from lamb.training.ablate import ablate
 from lamb.training.device import TrainingError
+from lamb.training.tables import COLUMNS, difference, markdown, summary
 
 
 @pytest.fixture
@@ -113,27 +114,27 @@ def test_two_variants_two_seeds(recipe, tmp_path, monkeypatch):
 def test_a_run_that_was_killed_is_gone_on_with(recipe, tmp_path, monkeypatch):
     ablate(recipe(out=str(tmp_path / "whole")), ["seeds=[1]"])
     trained, save = [], state.RunState.save
-    train = ablation.train
+    perform = ablation.perform
 
-    def watched(base: str, settings: list[str], resume: bool) -> Path:
-        trained.append((next(s for s in settings if s.startswith("out=")).rpartition("/")[2].rstrip('"'), resume))
-        return train(base, settings, resume)
+    def watched(run: ablation.Run, clips: Any) -> None:
+        trained.append((run.variant, len(list(Path(run.config.out).glob("state-*.pt")))))
+        perform(run, clips)
 
     def kill(self: state.RunState, out: Path, keep: int, write: bool) -> None:
         save(self, out, keep, write)
         if out.name == "plain-1":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation, "train", watched)
+    monkeypatch.setattr(ablation, "perform", watched)
     monkeypatch.setattr(state.RunState, "save", kill)
     with pytest.raises(KeyboardInterrupt):
         ablate(recipe(), ["seeds=[1]"])
     assert (tmp_path / "out" / "tables.md").exists(), "what was ready was written"
     monkeypatch.setattr(state.RunState, "save", save)
-    with pytest.raises(ConfigError, match="holds an ablation already; go on with --resume"):
+    with pytest.raises(ConfigError, match="holds an ablation already; continue it with --resume"):
         ablate(recipe(), ["seeds=[1]"])
     text = ablate(recipe(), ["seeds=[1]"], resume=True)
-    assert trained == [("full-1", False), ("plain-1", False), ("plain-1", True)]
+    assert trained == [("full", 0), ("plain", 0), ("plain", 1)]
     numbers = rows(text)
     assert numbers == rows((tmp_path / "whole" / "tables.md").read_text()), "the same as without the stop"
     trained.clear()
@@ -155,13 +156,13 @@ def test_runs_side_by_side(recipe, tmp_path):
     assert logs.count("stage lamb: steps 2") == 2
 
 
-def killed(run: ablation.Run, base: str, clips: Any) -> None:
+def killed(run: ablation.Run, clips: Any) -> None:
     os._exit(1)
 
 
 def test_a_run_whose_process_is_killed(recipe, monkeypatch):
-    monkeypatch.setattr(ablation, "_work", killed)
-    with pytest.raises(TrainingError, match=r"a run's process was killed.*--resume"):
+    monkeypatch.setattr(ablation, "perform", killed)
+    with pytest.raises(TrainingError, match=r"the process of a run was killed.*--resume"):
         ablate(recipe(), ["seeds=[1]", "jobs=2"])
 
 
@@ -171,8 +172,8 @@ def test_no_run_outlives_the_command(tmp_path):
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from lamb.training.ablate import _apart
-pool = ProcessPoolExecutor(1, get_context("spawn"), _apart, ({str(tmp_path)!r},))
+from lamb.training.ablate import _set_apart
+pool = ProcessPoolExecutor(1, get_context("spawn"), _set_apart, ({str(tmp_path)!r},))
 print(pool.submit(os.getpid).result(), flush=True)
 pool.submit(time.sleep, 600).result()
 """
@@ -213,7 +214,7 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
         ({"scenes": {}}, [], "scenes.sounds: is missing"),
         ({"variants": {"full": ["model.adaptor.kind=linear"]}}, [], "tables.one.rows.neither: 'plain' is not known"),
         ({"variants": {"full": ["model.adaptor.kind=linear"], "plain": []}}, [], "model.adaptor: unknown key; did you"),
-        ({"variants": {"full": [], "plain": [], "a/b": []}}, [], "variants.a/b: the name is that of a folder"),
+        ({"variants": {"full": [], "plain": [], "a/b": []}}, [], "variants.a/b: the name becomes that of a folder"),
         ({"seeds": [1, 1]}, [], "no seed twice"),
         ({"jobs": 0}, [], "jobs: 0 is less than 1"),
         (
@@ -223,7 +224,7 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
         ),
         ({"tables": {"t": {"title": "T", "rows": {}, "against": "x"}}}, [], "tables.t.against: 'x' is not known"),
         ({"tables": {"t": {"title": "T", "rows": {}, "columns": ["cider"]}}}, [], "did you mean 'cider_d'"),
-        ({"tables": {"a b": {"title": "T", "rows": {}}}}, [], "tables.a b: letters, digits"),
+        ({"tables": {"a b": {"title": "T", "rows": {}}}}, [], "tables.a b: use letters, digits"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, changes, overrides, problem):

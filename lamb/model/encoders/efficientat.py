@@ -14,7 +14,7 @@ clip, D width.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -44,7 +44,6 @@ BLOCKS: list[tuple[int, int, int, int, bool, type[nn.Module], int]] = [
     (160, 5, 960, 160, True, nn.Hardswish, 1),
 ]
 OFFICIAL = "EfficientAT (mn04 to mn20)"
-RANGE = 18.4  # 80 dB as a natural logarithm of power: where `relative`, what lies further below the peak is floor
 
 
 def channels(count: float) -> int:
@@ -172,8 +171,8 @@ class EfficientAT(nn.Module):
             for their product in frames.
         dim: D; None: six times the channels of the last block, as published.
         outputs: classes of the AudioSet head, which has no part in the tokens; 0: no such head.
-        relative: take log mels relative to the clip's own peak, at most 80 dB below it, so that the level of a clip
-            does not matter, and end in a LayerNorm (our choice); False: as published.
+        relative: divide a clip by its own peak first, so that its level does not matter, and end in a LayerNorm (our
+            choice); False: as published.
         labels: what the heads that stage encoder of `lamb train` makes tell apart; none: no such heads.
     """
 
@@ -193,8 +192,8 @@ class EfficientAT(nn.Module):
     ):
         super().__init__()
         self.windows = [window] if isinstance(window, int) else list(window)
-        if not self.windows or len(strides) != 5 or f_max > sample_rate / 2:
-            raise ValueError("give one window at least, five strides, and f_max up to half the sample rate")
+        if not self.windows or len(strides) != 5:
+            raise ValueError("give one window at least and five strides")
         self.options: dict[str, Any] = {  # what builds this architecture again, for a checkpoint
             "width": width,
             "sample_rate": sample_rate,
@@ -272,15 +271,13 @@ class EfficientAT(nn.Module):
         last = lengths[:, None] - 2  # (B, 1): the last difference between two samples of the clip
         with torch.autocast(waveform.device.type, enabled=False):
             signal = F.pad(waveform.float() * mask, (0, 2))
+            if self.relative:
+                signal = signal / signal.abs().amax(1, keepdim=True).clamp_min(1e-5)
             signal = signal[:, 1:] - 0.97 * signal[:, :-1]  # (B, T + 1)
             mel = torch.stack([self._power(signal, last, window) for window in self.windows], 1)
         mel = mel[..., : (waveform.shape[1] - 1) // self.hop + 1]  # (B, windows, mels, F)
         valid = torch.arange(mel.shape[3], device=mel.device) < ((lengths - 1) // self.hop + 1)[:, None]  # (B, F)
-        if not self.relative:
-            return ((mel + 1e-5).log() + 4.5) / 5, valid
-        level = mel.clamp_min(1e-10).log()
-        peak = level.masked_fill(~valid[:, None, None], -torch.inf).amax((2, 3), keepdim=True)  # (B, windows, 1, 1)
-        return ((level - peak).clamp_min(-RANGE) + RANGE / 2) / (RANGE / 4), valid
+        return ((mel + 1e-5).log() + 4.5) / 5, valid
 
     def _power(self, signal: Tensor, last: Tensor, window: int) -> Tensor:
         """Power in the mel bands: signal (B, T), its last sample (B, 1) -> (B, mels, F)."""
@@ -293,23 +290,30 @@ class EfficientAT(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()
         return _mels(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
 
-    def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """log mels (B, windows, mels, F), mask (B, F) -> feature map (B, D, H, N), zero in padding, mask (B, N)."""
+    def layers(self, log_mel: Tensor, valid: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What comes out of each layer of `features`: log mels (B, windows, mels, F), mask (B, F) -> feature map
+        (B, C_k, H_k, F_k), and its mask (B, 1, 1, F_k), None where all is clip."""
         x = log_mel.contiguous(memory_format=torch.channels_last)
         mask = None if valid.all() else valid[:, None, None]  # (B, 1, 1, F)
         for layer in self.features:
             x, mask = layer(x, mask)
+            yield x, mask
+
+    def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """log mels (B, windows, mels, F), mask (B, F) -> feature map (B, D, H, N), zero in padding, mask (B, N)."""
+        for x, mask in self.layers(log_mel, valid):  # noqa: B007  the last one counts
+            pass
         if mask is None:
             return x, valid.new_ones(len(x), x.shape[3])
         return x * mask.to(x.dtype), mask[:, 0, 0]
 
-    def tokens(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """log mels (B, windows, mels, F), mask (B, F) -> tokens (B, N, D), mask (B, N)."""
-        x, present = self.encode(log_mel, valid)
-        return self.norm(x.float().mean(2).transpose(1, 2)), present
+    def tokens(self, feature_map: Tensor) -> Tensor:
+        """Feature map (B, D, H, N) -> tokens (B, N, D)."""
+        return self.norm(feature_map.float().mean(2).transpose(1, 2))
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self.tokens(*self.log_mel(waveform, mask))
+        feature_map, present = self.encode(*self.log_mel(waveform, mask))
+        return self.tokens(feature_map), present
 
     def classify(self, embedding: Tensor) -> Tensor:
         """The AudioSet head on a feature map's `mean` (B, D) -> logits (B, outputs)."""
