@@ -318,7 +318,7 @@ class LibraryConfig:
     window: float = 10.0  # seconds; a longer recording is cut into segments where its sound changes
     group: int = 32  # recordings that are heard together, and written at once
     compact: int = 50  # groups after which the files of the index are joined
-    candidates: int = 1000  # segments that each of the two searches hands to the fusion
+    candidates: int = 200  # segments that each of the two searches hands on, to be scored by both
     words: float = 0.05  # what the best fitting caption adds to the cosine of a segment
     approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
     probes: int = 16  # neighbourhoods that are looked into

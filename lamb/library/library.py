@@ -172,7 +172,7 @@ class Library:
     def _hear(self, store: Store, group: list[tuple[File, Listed]], known: Mapping[str, File], tally: Tally) -> None:
         """Hear some recordings and write what is heard."""
         captioner = self.captioner
-        options = replace(captioner.options, window=self.config.window, beams=1)
+        options = replace(captioner.options, window=self.config.window)
         silence = self.words.vector(SILENCE)
         sources = [_source(item) for _, item in group]
         [heard] = hear(captioner.engine, sources, options, len(group), silence)
@@ -201,16 +201,22 @@ class Library:
         """The segments that fit the words `query` best, best first; the keywords are those of `condition`."""
         if not query.strip():
             raise LibraryError("nothing is searched for", "say in words what is to be heard")
-        store, chosen = self.store, condition(**where)
+        return self.found(self.store, self.words.vector(query), query, condition(**where), limit)
+
+    def found(self, store: Store, vector: np.ndarray, query: str, where: str | None, limit: int) -> list[Match]:
+        """What `search` finds once the query is a `vector` (D_llm,) of length 1 too."""
         count = max(limit, self.config.candidates)
-        vector = self.words.vector(query)
-        worded = store.worded(query, chosen, count)
-        rows = {row["_rowid"]: (row, self.config.words * share) for row, share in _shares(worded)}
-        for row in store.near(vector, chosen, count).to_pylist():
-            rows.setdefault(row["_rowid"], (row, 0.0))
-        scored = [(_cosine(row, vector) + share, row) for row, share in rows.values()]
-        scored.sort(key=lambda item: (-item[0], item[1]["path"], item[1]["start"]))
-        return [_match(row, score) for score, row in scored[:limit]]
+        worded, near = store.worded(query, where, count), store.near(vector, where, count)
+        fits = worded["_score"].to_numpy()
+        shares = self.config.words * fits / fits.max(initial=1e-9)
+        vectors = worded["vector"].combine_chunks().flatten().to_numpy().reshape(len(fits), -1)  # (n, D_llm)
+        scores = dict(zip(worded["_rowid"].to_pylist(), vectors @ vector + shares, strict=True))
+        for row, distance in zip(near["_rowid"].to_pylist(), near["_distance"].to_pylist(), strict=True):
+            scores.setdefault(row, 1.0 - distance)
+        best = sorted(scores, key=lambda row: -scores[row])[:limit]
+        columns = ["_rowid", "path", "start", "end", "caption", "confidence"]
+        rows = {row["_rowid"]: row for found in (worded, near) for row in found.select(columns).to_pylist()}
+        return [_match(rows[row], float(scores[row])) for row in best]
 
     def like(self, source: Source, limit: int = 20, **where: Any) -> list[Match]:
         """The segments that sound most like the recording `source`, best first; the keywords are those of `condition`.
@@ -218,7 +224,7 @@ class Library:
         Raises AudioError for what cannot be read, LibraryError for silence.
         """
         captioner = self.captioner
-        options = replace(captioner.options, window=self.config.window, beams=1)
+        options = replace(captioner.options, window=self.config.window)
         [[heard]] = hear(captioner.engine, [source], options, 1, self.words.vector(SILENCE))
         if heard.error is not None:
             raise heard.error
@@ -290,18 +296,6 @@ def condition(
     if before is not None:
         parts.append(f'"start" < {float(before)}')
     return " AND ".join(parts) or None
-
-
-def _shares(worded: Any) -> Iterator[tuple[dict[str, Any], float]]:
-    """The rows of a search by words, with their BM25 as a share of the best one's."""
-    rows = worded.to_pylist()
-    best = max((row["_score"] for row in rows), default=1.0)
-    return ((row, row["_score"] / best) for row in rows)
-
-
-def _cosine(row: dict[str, Any], vector: np.ndarray) -> float:
-    """Of a row's vector and a query's, both of length 1."""
-    return 1.0 - row["_distance"] if "_distance" in row else float(np.dot(row["vector"], vector))
 
 
 def _source(item: Listed) -> Source:

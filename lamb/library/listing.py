@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..audio.reader import SUFFIXES
+from ..audio.files import SUFFIXES
 from ..data import sources
 from ..data.manifest import Clip
 from .store import LibraryError

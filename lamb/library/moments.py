@@ -11,7 +11,7 @@ from itertools import chain, islice
 
 import numpy as np
 
-from ..audio.reader import AudioError
+from ..audio.errors import AudioError
 from ..config import DecodeConfig
 from ..inference.changes import CELL
 from ..inference.confidence import confidence
