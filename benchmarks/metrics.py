@@ -1,4 +1,4 @@
-"""How fast the scores of lamb/evaluation/metrics.py are, on one core: seconds for a test set of the size asked for.
+"""How fast the scores of lamb.evaluation.metrics are, on one core: seconds for a test set of the size asked for.
 
     python benchmarks/metrics.py [--captions FILE] [--clips 5000] [--references 5] [--reference]
 
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lamb.evaluation import metrics
+from lamb.evaluation import bootstrap, metrics, tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ def seconds(function: Callable[..., Any], *arguments: Any, runs: int = 3) -> flo
     """Wall time of a call, best of `runs`."""
     times = []
     for _ in range(runs):
-        metrics._split.cache_clear()
+        tokenizer._split.cache_clear()
         began = time.perf_counter()
         function(*arguments)
         times.append(time.perf_counter() - began)
@@ -47,12 +47,12 @@ def main() -> None:
         pool = [row["caption"] for row in csv.DictReader(file)]
     draw = random.Random(0)
     texts = [draw.choice(pool) for _ in range(args.clips * (1 + args.references))]
-    tokens = [metrics.tokenize(text) for text in texts]
+    tokens = [tokenizer.tokenize(text) for text in texts]
     candidates, rest = tokens[: args.clips], tokens[args.clips :]
     references = [rest[k * args.references : (k + 1) * args.references] for k in range(args.clips)]
     per_clip = metrics.cider_d(candidates, references)[1]
     parts = {
-        "tokenize": seconds(lambda: [metrics.tokenize(text) for text in texts]),
+        "tokenize": seconds(lambda: [tokenizer.tokenize(text) for text in texts]),
         "BLEU-1..4": seconds(metrics.bleu, candidates, references),
         "ROUGE-L": seconds(metrics.rouge_l, candidates, references),
         "CIDEr-D": seconds(metrics.cider_d, candidates, references),
@@ -61,8 +61,8 @@ def main() -> None:
     for name, taken in parts.items():
         print(f"{name:28}{taken:8.2f} s")
     print(f"{'all of these':28}{sum(parts.values()):8.2f} s")
-    print(f"{'interval, 1,000 samples':28}{seconds(metrics.confidence_interval, per_clip):8.2f} s")
-    print(f"{'paired test, 10,000 samples':28}{seconds(metrics.paired_test, per_clip, per_clip[::-1]):8.2f} s")
+    print(f"{'interval, 1,000 samples':28}{seconds(bootstrap.confidence_interval, per_clip):8.2f} s")
+    print(f"{'paired test, 10,000 samples':28}{seconds(bootstrap.paired_test, per_clip, per_clip[::-1]):8.2f} s")
     if args.reference:
         time_the_reference(texts[: args.clips], texts[args.clips :], args.references)
 

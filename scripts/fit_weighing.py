@@ -23,11 +23,12 @@ from lamb.data.manifest import Clip
 from lamb.data.vocabulary import PARENTS, ancestors, extra, is_clean, names
 from lamb.evaluation.labels import auroc, calibration_error
 from lamb.evaluation.probes import probes
-from lamb.inference.batches import encode
 from lamb.inference.confidence import logistic
+from lamb.inference.engine import Engine
 from lamb.inference.generation import generate
 from lamb.inference.weighing import Weigher, caption_confidence, logit, sounds_of, weigh
 from lamb.model import checkpoint
+from lamb.model.padding import pad
 
 SEEDS = (101, 102)  # of the pairs
 PAIRS = 150  # of each kind and seed
@@ -71,12 +72,12 @@ def collect(model_name: str, folders: list[str]) -> list[Item]:
     model.eval()
     options = replace(model.config.decode, rerank=0.0)
     sounds = waveforms(folders, model.encoder.sample_rate)
-    tokens = encode(model, [x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
+    tokens = Engine(model).encode([x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
     weigher, items = Weigher(model, options), []
     order = sorted(range(len(sounds)), key=lambda k: len(tokens[k]))
     for begin in range(0, len(order), 16):
         batch = order[begin : begin + 16]
-        h_a, mask = loader.pad([tokens[k].numpy() for k in batch])
+        h_a, mask = pad([tokens[k] for k in batch])
         with torch.inference_mode():
             z_a, z_mask = model.audio_tokens(h_a, mask)
             found = generate(model, z_a, z_mask, options, options.beams)

@@ -31,7 +31,12 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "config": set(),
     "inference.captions": set(),
     "inference.confidence": {"numpy"},
+    "inference.recording": {"numpy"},
+    "inference.timeline": {"numpy"},
+    "inference.parts": {"numpy"},
+    "inference.changes": {"numpy"},
     "evaluation.metrics": {"numpy"},
+    "evaluation.tokenizer": set(),
     "model.checkpoint": set(),  # `lamb info` does without torch
     "audio.files": set(),
     "audio.headers": set(),

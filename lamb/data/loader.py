@@ -20,6 +20,7 @@ from ..audio import reader as audio
 from ..audio.files import replacing
 from ..config import ConfigError, TrainConfig
 from ..errors import OptionError
+from ..model.padding import pad
 from . import sources
 from .manifest import Clip
 from .scenes import Event, Recording, SceneMaker, trim
@@ -57,15 +58,6 @@ def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list
     training, development = sources.split_sounds(*sources.folders(data.sounds))
     bank = recordings(training, sample_rate)
     return SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents), development
-
-
-def pad(waveforms: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Waveforms (T,), or tokens (N, D), of many lengths -> (B, T, ...) zero-padded at the end, mask (B, T)."""
-    lengths = torch.tensor([len(x) for x in waveforms])
-    batch = torch.zeros(len(waveforms), int(lengths.max()), *waveforms[0].shape[1:])
-    for row, x in zip(batch, waveforms, strict=True):
-        row[: len(x)] = torch.from_numpy(x)
-    return batch, torch.arange(batch.shape[1]) < lengths[:, None]
 
 
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:

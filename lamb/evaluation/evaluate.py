@@ -20,8 +20,8 @@ from ..data.vocabulary import VOCABULARY, extra, names
 from ..errors import OptionError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
+from .bootstrap import paired_test
 from .labels import is_right, is_unheard, label_scores
-from .metrics import paired_test
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
 from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score

@@ -1,6 +1,7 @@
 """The modality gap: how far a model's audio tokens lie from the embeddings of the captions (paper, Table 2, Figure 2).
 
-Every clip gives its audio tokens z_a and every caption its tokens' input embeddings z_t, as in training. Measures:
+Every clip gives the audio tokens z_a that its caption would be written from, and every caption its tokens' input
+embeddings z_t. Measures:
 
 - `l2`, `cosine`: mean L2 distance and cosine of the mean-pooled, raw vectors of every clip and caption [P, Table 2];
   `l2_unit`: the distance of the same vectors at unit length, `audio_norm` and `text_norm` their mean lengths [O].
@@ -19,9 +20,9 @@ import math
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,19 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from ..audio import reader as audio
 from ..audio.files import replacing
-from ..config import AlignerConfig
+from ..config import AlignerConfig, DecodeConfig
 from ..data.manifest import Clip, ManifestError
 from ..data.scenes import Event, compose
 from ..data.vocabulary import PHRASES
 from ..errors import LambError
-from ..inference.batches import encode
+from ..inference.engine import Engine
+from ..inference.recording import hear
 from ..model import aligner as alignment
 from ..model.lamb import LambModel
+from ..model.padding import pad
 
 RANKS = (1, 5, 10)
 SET = 1000  # clips whose pooled vectors the global divergence compares at once
@@ -62,7 +64,7 @@ class Embeddings:
     text: Tensor  # (C, D_llm), the captions of one clip next to each other
     clip: Tensor  # (C,) the clip of each caption, ascending
     cs_token: float  # mean over all captions
-    failed: int  # clips that could not be read
+    failed: int  # clips that could not be read, or in which there is no sound
 
     @property
     def first(self) -> Tensor:
@@ -89,28 +91,29 @@ def _composed(clip: Clip) -> Clip:
 
 @torch.inference_mode()
 def embed(model: LambModel, clips: Sequence[Clip]) -> Embeddings:
-    """Hear `clips` and read all their captions; a clip that cannot be read is left out with a warning.
+    """The audio tokens of `clips`, as the captioner hears them, and the tokens of all their captions.
 
-    ManifestError where there is nothing to read at all.
+    A clip that cannot be read, or in which there is no sound, is left out with a warning; ManifestError if all are.
     """
     yardstick = AlignerConfig()
     pooled_audio, pooled_text, owners, divergences, heard = [], [], [], [], 0
-    for part, z_a, z_a_mask in _heard(model, captioned(clips)):
+    for part, tokens in _heard(Engine(model), captioned(clips), model.config.decode):
+        z_a, z_a_mask = pad(tokens)  # (S', N, D_llm), (S', N)
         texts = [(row, text) for row, clip in enumerate(part) for text in clip.captions if text.strip()]
         ids, z_t_mask = model.llm.tokenize([text for _, text in texts])  # (C', L)
-        z_t = model.llm.embed(ids)
+        z_t, z_t_mask = model.llm.embed(ids).cpu(), z_t_mask.cpu()  # (C', L, D_llm), (C', L)
         owner = torch.tensor([row for row, _ in texts])
-        at = owner.to(z_a.device)
-        divergence = alignment.cs_divergence(
-            z_a[at], z_t, z_a_mask[at], z_t_mask, sigma=yardstick.sigma, normalise=yardstick.normalise
+        divergences.append(
+            alignment.cs_divergence(
+                z_a[owner], z_t, z_a_mask[owner], z_t_mask, sigma=yardstick.sigma, normalise=yardstick.normalise
+            )
         )
-        pooled_audio.append(alignment.pool(z_a, z_a_mask).cpu())
-        pooled_text.append(alignment.pool(z_t, z_t_mask).cpu())
-        divergences.append(divergence.cpu())
+        pooled_audio.append(alignment.pool(z_a, z_a_mask))
+        pooled_text.append(alignment.pool(z_t, z_t_mask))
         owners.append(owner + heard)
         heard += len(part)
     if not heard:
-        raise ManifestError("none of the clips can be read; the warnings above say why")
+        raise ManifestError("none of the clips can be heard; the warnings above say why")
     return Embeddings(
         audio=torch.cat(pooled_audio),
         text=torch.cat(pooled_text),
@@ -120,36 +123,21 @@ def embed(model: LambModel, clips: Sequence[Clip]) -> Embeddings:
     )
 
 
-def _heard(model: LambModel, clips: Sequence[Clip]) -> Iterator[tuple[list[Clip], Tensor, Tensor]]:
-    """Clips in batches with their z_a (B, N, D_llm) and mask (B, N); what cannot be read is left out."""
-    size, rate = model.config.decode.batch_size, model.encoder.sample_rate
-
-    def decode(clip: Clip) -> tuple[Clip, np.ndarray | None, str]:
-        try:
-            return clip, audio.load(clip.path, rate, clip.start, clip.duration), ""
-        except (audio.AudioError, OSError) as error:
-            return clip, None, str(error)
-
-    with ThreadPoolExecutor(2) as pool:
-        for k in range(0, len(clips), size):
-            found = list(pool.map(decode, clips[k : k + size]))
-            for clip, x, problem in found:
-                if x is None:
-                    warnings.warn(f"left out: {problem or clip.path}", audio.AudioWarning, stacklevel=2)
-            sounds = [(clip, x) for clip, x, _ in found if x is not None]
-            if sounds:
-                yield [clip for clip, _ in sounds], *_audio_tokens(model, [x for _, x in sounds])
-
-
-def _audio_tokens(model: LambModel, sounds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Waveforms (T,) -> z_a (B, N, D_llm), mask (B, N); a long sound window by window, as `Captioner` hears it."""
-    rate, options = model.encoder.sample_rate, model.config.decode
-    windows = [[w for _, w in audio.windows((x, rate), rate, options.window, options.hop)] for x in sounds]
-    whole = iter(encode(model, [w for own in windows for w in own], options.batch_size))  # (N_a, D) each
-    joined = [torch.cat([next(whole) for _ in own]) for own in windows]
-    lengths = torch.tensor([len(x) for x in joined], device=model.device)
-    h_a = pad_sequence(joined, batch_first=True)  # (B, N_a, D)
-    return model.audio_tokens(h_a, torch.arange(h_a.shape[1], device=model.device) < lengths[:, None])
+def _heard(
+    engine: Engine, clips: Sequence[Clip], options: DecodeConfig
+) -> Iterator[tuple[list[Clip], list[np.ndarray]]]:
+    """Clips, a group at a time, with the z_a (N, D_llm) of each; what cannot be heard is left out."""
+    rest = iter(clips)
+    for group in hear(engine, clips, options):
+        found = []
+        for clip, recording in zip(islice(rest, len(group)), group, strict=True):
+            if recording.h_a is not None:
+                found.append((clip, recording.h_a))
+            else:
+                problem = recording.error or f"{recording.name}: there is no sound in it; leave it out of the manifest"
+                warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
+        if found:
+            yield [clip for clip, _ in found], engine.audio_tokens([h_a for _, h_a in found], options.batch_size)
 
 
 def measures(found: Embeddings) -> dict[str, float]:

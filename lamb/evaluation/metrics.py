@@ -1,123 +1,22 @@
-"""Scores of captions against references, without Java: BLEU, ROUGE-L, CIDEr-D, and how sure they are.
+"""Scores of captions against references, without Java: BLEU, ROUGE-L and CIDEr-D.
 
-Everything here takes captions as lists of tokens, such as `tokenize` makes, one candidate a clip and one or more
-references a clip, and gives (score of the collection, score of each clip). The numbers are those of pycocoevalcap, the
-code behind the published tables (https://github.com/salaniz/pycocoevalcap), its conventions for empty captions and
-zero counts included; tests/test_metrics.py compares the two. No score looks at the order of the clips.
+Everything here takes captions as lists of tokens, such as `tokenizer.tokenize` makes, one candidate a clip and one or
+more references a clip, and gives (score of the collection, score of each clip). The numbers are those of pycocoevalcap,
+the code behind the published tables (https://github.com/salaniz/pycocoevalcap), its conventions for empty captions and
+zero counts included; tests/evaluation/test_metrics.py compares the two. No score depends on the order of the clips.
 
 Letters: S clips, n the order of an n-gram (n tokens in a row).
 """
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Tokens = Sequence[str]
-
-# Abbreviations that keep their full stop; those that are words besides, and keep it with a capital only; those that
-# keep it before a number; the words before which a single letter's full stop ends a sentence.
-_ABBREVIATIONS = (
-    r"adj|adm|adv|al|ala|alex|apr|asst|aug|ave|bhd|bldg|brig|bros|calif|capt|cf|cie|cmdr|co|col|comdr|conn|corp|cos|cpl|"
-    r"ct|dak|dec|det|dr|drs|ens|esq|est|etc|ext|feb|fla|fri|ft|ga|gen|gov|hon|inc|ind|insp|jan|jos|jr|jul|jun|kan|ky|"
-    r"lt|ltd|maj|mar|md|messrs|mfg|mlle|mme|mo|mon|mont|mr|mrs|ms|msgr|mt|mtg|neb|nev|nov|oct|penn|pfc|ph\.d|ph|plc|"
-    r"pres|prof|pte|pty|pvt|rd|rep|reps|rev|rt|sen|sens|sep|sept|seq|sfc|sgt|spc|sq|sr|st|ste|supt|sys|tel|thu|tue|"
-    r"tues|va|vs|vt|wed|wis|wm|wyo"
-)
-_CAPITAL_ABBREVIATIONS = "Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"
-_BEFORE_NUMBER = "art|ca|fig|nos?|op|pp|prop"
-_SENTENCE_START = re.compile(
-    r"(?:A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|However|If|In|It|Last|Many|More|Now|Once|"
-    r"One|Other|Our|She|Since|So|Some|Such|That|The|Their|Then|There|These|They|This|We|What|When|While|Yet|You)\b"
-)
-
-_A, _L = r"[^\W_]", r"[^\W\d_]"  # a letter or digit; a letter
-_NUMBERED = re.compile(rf"(?:{_BEFORE_NUMBER})\.", re.IGNORECASE)
-_SINGLE_LETTER = re.compile(rf"{_L}\.")
-_CLITIC = r"'(?:[sdm]|ll|re|ve)"
-# What a token can be at one place; the longest whole match wins, the first of equals; the token is group 1.
-_TOKENS = [
-    re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-    for ignore_case, pattern in (
-        (True, rf"({_L}+?)n't"),  # do|n't
-        (True, rf"({_L}+){_CLITIC}(?!{_L})"),  # dog|'s
-        (True, rf"(can)not(?!{_A})|(?:(gon|wan)na|(got)ta|(gim|lem)me)(?!{_A})"),
-        (True, r"('t)(?:is|was)(?!\w)"),
-        (True, rf"({_L}(?:{_A}|_(?={_A}))*(?:[.!?]{_L}(?:{_A}|_(?={_A}))*)*)"),  # word, word.word
-        (False, rf"({_A}+)"),  # 40s, 5pm
-        (False, r"([+-]?(?:\d*(?:[.,:]\d+)+|\d+))"),  # 1,000 12:30 -0.5
-        (False, rf"({_A}(?:{_A}|[.,])*(?:[-\u2010\u2011](?:(?:{_L}\.){{2,}}|{_A}+))+)"),  # high-pitched, 10-20
-        (False, rf"({_A}+(?:-{_L}+){{0,2}}(?:/{_A}+(?:-{_L}+){{0,2}}){{1,2}})"),  # and/or, 1/2
-        (False, rf"((?:{_L}\.)+)"),  # U.S., p.m., a single letter
-        (True, rf"((?:{_ABBREVIATIONS})\.)|((?:{_BEFORE_NUMBER})\.)\d"),
-        (False, rf"((?:{_CAPITAL_ABBREVIATIONS})\.)"),
-        (True, rf"({_CLITIC}|'n'?)(?!{_L})|(n't|'em|'till?|'cause)"),
-        (False, rf"('\d\ds?)(?!{_A}|[:.,-]\d)"),  # '80s
-        (True, rf"([dol]'{_L}{_A}+(?:-{_A}+)*)|(c'mon|e'er)(?!{_L})|(ol')(?!{_L})"),  # o'clock
-        (True, rf"([dly]')(?={_L})"),  # y'|all
-        (False, rf"({_L}+[aeiouyAEIOUY]'[aeiouA-Z]{_L}*)"),  # ma'am
-        (False, r"([A-Z]+(?:&[A-Z]+)+)"),  # R&B
-        (False, r"(</?[A-Za-z][^<>]*>)"),
-        (True, r"(https?://\S*[\w/])|([\w.-]+@[\w-]+(?:\.[\w-]+)+)|([#@][a-z]\w*)"),
-        (False, r"([?!]{2,}|_+|\*+|-{2,4}(?!-)|-{5,}|'')"),
-        (False, r"(.)"),
-    )
-]
-_SPELT = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-", "¢": "cents"}
-_REMOVED = frozenset([*".?!,:;-'\u2010\u2011", "--", "---", "----", "''"])
-_CHARACTERS = str.maketrans(
-    {"’": "'", "‛": "'", "…": " ", "\xad": "", "½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "}
-    | {"€": "$", "£": " # "}
-    | dict.fromkeys('"`‘‚“”«»‹›–—―\u200b\ufeff', " ")  # quotation marks and dashes: removed in the end
-)
-_ENTITIES = {"&amp;": " & ", "&lt;": " < ", "&gt;": " > ", "&quot;": " ", "&apos;": " ' ", "&nbsp;": " "}
-
-
-@lru_cache(maxsize=1 << 16)
-def _split(piece: str) -> tuple[str, ...]:
-    """Tokens of a piece of text without white space; what is removed is gone."""
-    tokens, at = [], 0
-    while at < len(piece):
-        match = max((m for pattern in _TOKENS if (m := pattern.match(piece, at))), key=re.Match.end)
-        group = match.lastindex or 0
-        token, at = match[group], match.end(group)
-        if token not in _REMOVED:
-            tokens.append(_SPELT.get(token, token.lower()))
-    return tuple(tokens)
-
-
-def tokenize(text: str) -> list[str]:
-    """The tokens of a caption in the manner of the Penn Treebank, lower-cased, without punctuation.
-
-    What pycocoevalcap's PTBTokenizer gives (Stanford's PTBTokenizer, CoreNLP 3.4.1, with -lowerCase, less a list of
-    punctuation marks): "The dog's high-pitched bark, (at 5 p.m.)" -> the dog 's high-pitched bark -lrb- at 5 p.m.
-    -rrb-. Rules written from what that program answers; equal on every caption of AudioCaps and Clotho. English
-    captions are what it is for: smileys and some forms of web addresses and telephone numbers come out otherwise. A
-    caption is looked at alone, where that program reads on into the next one ("... the letter b." before "The ...").
-    """
-    text = text.translate(_CHARACTERS)
-    if not text.isascii():  # emoji and the like are dropped
-        text = "".join(c if c <= "\uffff" else " " for c in text)
-    if "&" in text:
-        for entity, meaning in _ENTITIES.items():
-            text = text.replace(entity, meaning)
-    pieces = text.split()
-    tokens: list[str] = []
-    for k, piece in enumerate(pieces):
-        found = _split(piece)
-        if piece[-1] == "." and k + 1 < len(pieces):  # what comes next decides
-            after = pieces[k + 1]
-            if after[0].isdigit() and _NUMBERED.fullmatch(piece):
-                found = (piece.lower(),)
-            elif found and _SINGLE_LETTER.fullmatch(found[-1]) and _SENTENCE_START.match(after):
-                found = (*found[:-1], found[-1][0])
-        tokens.extend(found)
-    return tokens
 
 
 class _Grams(NamedTuple):
@@ -297,74 +196,3 @@ def cider_d(
 def vocabulary_size(captions: Iterable[Tokens]) -> int:
     """How many different tokens the captions use."""
     return len({word for tokens in captions for word in tokens})
-
-
-def mean_length(captions: Sequence[Tokens]) -> float:
-    """Mean number of tokens of a caption."""
-    if not captions:
-        raise ValueError("no captions to measure")
-    return sum(map(len, captions)) / len(captions)
-
-
-def _per_clip(values: ArrayLike, ndim: int = 1) -> Floats:
-    """`values` as a finite array (S,) or, with `ndim` 2, (S, F), S > 0; ValueError for anything else."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or not array.size or not np.isfinite(array).all():
-        raise ValueError(
-            f"one finite score a clip is wanted; got an array of shape {array.shape} or one with nan or inf"
-        )
-    return array
-
-
-def _resampled_sums(values: Floats, samples: int, seed: int) -> Floats:
-    """(samples, ...) sums of as many values, drawn with replacement along the first axis."""
-    random, clips = np.random.default_rng(seed), len(values)
-    draws = (random.integers(0, clips, clips) for _ in range(samples))
-    return np.stack([np.bincount(draw, minlength=clips) @ values for draw in draws])
-
-
-Total = Callable[[Floats], Floats]
-"""From sums over clips of what is counted in each, (..., F), to the score, (...,)."""
-
-
-def confidence_interval(
-    per_clip: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0, of: Total | None = None
-) -> tuple[float, float]:
-    """Bootstrap interval (low, high) of the mean of `per_clip`: other clips of the same kind, the same captioner.
-
-    The percentiles (1 ± level) / 2 of the means of resampled clips (Efron 1979, "Bootstrap methods: another look at
-    the jackknife"). Right for scores that are means over clips (ROUGE-L, CIDEr-D with its document frequencies held).
-    One that is not, such as BLEU, is `of` counts: `per_clip` is then what is counted in each clip, (S, F), and `of` the
-    score from the sums of the counts.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level is {level}; a share between 0 and 1 is wanted, such as 0.95")
-    values = _per_clip(per_clip, 1 if of is None else 2)
-    sums = _resampled_sums(values, samples, seed)
-    scores = sums / len(values) if of is None else of(sums)
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
-def paired_test(
-    a: ArrayLike, b: ArrayLike, samples: int = 10_000, seed: int = 0, of: Total | None = None
-) -> tuple[float, float]:
-    """(difference, p): mean of a - b over the clips that both scored, and how often chance alone gives as large a one.
-
-    Paired bootstrap, two-sided: clips are resampled, the same for both, and p is the share of resampled differences
-    at least as far from the one observed as that is from 0; the one observed is counted in (Efron and Tibshirani 1993,
-    "An introduction to the bootstrap", 16.4). p is never below 1 / (samples + 1). With `of`, the difference is that of
-    two scores of counts (see `confidence_interval`).
-    """
-    first, second = (_per_clip(values, 1 if of is None else 2) for values in (a, b))
-    if first.shape != second.shape:
-        raise ValueError(f"{len(first)} and {len(second)} scores: both systems must be scored on the same clips")
-    if of is None:
-        observed = (first - second).mean()
-        moved = _resampled_sums(first - second - observed, samples, seed) / len(first)
-    else:
-        sums, columns = _resampled_sums(np.concatenate([first, second], axis=1), samples, seed), first.shape[1]
-        observed = of(first.sum(0)) - of(second.sum(0))
-        moved = of(sums[:, :columns]) - of(sums[:, columns:]) - observed
-    extreme = np.count_nonzero(np.abs(moved) >= np.abs(observed) * (1 - 1e-12))
-    return float(observed), float((extreme + 1) / (samples + 1))

@@ -6,13 +6,12 @@ of model and clips: lines of another run are never used, their file is moved asi
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..audio import reader as audio
 from ..data.manifest import Clip, ManifestError, rows
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
@@ -48,7 +47,7 @@ def caption_clips(
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a", encoding="utf-8") if file else nullcontext() as stream:
-        for clip, caption in _captions(captioner, todo):
+        for clip, caption in zip(todo, captioner.stream(todo), strict=True):
             done[clip.id] = {"run": run, "id": clip.id, **caption.to_dict()}
             if stream:
                 stream.write(json.dumps(done[clip.id]) + "\n")
@@ -56,29 +55,6 @@ def caption_clips(
             if progress:
                 progress(len(done), len(clips))
     return [_caption(done[clip.id]) for clip in clips]
-
-
-def _captions(captioner: Captioner, clips: Sequence[Clip]) -> Iterator[tuple[Clip, Caption]]:
-    """Each clip with its caption, as they come; a part of a recording is cut out of it first."""
-    broken: list[tuple[Clip, Caption]] = []
-    sent: list[Clip] = []
-    rate = captioner.model.encoder.sample_rate
-
-    def sources() -> Iterator[audio.Source]:
-        for clip in clips:
-            source: audio.Source = clip.path
-            if clip.start or clip.duration is not None:
-                try:
-                    source = audio.load(clip.path, rate, clip.start, clip.duration), rate
-                except audio.AudioError as error:
-                    broken.append((clip, Caption(clip.path, error=f"{error.problem}; {error.remedy}")))
-                    continue
-            sent.append(clip)
-            yield source
-
-    for number, caption in enumerate(captioner.stream(sources())):
-        yield sent[number], replace(caption, file=sent[number].path)
-    yield from broken
 
 
 def _fingerprint(model: str, clips: Sequence[Clip]) -> str:

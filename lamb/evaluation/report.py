@@ -15,7 +15,7 @@ import numpy as np
 from ..audio import files
 from ..audio import reader as audio
 from ..data.manifest import Clip
-from ..model.encoders.conv import mel_matrix
+from ..inference.picture import spectrogram_png
 from .evaluate import Evaluation
 from .scores import NAMES
 
@@ -271,24 +271,10 @@ def _sound(clip: Clip) -> str:
 
     sound = io.BytesIO()
     soundfile.write(sound, x, RATE, format="FLAC")
-    player = f'<audio controls preload="none" src="data:audio/flac;base64,{_base64(sound)}"></audio>'
-    return f'<img alt="log-mel picture" src="data:image/png;base64,{_base64(_log_mel(x))}">{player}'
+    player = f'<audio controls preload="none" src="data:audio/flac;base64,{_base64(sound.getvalue())}"></audio>'
+    picture = _base64(spectrogram_png(x, RATE))
+    return f'<img alt="log mel spectrogram" src="data:image/png;base64,{picture}">{player}'
 
 
-def _log_mel(x: np.ndarray) -> io.BytesIO:
-    """A picture of the sound (T,): time to the right, 64 mel bands upwards, 80 dB below the peak to the peak."""
-    import torch
-    from matplotlib.image import imsave
-
-    size, hop = 1024, max(320, len(x) // 800)
-    window = torch.hann_window(size)
-    power = torch.stft(torch.from_numpy(x), size, hop, window=window, return_complex=True).abs() ** 2  # (bins, frames)
-    mel = 10 * torch.log10((mel_matrix(RATE, size, 64).T @ power).clamp_min(1e-10))  # (64, frames)
-    picture = io.BytesIO()
-    top = float(mel.max())
-    imsave(picture, mel.numpy()[::-1], vmin=top - 80, vmax=top, cmap="magma", format="png")
-    return picture
-
-
-def _base64(file: io.BytesIO) -> str:
-    return base64.b64encode(file.getvalue()).decode("ascii")
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

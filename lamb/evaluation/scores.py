@@ -1,4 +1,4 @@
-"""All caption scores of one evaluation: by the reference implementations where they are, else by ours, and said so.
+"""All caption scores of one evaluation. What needs a program or a model that is not here is left out, with the remedy.
 
 A round is one candidate a clip and its references; an evaluation has one round a system, or several where people are
 compared with each other. Captions are tokenised, embedded and handed to Java once for all rounds.
@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from . import metrics
 from . import reference_metrics as reference
-from .metrics import Floats, Total
+from .bootstrap import Total, confidence_interval
+from .metrics import Floats
 from .reference_metrics import SBERT, Unavailable
+from .tokenizer import tokenize
 
 NAMES = {
     "bleu_1": "BLEU-1",
@@ -54,7 +55,7 @@ class Measure:
         """Bootstrap 95 % interval over clips; None where the score is not one of clips."""
         if self.counts is None:
             return None
-        return metrics.confidence_interval(self.counts, of=self.of)
+        return confidence_interval(self.counts, of=self.of)
 
 
 def mean(values: Floats) -> Measure:
@@ -161,7 +162,7 @@ def _tokenize(rounds: Sequence[Round], done: Scored) -> dict[str, list[str]]:
         return dict(zip(texts, reference.ptb_tokenize(texts), strict=True))
     except Unavailable as error:
         done.notes.append(f"tokens by lamb's own tokenizer, as the PTB tokenizer is not here: {error}")
-        return {text: metrics.tokenize(text) for text in texts}
+        return {text: tokenize(text) for text in texts}
 
 
 def _joined(one: Round, tokens: dict[str, list[str]]) -> reference.Round:
@@ -170,43 +171,20 @@ def _joined(one: Round, tokens: dict[str, list[str]]) -> reference.Round:
 
 
 def _words(plain: Sequence[reference.Round], done: Scored) -> None:
-    """BLEU, ROUGE-L and CIDEr-D by pycocoevalcap, or lamb.evaluation.metrics, which equal it; vocabulary and length."""
-    ours = find_spec("pycocoevalcap") is None
-    if ours:
-        done.notes.append(
-            "BLEU, ROUGE-L and CIDEr-D by lamb's own code, as pycocoevalcap is not here: pip install 'lamb-aac[eval]'"
-        )
+    """BLEU, ROUGE-L and CIDEr-D, vocabulary and length."""
     for found, (candidates, references) in zip(done.rounds, plain, strict=True):
         words = [text.split() for text in candidates], [[text.split() for text in group] for group in references]
-        if ours or not any(map(any, references)):  # pycocoevalcap stops at references without a word
-            (bleu, bleus), rouge, cider = metrics.bleu(*words), metrics.rouge_l(*words)[1], metrics.cider_d(*words)[1]
-        else:
-            bleu, bleus, rouge, cider = _pycocoevalcap(candidates, references)
         counts = metrics.bleu_counts(*words)
+        bleu, bleus = metrics.bleu_of(counts.sum(0)), metrics.bleu_of(counts)  # (4,), (S, 4)
         for n in range(4):
-            found[f"bleu_{n + 1}"] = Measure(float(bleu[n]), bleus[n], counts, _bleu_total(n))
-        found["rouge_l"], found["cider_d"] = mean(rouge), mean(cider)
+            found[f"bleu_{n + 1}"] = Measure(float(bleu[n]), bleus[:, n], counts, _bleu_total(n))
+        found["rouge_l"], found["cider_d"] = mean(metrics.rouge_l(*words)[1]), mean(metrics.cider_d(*words)[1])
         found["vocabulary"] = Measure(metrics.vocabulary_size(words[0]))
         found["length"] = mean(np.array([len(tokens) for tokens in words[0]], dtype=float))
 
 
 def _bleu_total(n: int) -> Total:
     return lambda sums: metrics.bleu_of(sums)[..., n]
-
-
-def _pycocoevalcap(
-    candidates: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[Any, Floats, Floats, Floats]:
-    """BLEU-1 ... 4 of the collection and of each clip, (4, S); ROUGE-L and CIDEr-D of each clip, (S,)."""
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    truth = {k: list(group) for k, group in enumerate(references)}
-    results = {k: [text] for k, text in enumerate(candidates)}
-    bleu, bleus = Bleu(4).compute_score(truth, results, verbose=0)
-    rouge, cider = Rouge().compute_score(truth, results)[1], Cider().compute_score(truth, results)[1]
-    return bleu, np.array(bleus), np.array(rouge), np.array(cider)
 
 
 def averaged(rounds: Sequence[dict[str, Measure]], places: Sequence[Sequence[int]], clips: int) -> dict[str, Measure]:

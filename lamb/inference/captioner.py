@@ -1,11 +1,12 @@
-"""The one door: sounds in, captions out. Command line, evaluation, services and pages all go through `Captioner`."""
+"""The one door: sounds in, captions out. Command line, evaluation, services and pages all go through `Captioner`.
+
+The way of a clip, file by file: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (the model, which runs
+`lamb.model`) -> `generation` (search) -> `captions` (results). A timeline goes by `timeline` instead of `recording`.
+"""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,33 +14,16 @@ import torch
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
-from ..errors import OptionError
+from ..errors import OptionError, reason
 from ..model import checkpoint
 from ..model.lamb import LambModel
-from .batches import SILENCE, describe, encode
 from .captions import Caption, Timeline
-from .changes import CELL, Summary
-from .confidence import confidence_of
-from .generation import Hypothesis
+from .changes import CELL
+from .engine import Engine
+from .recording import Source, hear, name_of
 from .timeline import Plan, timeline
 
-AHEAD = 4  # windows of a recording that are decoded before their turn
-GROUP = 4  # batches of clips that are sorted by length together
-HELD = 256  # clips in such a group, unless a batch is larger: a long one keeps its file open
 SEGMENT_BEAMS = 1  # as many labels named as with 4, in a third of the time: benchmarks/timeline.py [O]
-
-
-@dataclass
-class _Recording:
-    """A recording on its way through the model."""
-
-    source: audio.Source
-    name: str
-    windows: Iterator[tuple[float, np.ndarray]] = field(default_factory=lambda: iter(()))
-    duration: float = 0.0
-    error: str | None = None
-    summary: Summary = field(default_factory=Summary)
-    hypotheses: list[Hypothesis] = field(default_factory=list)
 
 
 class Captioner:
@@ -51,6 +35,7 @@ class Captioner:
 
     def __init__(self, model: LambModel, options: DecodeConfig | None = None):
         self.model = model.eval()
+        self.engine = Engine(model)
         self.options = options or model.config.decode
 
     @classmethod
@@ -63,13 +48,13 @@ class Captioner:
         model.merge_lora()
         return cls(model)
 
-    def caption(self, files: Iterable[audio.Source], **options: Any) -> list[Caption]:
+    def caption(self, files: Iterable[Source], **options: Any) -> list[Caption]:
         """The captions of `files`, in their order; the keywords are those of `stream`."""
         return list(self.stream(files, **options))
 
     def stream(
         self,
-        files: Iterable[audio.Source],
+        files: Iterable[Source],
         *,
         n_best: int = 1,
         beams: int | None = None,
@@ -83,10 +68,10 @@ class Captioner:
         """Captions in the order of `files`, as they come; a file that cannot be read gives one with `error` set.
 
         Args:
-            files: paths, bytes, binary file objects or (array, rate) pairs.
+            files: paths, bytes, binary file objects, (array, rate) pairs, or clips of a manifest.
             n_best: alternatives for each file, best first.
             beams: of the beam search, 1 for greedy; None: the model's own number.
-            sample: draw captions at random (`seed`, 0 if None) instead of searching the best.
+            sample: draw captions at random (`seed`, 0 if None) instead of searching for the best.
             batch_size: files generated together.
             timeline: also say what is heard when, as segments; see `timeline` for `window` and `hop`.
 
@@ -98,11 +83,24 @@ class Captioner:
         if timeline:
             found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, **choices)
             return (result.finish() if isinstance(result, Timeline) else result for result in found)
-        job = _Job(self.model, self._options(n_best, sample, **choices), n_best, (seed or 0) if sample else None)
-        return job.run(files)
+        return self._captions(files, self._options(n_best, sample, **choices), n_best, _seed(sample, seed))
+
+    def _captions(
+        self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None
+    ) -> Iterator[Caption]:
+        """The captions of `files`, those of a group of recordings generated together."""
+        for group in hear(self.engine, files, options):
+            tokens = [recording.h_a for recording in group if recording.h_a is not None]
+            found = iter(self.engine.describe(tokens, options, n_best, seed))
+            for r in group:
+                if r.error is not None:
+                    yield Caption.failed(r.name, r.error)
+                else:
+                    hypotheses = [] if r.h_a is None else next(found)
+                    yield Caption.of(r.name, r.duration, hypotheses, options)
 
     def timeline(
-        self, source: audio.Source, window: float | None = None, hop: float | None = None, **options: Any
+        self, source: Source, window: float | None = None, hop: float | None = None, **options: Any
     ) -> Timeline:
         """The segments of a recording of any length, each as soon as it is final; then its `caption` is the whole's.
 
@@ -118,19 +116,19 @@ class Captioner:
         What cannot be decoded later on is a segment "(unreadable)", with an AudioDamage (a warning).
         """
         plan = self._plan(window, hop, **options)
-        return Timeline(audio.name(source), timeline(self.model, source, plan))
+        return Timeline(name_of(source), timeline(self.engine, source, plan))
 
-    def timelines(self, files: Iterable[audio.Source], **options: Any) -> Iterator[Caption | Timeline]:
+    def timelines(self, files: Iterable[Source], **options: Any) -> Iterator[Caption | Timeline]:
         """The `timeline` of each file as soon as its first segment is known; a caption with `error` if it has none."""
         plan = self._plan(**options)
 
         def found() -> Iterator[Caption | Timeline]:
             for file in files:
-                segments = Timeline(audio.name(file), timeline(self.model, file, plan))
+                segments = Timeline(name_of(file), timeline(self.engine, file, plan))
                 try:
                     segments.begin()
                 except audio.AudioError as error:
-                    yield Caption(segments.file, error=f"{error.problem}; {error.remedy}")
+                    yield Caption.failed(segments.file, error)
                 else:
                     yield segments
 
@@ -164,7 +162,12 @@ class Captioner:
         if not grid:
             hop = max(1, round(whole.window / 2 / CELL)) * CELL
             segments = replace(segments, window=2 * hop, hop=hop, beams=beams or SEGMENT_BEAMS)
-        return Plan(segments, whole, grid, n_best, (seed or 0) if sample else None, listen)
+        return Plan(segments, whole, grid, n_best, _seed(sample, seed), listen)
+
+
+def _seed(sample: bool, seed: int | None) -> int | None:
+    """The seed of `generate`: None for a search."""
+    return (seed or 0) if sample else None
 
 
 def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) -> None:
@@ -188,102 +191,7 @@ def _device(name: str | None) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        reason = (str(error).strip().splitlines() or ["not available"])[0]
         raise checkpoint.CheckpointError(
-            f"device {name!r} cannot be used ({reason}); try cpu, or cuda with a GPU"
+            f"device {name!r} cannot be used ({reason(error)})", "try cpu, or cuda with a GPU"
         ) from None
     return name
-
-
-@dataclass
-class _Job:
-    """One call of `stream`: decoding in background threads, encoding and generating in batches of similar length."""
-
-    model: LambModel
-    options: DecodeConfig
-    n_best: int
-    seed: int | None
-
-    def run(self, files: Iterable[audio.Source]) -> Iterator[Caption]:
-        size = max(self.options.batch_size, min(self.options.batch_size * GROUP, HELD))
-        todo = iter(files)
-        with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
-            ahead: deque[Future[_Recording]] = deque(pool.submit(self._open, f) for f in islice(todo, size))
-            try:
-                while ahead:
-                    # decoding goes on while the model works on this group
-                    futures = [ahead.popleft() for _ in range(min(size, len(ahead)))]
-                    ahead.extend(pool.submit(self._open, f) for f in islice(todo, size))
-                    group = [future.result() for future in futures]
-                    self._encode(group)
-                    self._generate(group)
-                    yield from map(self._result, group)
-            finally:
-                for future in ahead:
-                    future.cancel()
-
-    def _open(self, source: audio.Source) -> _Recording:
-        """Decode the first windows of `source`; the rest, of a long one, when it is its turn."""
-        recording = _Recording(source, audio.name(source))
-        rate = self.model.encoder.sample_rate
-        try:
-            rest = audio.windows(source, rate, self.options.window, self.options.hop)
-            first = list(islice(rest, AHEAD))
-            recording.windows = _chain(first, rest if len(first) == AHEAD else iter(()))
-        except audio.AudioError as error:
-            recording.error = f"{error.problem}; {error.remedy}"
-        return recording
-
-    def _encode(self, group: Sequence[_Recording]) -> None:
-        """Fill the summary of every recording, its windows in batches of similar length."""
-        held: list[tuple[_Recording, np.ndarray]] = []
-        limit = self.options.batch_size * GROUP
-        rate = self.model.encoder.sample_rate
-        for recording in group:
-            try:
-                for start, x in recording.windows:
-                    recording.duration = start + len(x) / rate
-                    if start and len(x) < audio.MIN_DURATION * rate:
-                        continue  # a last sliver too short to hold anything
-                    if not audio.is_silent(x):
-                        held.append((recording, x))
-                    if len(held) == limit:
-                        self._encode_windows(held)
-                        held = []
-            except audio.AudioError as error:
-                recording.error = f"{error.problem}; {error.remedy}"
-        self._encode_windows(held)
-
-    def _encode_windows(self, held: list[tuple[_Recording, np.ndarray]]) -> None:
-        tokens = encode(self.model, [x for _, x in held], self.options.batch_size)
-        for (recording, _), h_a in zip(held, tokens, strict=True):
-            recording.summary.add(h_a)
-
-    def _generate(self, group: Sequence[_Recording]) -> None:
-        """Fill the hypotheses."""
-        tokens = [(r, h_a) for r in group if r.error is None and (h_a := r.summary.tokens()) is not None]
-        found = describe(self.model, [h_a for _, h_a in tokens], self.options, self.n_best, self.seed)
-        for (recording, _), hypotheses in zip(tokens, found, strict=True):
-            recording.hypotheses = hypotheses
-
-    def _result(self, recording: _Recording) -> Caption:
-        if recording.error is not None:
-            return Caption(recording.name, error=recording.error)
-        hypotheses = recording.hypotheses or [SILENCE]
-        known = hypotheses[0] is SILENCE
-        return Caption(
-            file=recording.name,
-            duration=recording.duration,
-            text=hypotheses[0].text,
-            score=hypotheses[0].score,
-            confidence=1.0 if known else confidence_of(hypotheses[0], self.options),
-            sounds=hypotheses[0].sounds,
-            captions=tuple(h.text for h in hypotheses),
-            scores=tuple(h.score for h in hypotheses),
-        )
-
-
-def _chain(first: list[Any], rest: Iterator[Any]) -> Iterator[Any]:
-    while first:
-        yield first.pop(0)  # let go of each window as it is used
-    yield from rest

@@ -12,10 +12,18 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..audio.errors import AudioError
+    from ..config import DecodeConfig
+    from .generation import Hypothesis
+
+SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
+UNREADABLE = "(unreadable)"  # the caption of a segment that cannot be decoded
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,8 @@ class Segment:
     def to_dict(self) -> dict[str, Any]:
         """The segment as a JSON object; "confidence" only where it is known."""
         item = {"start": _rounded(self.start, 3), "end": _rounded(self.end, 3), "caption": self.caption}
-        confidence = _rounded(self.confidence, 4)
-        return item if confidence is None else {**item, "confidence": confidence}
+        sure = _rounded(self.confidence, 4)
+        return item if sure is None else {**item, "confidence": sure}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,30 @@ class Caption:
     segments: tuple[Segment, ...] = ()
     sounds: tuple[Sound, ...] = ()
     error: str | None = None
+
+    @classmethod
+    def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
+        """The caption of a recording from its hypotheses, best first; without any, a recording of silence."""
+        if not hypotheses:
+            return cls(file, duration, SILENCE, 0.0, 1.0, (SILENCE,), (0.0,))
+        from .confidence import confidence_of
+
+        best = hypotheses[0]
+        return cls(
+            file=file,
+            duration=duration,
+            text=best.text,
+            score=best.score,
+            confidence=confidence_of(best, options),
+            captions=tuple(h.text for h in hypotheses),
+            scores=tuple(h.score for h in hypotheses),
+            sounds=best.sounds,
+        )
+
+    @classmethod
+    def failed(cls, file: str, error: AudioError) -> Caption:
+        """In place of the caption of a recording that cannot be read: the reason and the remedy."""
+        return cls(file, error=f"{error.problem}; {error.remedy}")
 
     @property
     def ok(self) -> bool:
@@ -188,10 +220,10 @@ def write_csv(results: Iterable[Result]) -> Iterator[str]:
             n_best = [[0.0, duration, text, score, None] for text, score in result.n_best()]
             n_best[0][-1] = result.confidence
             rows = iter(n_best)
-        for start, end, text, score, confidence in rows:
+        for start, end, text, score, sure in rows:
             times = [_rounded(seconds, 3) for seconds in (duration, start, end)]
             text = _FORMULA.sub(r"'\g<0>", text)
-            yield _csv_row([name, *times, text, _rounded(score, 4), _rounded(confidence, 4), None])
+            yield _csv_row([name, *times, text, _rounded(score, 4), _rounded(sure, 4), None])
 
 
 def write_srt(results: Iterable[Result]) -> Iterator[str]:

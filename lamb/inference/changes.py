@@ -1,4 +1,4 @@
-"""Where a recording changes, from encoder tokens and level; and which of its windows stand for all of it. [O]
+"""Where a recording changes, from encoder tokens and level. [O]
 
 Time runs in cells of CELL seconds. A stretch of sound is cut where that pays: every segment costs the squared distances
 of its cells to their mean and a fixed PENALTY, and the cheapest segmentation is found exactly (dynamic programming,
@@ -12,8 +12,6 @@ from enum import Enum
 from itertools import groupby, pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
 CELL = 0.2  # seconds
 PENALTY = 4.0  # chosen on made-up days (benchmarks/timeline.py, seeds 1 and 2); 3 to 6 give nearly the same
@@ -23,7 +21,6 @@ SHORTEST = 3  # cells in a segment of sound
 PAUSE = 5  # cells of silence that are a segment; shorter ones belong to the sound around them
 LONGEST = 150  # cells without a change that are waited for
 AHEAD = 25  # cells that must be known behind a boundary before it is final
-KEPT = 6  # windows that stand for a long recording
 
 
 class Kind(Enum):
@@ -115,42 +112,3 @@ class Segmenter:
         piece = Piece(self.at, self.at + n, kind, goes_on)
         self.at, self.kinds, self.x = self.at + n, self.kinds[n:], self.x[n:]
         return piece
-
-
-class Summary:
-    """At most KEPT windows of a recording of any length: what is most present and most distinct, in the order of time.
-
-    Where there are more, the two are joined that are closest by Ward's criterion: a b / (a + b) times the squared
-    distance of their mean tokens, where they stand for a and b tokens. The tokens of the one that stands for more stay.
-    """
-
-    def __init__(self) -> None:
-        self.windows: list[_Kept] = []
-
-    def add(self, h_a: Tensor) -> None:
-        """Tokens (N_a, D) of the next window."""
-        self.windows.append(_Kept(h_a, float(len(h_a)), h_a.float().mean(0)))
-        if len(self.windows) <= KEPT:
-            return
-        mean = torch.nn.functional.normalize(torch.stack([w.mean for w in self.windows]), dim=1)  # (KEPT + 1, D)
-        weight = torch.tensor([w.weight for w in self.windows])
-        cost = torch.cdist(mean, mean).square().cpu() * weight * weight[:, None] / (weight + weight[:, None])
-        cost.fill_diagonal_(torch.inf)
-        pair = divmod(int(cost.argmin()), len(cost))
-        stays, goes = sorted(pair, key=lambda k: (-self.windows[k].weight, k))
-        one, other = self.windows[stays], self.windows[goes]
-        total = one.weight + other.weight
-        joined = (one.mean * one.weight + other.mean * other.weight) / total
-        self.windows[stays] = _Kept(one.h_a, total, joined)
-        del self.windows[goes]
-
-    def tokens(self) -> Tensor | None:
-        """(N_a, D) of all that is kept; None of a recording without sound."""
-        return torch.cat([w.h_a for w in self.windows]) if self.windows else None
-
-
-@dataclass(frozen=True)
-class _Kept:
-    h_a: Tensor  # (N_a, D)
-    weight: float  # tokens that it stands for
-    mean: Tensor  # (D,)

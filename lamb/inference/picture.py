@@ -1,45 +1,37 @@
-"""A picture of a timeline: the log mel spectrogram of a recording, and under it what is heard when. [O]
+"""Sound as a picture: the log mel spectrogram, and under it, for a timeline, what is heard when. [O]
 
 The spectrogram is taken while the sound passes, with at most 2 * COLUMNS columns in memory: when there are more, each
 two become one.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..audio.files import replacing
 from ..errors import LambError
 from ..model.encoders.conv import mel_matrix
-from .captions import Segment
+from .captions import SILENCE, Segment
 
 COLUMNS = 1000
 ROWS = 14  # captions with a row of their own; the others share one
 MELS, N_FFT, HOP = 64, 1024, 512
-RANGE_DB = 80.0  # below the loudest
+RANGE_DB = 80.0  # from the loudest down to what is black
 
 
 class PictureError(LambError, ValueError):
     """A picture that cannot be drawn; the text has the remedy."""
 
 
-class Picture:
-    """Hears samples at `rate` Hz, then draws them with their segments into `path` (png, pdf, svg ...)."""
+class Spectrogram:
+    """The log mel spectrogram of samples at `rate` Hz that come block by block."""
 
-    def __init__(self, rate: int, path: str | Path):
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise PictureError("a picture needs matplotlib; install it with: pip install 'lamb-aac[plot]'") from None
-        self.path, self.rate = Path(path), rate
-        self.figure = Figure(figsize=(12, 7), layout="constrained")
-        kinds = self.figure.canvas.get_supported_filetypes()
-        if self.path.suffix[1:].lower() not in kinds:
-            raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}; choose another name")
-        if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):  # now, not after ten hours of sound
-            raise PictureError(f"{path}: cannot be written; choose a file in a folder that you may write to")
+    def __init__(self, rate: int):
+        self.rate = rate
         self.mel = mel_matrix(rate, N_FFT, MELS).numpy()
         self.window = np.hanning(N_FFT).astype(np.float32)
         self.left = np.zeros(0, np.float32)  # samples that are not yet in a frame
@@ -63,47 +55,90 @@ class Picture:
                 self.columns = [(a + b) / 2 for a, b in zip(self.columns[::2], self.columns[1::2], strict=True)]
                 self.every *= 2
 
+    @property
+    def seconds(self) -> float:
+        """The length of what the columns show."""
+        return max(len(self.columns) * self.every * HOP / self.rate, 1e-3)
+
+    def decibel(self) -> np.ndarray:
+        """(MELS, columns), low tones first."""
+        return 10 * np.log10(np.maximum(np.array(self.columns or [np.zeros(MELS)]).T, 1e-10))
+
+
+def _shades(decibel: np.ndarray) -> dict[str, Any]:
+    """How matplotlib shows a spectrogram: low tones below, RANGE_DB from the loudest down to black."""
+    top = float(decibel.max())
+    return {"vmin": top - RANGE_DB, "vmax": top, "cmap": "magma", "origin": "lower"}
+
+
+def spectrogram_png(x: np.ndarray, rate: int) -> bytes:
+    """The log mel spectrogram of samples `x` (T,) at `rate` Hz, a PNG without axes: its width is the recording."""
+    from matplotlib.image import imsave
+
+    spectrogram, file = Spectrogram(rate), io.BytesIO()
+    spectrogram.listen(x)
+    decibel = spectrogram.decibel()
+    imsave(file, decibel, format="png", **_shades(decibel))
+    return file.getvalue()
+
+
+class Picture:
+    """The picture of a timeline: it listens to samples at `rate` Hz, then draws them with their segments."""
+
+    def __init__(self, rate: int, path: str | Path):
+        try:
+            from matplotlib.figure import Figure
+        except ImportError:
+            raise PictureError("a picture needs matplotlib; install it with: pip install 'lamb-aac[plot]'") from None
+        self.path = Path(path)
+        self.figure = Figure(figsize=(12, 7), layout="constrained")
+        kinds = self.figure.canvas.get_supported_filetypes()
+        if self.path.suffix[1:].lower() not in kinds:
+            raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}; choose another name")
+        if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):  # now, not after ten hours of sound
+            raise PictureError(f"{path}: cannot be written; choose a file in a folder that you may write to")
+        self.spectrogram = Spectrogram(rate)
+
+    def listen(self, x: np.ndarray) -> None:
+        """The next samples (T,)."""
+        self.spectrogram.listen(x)
+
     def draw(self, segments: Sequence[Segment], title: str) -> None:
         """Write the file; it appears once it is complete."""
-        end = segments[-1].end
         upper, lower = self.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
-        decibel = 10 * np.log10(np.maximum(np.array(self.columns or [np.zeros(MELS)]).T, 1e-10))  # (MELS, columns)
-        heard = max(len(self.columns) * self.every * HOP / self.rate, 1e-3)
-        top = float(decibel.max())
-        upper.imshow(
-            decibel,
-            origin="lower",
-            aspect="auto",
-            extent=(0, heard, 0, MELS),
-            vmin=top - RANGE_DB,
-            vmax=top,
-            cmap="magma",
-        )
-        hertz = [h for h in (100, 500, 1000, 2000, 4000, 8000) if h <= self.rate / 2]
-        bands = [MELS * np.log10(1 + h / 700) / np.log10(1 + self.rate / 2 / 700) for h in hertz]
-        upper.set_yticks(bands, [f"{h:,} Hz" for h in hertz])
+        self._draw_spectrogram(upper)
+        _draw_segments(lower, segments)
         upper.set_title(title, loc="left", parse_math=False)
-
-        seconds: dict[str, float] = {}
-        for s in segments:
-            seconds[s.caption] = seconds.get(s.caption, 0.0) + s.end - s.start
-        main = set(sorted(seconds, key=lambda text: -seconds[text])[:ROWS])
-        others = f"{len(seconds) - len(main)} other captions"
-        rows = list(dict.fromkeys(s.caption for s in segments if s.caption in main))
-        rows += [others] * (len(seconds) > len(main))
-        for row, text in enumerate(rows):
-            own = [s for s in segments if s.caption == text or (text == others and s.caption not in main)]
-            # a moment in ten hours is still to be seen: no bar is narrower than a thousandth
-            bars = [(s.start, max(s.end - s.start, end / 1000)) for s in own]
-            colour = "0.75" if text in (others, "Silence.") else f"C{row % 10}"
-            lower.broken_barh(bars, (row - 0.4, 0.8), color=colour)
-        lower.set_yticks(range(len(rows)), [_short(text) for text in rows], parse_math=False)
-        lower.set_ylim(len(rows) - 0.5, -0.5)
-        lower.set_xlim(0, end)
+        lower.set_xlim(0, segments[-1].end)
         lower.xaxis.set_major_formatter(lambda t, _: _clock(t))
         lower.grid(axis="x", alpha=0.3)
         with replacing(self.path) as part:
             self.figure.savefig(part, format=self.path.suffix[1:].lower(), dpi=120)
+
+    def _draw_spectrogram(self, axes: Any) -> None:
+        decibel, rate = self.spectrogram.decibel(), self.spectrogram.rate
+        axes.imshow(decibel, aspect="auto", extent=(0, self.spectrogram.seconds, 0, MELS), **_shades(decibel))
+        hertz = [h for h in (100, 500, 1000, 2000, 4000, 8000) if h <= rate / 2]
+        bands = [MELS * np.log10(1 + h / 700) / np.log10(1 + rate / 2 / 700) for h in hertz]
+        axes.set_yticks(bands, [f"{h:,} Hz" for h in hertz])
+
+
+def _draw_segments(axes: Any, segments: Sequence[Segment]) -> None:
+    """A row of bars for each of the captions that last longest, and one for the others."""
+    seconds: dict[str, float] = {}
+    for s in segments:
+        seconds[s.caption] = seconds.get(s.caption, 0.0) + s.end - s.start
+    main = set(sorted(seconds, key=lambda text: -seconds[text])[:ROWS])
+    others = f"{len(seconds) - len(main)} other captions"
+    rows = list(dict.fromkeys(s.caption for s in segments if s.caption in main))
+    rows += [others] * (len(seconds) > len(main))
+    for row, text in enumerate(rows):
+        own = [s for s in segments if s.caption == text or (text == others and s.caption not in main)]
+        # no bar is narrower than a thousandth, so that a moment in ten hours can still be seen
+        bars = [(s.start, max(s.end - s.start, segments[-1].end / 1000)) for s in own]
+        axes.broken_barh(bars, (row - 0.4, 0.8), color="0.75" if text in (others, SILENCE) else f"C{row % 10}")
+    axes.set_yticks(range(len(rows)), [_short(text) for text in rows], parse_math=False)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
 
 
 def _short(text: str) -> str:

@@ -1,34 +1,33 @@
 """A recording of any length in one pass and bounded memory: segments with times and captions, then the whole. [O]
 
-Windows are encoded once, half overlapping; where two cover a cell its token is their mean, weighted by how far inside
-each window it lies. `changes` finds the boundaries; a segment is captioned from its own tokens, in parts no longer
-than a window. Neighbours that say the same are joined. With a fixed grid every window is a segment, cut half way where
-windows overlap.
+Windows are encoded once. `parts` cuts what is heard into parts, each captioned from its own tokens; neighbours that say
+the same are joined into segments. The caption of the whole comes from `recording.Summary`, as without a timeline.
 """
 
-import math
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from ..audio import reader as audio
 from ..config import DecodeConfig
 from ..data.vocabulary import mentions
-from ..model.lamb import LambModel
-from .batches import SILENCE, describe, encode
-from .captions import Caption, Segment
-from .changes import CELL, Kind, Piece, Segmenter, Summary, features
+from .captions import SILENCE, UNREADABLE, Caption, Segment
+from .changes import CELL
 from .confidence import confidence_of
-from .generation import Hypothesis
+from .parts import Cells, Grid, Part
+from .recording import Source, Summary, has_sound, is_live, is_sliver, name_of, windows
 
-UNREADABLE = Hypothesis("(unreadable)", 0.0)
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .generation import Hypothesis
+
 LIVE = 4  # windows that are waited for where the sound still comes; elsewhere a batch
 ENCODED = 4  # windows that are encoded together: more are no faster on a CPU, and take 10 MB each
 
@@ -45,111 +44,84 @@ class Plan:
     listen: Callable[[np.ndarray], None] | None = None  # is handed all samples, in order, while they pass
 
 
-@dataclass
-class _Part:
-    """A stretch of the recording that gets one caption."""
-
-    start: float  # seconds
-    end: float
-    h_a: Tensor | None  # (N_a, D); None: `hypothesis` is known
-    goes_on: bool = False  # into the next one, without a change
-    hypothesis: Hypothesis = SILENCE
-
-
-def timeline(model: LambModel, source: audio.Source, plan: Plan) -> Generator[Segment, None, Caption]:
+def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, None, Caption]:
     """Yields the segments, each as soon as it is final, and returns the whole, with the segments in it.
 
     Raises AudioError for what cannot be opened. A stretch that cannot be decoded is a segment "(unreadable)" of
     confidence 0, with an AudioDamage (a warning).
     """
-    name, found = audio.name(source), []
-    sound = _Sound(model, source, plan)
-    joiner = _Joiner(plan.options)
+    file, found = name_of(source), []
+    sound = _Sound(engine, source, plan)
+    joiner = _Joiner()
     count = 0
     for part in sound.parts():
         count += 1
         for segment in joiner.add(part):
-            found.append(_told(segment, name))
+            found.append(_told(segment, file))
             yield segment
-    hypotheses = sound.whole()
+    whole = Caption.of(file, sound.end, sound.whole(), plan.whole)
     last = joiner.end()
-    if count == 1 and last.caption not in (SILENCE.text, UNREADABLE.text):  # the whole has a better search
-        last = replace(last, caption=hypotheses[0].text, confidence=_sure(hypotheses[0], plan.whole))
-    found.append(_told(last, name))
+    if count == 1 and last.caption not in (SILENCE, UNREADABLE):  # the whole has a better search
+        last = replace(last, caption=whole.text, confidence=whole.confidence)
+    found.append(_told(last, file))
     yield last
-    return Caption(
-        file=name,
-        duration=sound.end,
-        text=hypotheses[0].text,
-        score=hypotheses[0].score,
-        confidence=_sure(hypotheses[0], plan.whole),
-        captions=tuple(h.text for h in hypotheses),
-        scores=tuple(h.score for h in hypotheses),
-        sounds=hypotheses[0].sounds,
-        segments=tuple(found),
-    )
+    return replace(whole, segments=tuple(found))
 
 
-def _sure(hypothesis: Hypothesis, options: DecodeConfig) -> float:
-    if hypothesis in (SILENCE, UNREADABLE):
-        return float(hypothesis is SILENCE)
-    return confidence_of(hypothesis, options)
-
-
-def _told(segment: Segment, name: str) -> Segment:
-    if segment.caption == UNREADABLE.text:
+def _told(segment: Segment, file: str) -> Segment:
+    if segment.caption == UNREADABLE:
         problem = f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over"
-        warnings.warn(audio.AudioDamage(name, problem), stacklevel=3)
+        warnings.warn(audio.AudioDamage(file, problem), stacklevel=3)
     return segment
 
 
 class _Sound:
     """A recording on its way through the model: `end` seconds of it have been heard."""
 
-    def __init__(self, model: LambModel, source: audio.Source, plan: Plan):
-        self.model, self.source, self.plan = model, source, plan
-        self.rate = model.encoder.sample_rate
+    def __init__(self, engine: Engine, source: Source, plan: Plan):
+        self.engine, self.source, self.plan = engine, source, plan
+        self.rate = engine.sample_rate
         self.end = 0.0
         self.summary, self.summarised = Summary(), 0.0  # of windows that do not overlap, up to this second
-        self.rest: tuple[float, Tensor] | None = None  # start and tokens of a window that does overlap
+        self.rest: tuple[float, np.ndarray] | None = None  # start and tokens of a window that does overlap
 
-    def parts(self) -> Iterator[_Part]:
+    def parts(self) -> Iterator[Part]:
         """The parts in order, captioned group by group of windows."""
-        options = self.plan.options
+        options, engine = self.plan.options, self.engine
         lost: list[tuple[float, float]] = []
-        cut = _Grid(lost) if self.plan.grid else _Cells(self.model, options, lost)
-        windows = audio.windows(self.source, self.rate, options.window, options.hop, lost)
-        size, limit = 1, LIVE if audio.is_live(self.source) else options.batch_size
-        while group := list(islice(windows, size)):
+        cut = Grid(lost) if self.plan.grid else Cells(self.rate, engine.frame_rate, engine.dim, options, lost)
+        rest = windows(self.source, self.rate, options, lost)
+        size, limit = 1, LIVE if is_live(self.source) else options.batch_size
+        while group := list(islice(rest, size)):
             size = min(2 * size, limit)  # the first segments soon, the rest fast
-            parts: list[_Part] = []
+            parts: list[Part] = []
             for start, x, h_a in self._encoded(group):
                 parts += cut.add(start, x, self.end, h_a)
             yield from self._captioned(parts)
         yield from self._captioned(cut.finish(self.end))
 
     def whole(self) -> list[Hypothesis]:
-        """The captions of all that was heard, best first."""
+        """The captions of all that was heard, best first; none of silence."""
         if self.rest and self.end - self.summarised >= audio.MIN_DURATION:  # the end, which no summarised window has
             start, h_a = self.rest
             share = (self.summarised - start) / (self.end - start)
             self.summary.add(h_a[min(round(share * len(h_a)), len(h_a) - 1) :])
         tokens = self.summary.tokens()
         if tokens is None:
-            return [SILENCE]
-        return describe(self.model, [tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
+            return []
+        return self.engine.describe([tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
-    def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, Tensor | None]]:
-        """The windows with their tokens (N_a, D), None for silence; not a last sliver too short to hold anything."""
-        held = [(start, x) for start, x in group if not start or len(x) >= audio.MIN_DURATION * self.rate]
-        tokens = iter(encode(self.model, [x for _, x in held if not audio.is_silent(x)], ENCODED))
-        for k, (start, x) in enumerate(group):
+    def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, np.ndarray | None]]:
+        """The windows but a sliver, with their tokens (N_a, D), None for silence; each is heard and summarised."""
+        heard = [has_sound(start, x, self.rate) for start, x in group]
+        tokens = iter(self.engine.encode([x for (_, x), there in zip(group, heard, strict=True) if there], ENCODED))
+        for (start, x), there in zip(group, heard, strict=True):
             if self.plan.listen:
                 self.plan.listen(x[round(self.end * self.rate) - round(start * self.rate) :])
             self.end = start + len(x) / self.rate
-            if k == len(held):
-                return
-            h_a = None if audio.is_silent(x) else next(tokens)
+            if is_sliver(start, x, self.rate):
+                continue
+            h_a = next(tokens) if there else None
             if h_a is not None and start > self.summarised - CELL / 2:
                 self.summary.add(h_a)
                 self.summarised, self.rest = self.end, None
@@ -157,123 +129,25 @@ class _Sound:
                 self.rest = start, h_a
             yield start, x, h_a
 
-    def _captioned(self, parts: list[_Part]) -> list[_Part]:
+    def _captioned(self, parts: list[Part]) -> list[Part]:
+        options = self.plan.options
         unknown = [(part, part.h_a) for part in parts if part.h_a is not None]
-        found = describe(self.model, [h_a for _, h_a in unknown], self.plan.options)
-        for (part, _), hypotheses in zip(unknown, found, strict=True):
-            part.hypothesis, part.h_a = hypotheses[0], None
-        return parts
-
-
-class _Grid:
-    """Windows as parts; where two overlap, the cut is half way."""
-
-    def __init__(self, lost: list[tuple[float, float]]):
-        self.lost = lost
-        self.held: list[_Part] = []  # the last window, whose end the next one decides
-
-    def add(self, start: float, x: np.ndarray, end: float, h_a: Tensor | None) -> list[_Part]:
-        """The parts that are final when a window is known: its start and end in seconds, samples and tokens."""
-        done = self.held
-        if done:
-            start = done[0].end = (start + done[0].end) / 2
-        gone = sum(max(0.0, min(end, b) - max(start, a)) for a, b in self.lost)
-        known = UNREADABLE if gone > (end - start) / 2 else SILENCE
-        self.held = [_Part(start, end, None if known is UNREADABLE else h_a, hypothesis=known)]
-        return done
-
-    def finish(self, end: float) -> list[_Part]:
-        """The parts that are left, of a recording that lasts `end` seconds."""
-        self.held[0].end = end
-        return self.held
-
-
-class _Cells:
-    """Parts that follow the sound: tokens and levels of overlapping windows cell by cell, cut where they change."""
-
-    def __init__(self, model: LambModel, options: DecodeConfig, lost: list[tuple[float, float]]):
-        self.lost, self.rate = lost, model.encoder.sample_rate
-        self.fine = max(1, round(model.encoder.frame_rate * CELL))  # tokens a cell
-        self.longest, self.hop = round(options.window / CELL), round(options.hop / CELL)
-        self.segmenter = Segmenter()
-        self.kinds: list[Kind] = []  # of the cells from segmenter.at on
-        self.level = np.zeros(0)  # dB, of the same
-        self.tokens = torch.zeros(0, self.fine, model.encoder.dim)  # of the same, times their weight
-        self.weight = torch.zeros(0)
-        self.pushed = 0  # cells that the segmenter has
-
-    def add(self, start: float, x: np.ndarray, end: float, h_a: Tensor | None) -> list[_Part]:
-        """The parts that are final when a window is known: its start and end in seconds, samples and tokens."""
-        first, n = round(start / CELL), max(1, round((end - start) / CELL))
-        self._grow(first + n)
-        here = slice(first - self.segmenter.at, first + n - self.segmenter.at)
-        edges = (np.arange(n + 1) * CELL * self.rate).round().astype(int)
-        cells = [x[a:b] for a, b in pairwise(edges)]
-        self.level[here] = [10 * math.log10(max(float(np.mean(np.square(c))), 1e-12)) for c in cells]
-        self.kinds[here] = [Kind.SILENCE if audio.is_silent(c) else Kind.SOUND for c in cells]
-        self.lost[:] = [(a, b) for a, b in self.lost if b > start]
-        for a, b in self.lost:
-            for cell in range(max(first, round(a / CELL)), min(first + n, max(round(b / CELL), round(a / CELL) + 1))):
-                self.kinds[cell - self.segmenter.at] = Kind.LOST
-        if h_a is not None:
-            weight = torch.minimum(torch.arange(n) + 0.5, n - 0.5 - torch.arange(n))  # how far inside the window
-            tokens = F.adaptive_avg_pool1d(h_a.float().T.cpu()[None], n * self.fine)[0].T  # (n * fine, D)
-            self.tokens[here] += weight[:, None, None] * tokens.unflatten(0, (n, self.fine))
-            self.weight[here] += weight
-        return self._push(first + min(self.hop, n), False)
-
-    def finish(self, end: float) -> list[_Part]:
-        """The parts that are left, of a recording that lasts `end` seconds."""
-        parts = self._push(self.segmenter.at + len(self.kinds), True)
-        parts[-1].end = end
-        return parts
-
-    def _grow(self, cells: int) -> None:
-        more = cells - self.segmenter.at - len(self.kinds)
-        if more > 0:
-            self.kinds += [Kind.SILENCE] * more
-            self.level = np.append(self.level, np.zeros(more))
-            self.tokens = torch.cat([self.tokens, self.tokens.new_zeros(more, *self.tokens.shape[1:])])
-            self.weight = torch.cat([self.weight, self.weight.new_zeros(more)])
-
-    def _push(self, until: int, end: bool) -> list[_Part]:
-        """The cells up to `until` are complete."""
-        at = self.segmenter.at
-        new = slice(self.pushed - at, until - at)
-        tokens = self.tokens[new].mean(1) / self.weight[new].clamp_min(0.5)[:, None]  # (n, D)
-        parts: list[_Part] = []
-        for piece in self.segmenter.push(self.kinds[new], features(tokens.numpy(), self.level[new]), end):
-            parts += self._parts(piece, at)
-        self.pushed, gone = until, self.segmenter.at - at
-        self.kinds, self.level = self.kinds[gone:], self.level[gone:]
-        self.tokens, self.weight = self.tokens[gone:].clone(), self.weight[gone:]
-        return parts
-
-    def _parts(self, piece: Piece, at: int) -> list[_Part]:
-        """A piece as parts no longer than a window."""
-        count = math.ceil((piece.end - piece.start) / self.longest) if piece.kind is Kind.SOUND else 1
-        ends = [piece.start + (piece.end - piece.start) * k // count for k in range(count + 1)]
-        parts = []
-        for k, (a, b) in enumerate(pairwise(ends)):
-            held = [c - at for c in range(a, b) if self.kinds[c - at] is Kind.SOUND]
-            h_a = (self.tokens[held] / self.weight[held, None, None]).flatten(0, 1) if held else None  # (N_a, D)
-            known = UNREADABLE if piece.kind is Kind.LOST else SILENCE
-            parts.append(_Part(round(a * CELL, 3), round(b * CELL, 3), h_a, piece.goes_on or k < count - 1, known))
+        found = self.engine.describe([h_a for _, h_a in unknown], options)
+        for (part, _), (best, *_) in zip(unknown, found, strict=True):
+            part.caption, part.confidence, part.h_a = best.text, confidence_of(best, options), None
         return parts
 
 
 class _Joiner:
     """Parts in, segments out: parts without a change between them are one, and so are neighbours that say the same."""
 
-    def __init__(self, options: DecodeConfig):
-        self.options = options
+    def __init__(self) -> None:
         self.unchanged: list[Segment] = []
         self.open: list[Segment] = []
 
-    def add(self, part: _Part) -> Iterator[Segment]:
+    def add(self, part: Part) -> Iterator[Segment]:
         """The segment that `part` closes, if it does."""
-        sure = _sure(part.hypothesis, self.options)
-        self.unchanged.append(Segment(part.start, part.end, part.hypothesis.text, sure))
+        self.unchanged.append(Segment(part.start, part.end, part.caption, part.confidence))
         if part.goes_on:
             return
         segment, self.unchanged = _joined(self.unchanged), []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, LLMConfig
 from ..errors import reason
+from .padding import pad
 
 AUDIO = "<audio>"  # where the audio tokens stand in a prompt
 
@@ -99,11 +100,7 @@ class LanguageModel(nn.Module):
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions -> ids (B, L) and mask (B, L), without special tokens, on the model's device."""
         rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.full((len(rows), int(lengths.max())), self.tokenizer.eos_token_id)
-        for row, found in zip(ids, rows, strict=True):
-            row[: len(found)] = torch.tensor(found, dtype=torch.long)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        ids, mask = pad([torch.tensor(row, dtype=torch.long) for row in rows], self.tokenizer.eos_token_id)
         return ids.to(self.table.device), mask.to(self.table.device)
 
     def prefix(self, z_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

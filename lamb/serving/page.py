@@ -31,11 +31,11 @@ from ..data import sources
 from ..data.manifest import Clip
 from ..errors import LambError
 from ..evaluation import gap
-from ..inference.batches import describe, encode
 from ..inference.captioner import Captioner
-from ..inference.captions import WRITERS, Caption, Segment, span
-from ..inference.changes import Summary
-from ..inference.picture import MELS, RANGE_DB, Picture
+from ..inference.captions import SILENCE, UNREADABLE, WRITERS, Caption, Segment, span
+from ..inference.picture import spectrogram_png
+from ..inference.recording import hear
+from ..model.padding import pad
 
 SAMPLES = Path(__file__).parents[2] / "samples"  # in a clone of the repository; an installed package has none
 MAX_SIZE = 50 * 2**20  # bytes of an upload
@@ -105,20 +105,14 @@ class Guided:
 
 def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
     """What the guide does to samples `x` (T,), at `captioner`'s strength; None: no guide, or only silence."""
-    model, options, rate = captioner.model, captioner.options, captioner.model.encoder.sample_rate
-    windows = [w for _, w in audio.windows((x, rate), rate, options.window, options.hop)]
-    windows = [w for w in windows if len(w) >= audio.MIN_DURATION * rate and not audio.is_silent(w)]
-    if model.guide is None or not windows:
+    engine, model, options = captioner.engine, captioner.model, captioner.options
+    ((recording,),) = hear(engine, [(x, engine.sample_rate)], options)
+    if model.guide is None or recording.h_a is None:
         return None
-    summary = Summary()
-    for h_a in encode(model, windows, options.batch_size):
-        summary.add(h_a)
-    tokens = summary.tokens()  # (N_a, D)
-    assert tokens is not None
-    [[without]] = describe(model, [tokens], replace(options, guide=0.0))
+    [[without]] = engine.describe([recording.h_a], replace(options, guide=0.0))
     with torch.inference_mode():
-        z_a, mask = model.audio_tokens(tokens[None], torch.ones(1, len(tokens), dtype=torch.bool, device=tokens.device))
-        bias = options.guide * model.guide(z_a, mask, model.llm.table)[0]  # (V,)
+        z_a, mask = pad(engine.audio_tokens([recording.h_a], 1))  # (1, N, D_llm), (1, N)
+        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), model.llm.table)[0]  # (V,)
     return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
 
 
@@ -221,7 +215,7 @@ def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, str
 
 
 def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
-    colours: dict[str, str] = {"Silence.": "#888", "(unreadable)": "#444"}
+    colours: dict[str, str] = {SILENCE: "#888", UNREADABLE: "#444"}
     bars, rows, end = "", "", segments[-1].end
     for s in segments:
         colour = colours.setdefault(s.caption, COLOURS[(len(colours) - 2) % len(COLOURS)])
@@ -235,25 +229,13 @@ def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
             f'<span>{text}</span><span class="lamb-right">{sure}</span></button></li>'
         )
     return f"""<h3>What is heard when</h3>
-<div class="lamb-strip"><img alt="log-mel spectrogram" src="{_url("image/png", spectrogram(x, rate))}">
+<div class="lamb-strip"><img alt="log mel spectrogram" src="{_url("image/png", spectrogram_png(x, rate))}">
 <span class="lamb-khz">{rate / 2000:g} kHz</span>
 <div class="lamb-bars">{bars}</div><div class="lamb-head"></div></div>
 <div class="lamb-axis"><span>0 s</span><span>{end / 2:.1f} s</span><span>{end:.1f} s</span></div>
 <audio controls preload="auto" src="{_url("audio/flac", _flac(x, rate))}"></audio>
 <p class="lamb-note">A click on a segment plays it.</p>
 <ol class="lamb-segments">{rows}</ol>"""
-
-
-def spectrogram(x: np.ndarray, rate: int) -> bytes:
-    """The log mel spectrogram of samples `x` (T,) at `rate` Hz, a PNG without axes: its width is the recording."""
-    from matplotlib.image import imsave
-
-    picture = Picture(rate, "spectrogram.png")
-    picture.listen(x)
-    decibel = 10 * np.log10(np.maximum(np.array(picture.columns or [np.zeros(MELS)]).T, 1e-10))  # (MELS, columns)
-    top, file = float(decibel.max()), io.BytesIO()
-    imsave(file, decibel, vmin=top - RANGE_DB, vmax=top, cmap="magma", origin="lower", format="png")
-    return file.getvalue()
 
 
 def _flac(x: np.ndarray, rate: int) -> bytes:

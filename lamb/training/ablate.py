@@ -27,6 +27,7 @@ from ..data.manifest import Clip
 from ..data.render import write_scenes
 from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
+from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
 from ..model.lamb import build_encoder
 from .device import TrainingError
@@ -158,13 +159,13 @@ def _set_apart(out: str) -> None:
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
     """Caption `clips` with the model in `folder`, into predictions.jsonl there, and measure captions and gap."""
     captioner = Captioner.load(str(folder), device)
-    results = captioner.caption([clip.path for clip in clips])
+    results = captioner.caption(clips)
     if broken := [result.error for result in results if not result.ok]:
         raise ConfigError(f"{clips[0].path} and others: {broken[0]}; remove the folder of scenes to render them anew")
     said = [json.dumps({"id": clip.id, "caption": r.text}) for clip, r in zip(clips, results, strict=True)]
     write(folder / "predictions.jsonl", "\n".join(said) + "\n")
-    texts = [metrics.tokenize(result.text) for result in results]
-    references = [[metrics.tokenize(text) for text in clip.captions] for clip in clips]
+    texts = [tokenize(result.text) for result in results]
+    references = [[tokenize(text) for text in clip.captions] for clip in clips]
     named = [
         [names(result.text, label) for label in clip.labels if label in VOCABULARY]  # noise and tones have no words
         for clip, result in zip(clips, results, strict=True)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from ..audio import reader as audio
 from ..config import ConfigError, LambConfig, TrainConfig
 from ..data import leakage, loader, manifest
-from ..data.manifest import Clip
 from ..data.vocabulary import names
 from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
 from ..evaluation.labels import label_scores
-from ..inference.captioner import SILENCE, Captioner
+from ..evaluation.tokenizer import tokenize
+from ..inference.captioner import Captioner
+from ..inference.captions import SILENCE
 from ..inference.confidence import fit_confidence
 from ..model.aligner import gap
 from ..model.checkpoint import load, save
@@ -163,11 +164,11 @@ class CaptionedClips:
             return {}
         chosen = self.held[:: max(1, len(self.held) // CHECKED)]
         captioner = Captioner(self.model, replace(self.model.config.decode, beams=1))
-        results = captioner.caption(_sound(clip, self.model.encoder.sample_rate) for clip in chosen)
+        results = captioner.caption(chosen)
         for result, clip in list(zip(results, chosen, strict=True))[:3]:
             print(f"{clip.id}: {result.text or result.error} ({clip.captions[0]})", file=sys.stderr)
-        texts = [metrics.tokenize(result.text) for result in results]  # empty for a file that cannot be read
-        references = [[metrics.tokenize(text) for text in clip.captions] for clip in chosen]
+        texts = [tokenize(result.text) for result in results]  # empty for a file that cannot be read
+        references = [[tokenize(text) for text in clip.captions] for clip in chosen]
         cider_d = metrics.cider_d(texts, references)[0]
         return {"cider_d": cider_d, **self._validation_loss(), **gap_scores(self.model, chosen)}
 
@@ -218,13 +219,13 @@ class LabelledScenes:
         """The share of development recordings whose label the greedy caption names, and the modality gap."""
         chosen = self.development[:: max(1, len(self.development) // CHECKED)]
         captioner = Captioner(self.model, replace(self.model.config.decode, beams=1))
-        named = label_scores(chosen, list(captioner.stream([c.path for c in chosen])))["label_named"]
+        named = label_scores(chosen, list(captioner.stream(chosen)))["label_named"]
         return {"named": named, **gap_scores(self.model, chosen)}
 
     def decode_options(self) -> dict[str, Any]:
         """The confidence, calibrated on the development recordings with the search that will be used."""
-        results = Captioner(self.model).caption([clip.path for clip in self.development])
-        said = [(c, r) for c, r in zip(self.development, results, strict=True) if r.ok and r.text != SILENCE.text]
+        results = Captioner(self.model).caption(self.development)
+        said = [(c, r) for c, r in zip(self.development, results, strict=True) if r.ok and r.text != SILENCE]
         right = [names(result.text, clip.labels[0]) for clip, result in said]
         return {"confidence": fit_confidence([result.score or 0.0 for _, result in said], right)}
 
@@ -237,13 +238,3 @@ def leave_out(problems: Iterable[str], known: set[str], config: TrainConfig) -> 
     if len(known) > config.data.unreadable:
         listed = "\n".join(sorted(known))
         raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
-
-
-def _sound(clip: Clip, sample_rate: int) -> audio.Source:
-    """What the captioner is to hear of a clip: the file, or the stretch of it that is the clip."""
-    if not clip.start and clip.duration is None:
-        return clip.path
-    try:
-        return audio.load(clip.path, sample_rate, clip.start, clip.duration), sample_rate
-    except audio.AudioError:
-        return clip.path  # the captioner cannot read it either, and says why

@@ -23,6 +23,7 @@ from ..model.encoders.spec_augment import spec_augment
 from ..model.lamb import build_encoder, caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
+from ..model.padding import pad
 from .stage import Losses, Stage, param_groups
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
@@ -79,7 +80,7 @@ class EncoderStage(Stage):
         right, device = 0, self.module.clip.weight.device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
-            waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
+            waveform, mask = pad([x.astype("float32") / 32767 for _, x in part])
             _, _, logits = self.module(waveform.to(device), mask.to(device))
             right += sum(self.maker.labels[n] == label for n, (label, _) in zip(logits.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(self.development)}

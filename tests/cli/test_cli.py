@@ -373,14 +373,13 @@ def test_train_calls_the_library(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.fixture
 def two_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Captions of two systems, then the manifest; scored without Java and models."""
-    from lamb.evaluation import reference_metrics, scores
+    from lamb.evaluation import reference_metrics
 
     def missing(*given: object) -> None:
         raise reference_metrics.Unavailable("left out here", "lamb evaluate --download")
 
     for name in ("java", "Sentences", "FluencyDetector"):
         monkeypatch.setattr(reference_metrics, name, missing)
-    monkeypatch.setattr(scores, "find_spec", lambda name: None)
     monkeypatch.chdir(tmp_path)
     rows = {"m": ["captions", ["A dog barks.", "A dog"]], "a": ["caption", "A dog barks."], "b": ["caption", "Rain."]}
     for name, (key, value) in rows.items():

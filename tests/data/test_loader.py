@@ -49,12 +49,6 @@ def test_bad_recordings_are_named(tmp_path):
         loader.recordings([good, Clip("n", str(tmp_path / "none.wav"), labels=("dog",))], RATE)
 
 
-def test_pad():
-    batch, mask = loader.pad([np.array([1, 2, 3], np.float32), np.array([4], np.float32)])
-    assert batch.tolist() == [[1, 2, 3], [4, 0, 0]]
-    assert mask.tolist() == [[True, True, True], [True, False, False]]
-
-
 def test_activity():
     # 2 frames a second, centred on 0, 0.5, 1 and 1.5 s
     events = [

@@ -11,7 +11,7 @@ from conftest import SHARED
 
 from lamb.data import sources
 from lamb.data.manifest import ManifestError
-from lamb.evaluation import reference_metrics, scores
+from lamb.evaluation import reference_metrics
 from lamb.evaluation.evaluate import compare, evaluate, evaluate_models, evaluate_people, folder_of, write_csv
 from lamb.evaluation.reference_metrics import Unavailable
 
@@ -25,7 +25,6 @@ def quick(monkeypatch):
 
     for name in ("java", "Sentences", "FluencyDetector"):
         monkeypatch.setattr(reference_metrics, name, missing)
-    monkeypatch.setattr(scores, "find_spec", lambda name: None)
 
 
 @pytest.fixture

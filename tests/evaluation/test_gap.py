@@ -17,13 +17,16 @@ from torch.nn import functional as F
 
 from lamb.audio.reader import AudioWarning
 from lamb.cli import app as cli
-from lamb.data import loader, sources
+from lamb.data import sources
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.evaluation import gap
 from lamb.evaluation.gap import Embeddings, PlotError, captioned, embed, measures, picture, recall
-from lamb.inference import batches
+from lamb.inference import engine
 from lamb.inference.captioner import Captioner
+from lamb.inference.generation import Hypothesis
 from lamb.model.aligner import cs_divergence
+from lamb.model.padding import pad
+from lamb.serving.page import guided
 
 CAPTIONS = [("A dog barks.",), ("Rain falls, then a siren wails.", "Rain."), ("Church bells ring.", "A cat meows.")]
 
@@ -115,7 +118,7 @@ def test_the_same_numbers_as_a_training_step(make_model, clips):
     short = [replace(clip, captions=clip.captions[:1]) for clip in clips]
     found = measures(embed(model, short))
     sounds = [soundfile.read(clip.path, dtype="float32")[0] for clip in short]
-    waveform, mask = loader.pad(sounds)
+    waveform, mask = pad(sounds)
     ids, ids_mask = model.llm.tokenize([clip.captions[0] for clip in short])
     with torch.no_grad():
         out = model(waveform, mask, ids, ids_mask)
@@ -134,19 +137,53 @@ def test_a_clip_is_the_same_in_any_batch(make_model, clips):
     assert whole.cs_token == pytest.approx(alone.cs_token, rel=1e-5)
 
 
-def test_what_the_captioner_hears(make_model, clips, monkeypatch):
-    """The audio tokens are those that captions are written from, also of a recording of several windows."""
-    model = make_model(decode={"window": 1.0, "hop": 1.0, "batch_size": 3})
-    heard = []
+RECORDINGS = {  # seconds of sound (negative: of silence), and the windows of a second that stand for it
+    "one window and a sliver": ([1.05], 1),
+    "silence in the middle": ([1.0, -1.0, 0.5], 2),
+    "silence but for its end": ([-2.0, 0.5], 1),
+    "more windows than are kept": ([9.5], 6),
+}
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_what_the_captioner_hears(make_model, tmp_path, monkeypatch, name):
+    """The audio tokens are those that captions are written from, whatever the recording."""
+    seconds, kept = RECORDINGS[name]
+    rng = np.random.default_rng(0)
+    x = np.concatenate([(s > 0) * 0.1 * rng.standard_normal(int(abs(s) * 16000)) for s in seconds])
+    soundfile.write(tmp_path / "a.wav", x, 16000)
+    clip = Clip("a", str(tmp_path / "a.wav"), captions=("Noise.",))
+    model = make_model(decode={"window": 1.0, "hop": 1.0})
+    captioner = Captioner(model)
+    heard, counts = [], []
 
     def listen(model: Any, z_a: Any, mask: Any, *rest: Any) -> Any:
         heard.append((z_a, mask))
-        return [[batches.SILENCE]] * len(z_a)
+        return [[Hypothesis("Noise.", -1.0)]] * len(z_a)
 
-    monkeypatch.setattr(batches, "generate", listen)
-    Captioner(model).caption([clip.path for clip in clips])
-    ((z_a, mask),) = heard  # sorted by length, as the clips are
-    assert torch.allclose(embed(model, clips).audio, gap.alignment.pool(z_a, mask), atol=1e-5)
+    def count(h_a: Any, mask: Any) -> Any:
+        counts.append(int(mask.sum()))
+        return audio_tokens(h_a, mask)
+
+    audio_tokens = model.audio_tokens
+    monkeypatch.setattr(engine, "generate", listen)
+    monkeypatch.setattr(model, "audio_tokens", count)
+    captioner.caption([clip])
+    found = embed(model, [clip])
+    ((z_a, mask),) = heard
+    assert torch.allclose(found.audio, gap.alignment.pool(z_a, mask), atol=1e-5)
+    guided(captioner, x.astype(np.float32))
+    assert len(set(counts)) == 1, "captioner, gap and page hear as many tokens"
+    window = captioner.engine.encode([x[-16000:].astype(np.float32)], 1)[0]
+    assert math.isclose(counts[0], kept * len(window), abs_tol=len(window) / 2), "the last window may be half as long"
+
+
+def test_a_clip_without_sound_is_left_out_and_told(make_model, clips, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    silent = replace(clips[0], path=str(tmp_path / "silent.wav"))
+    with pytest.warns(AudioWarning, match=r"left out: .*silent\.wav: there is no sound in it"):
+        found = embed(make_model(), [silent, *clips])
+    assert (measures(found)["clips"], found.failed) == (3, 1)
 
 
 def test_a_part_of_a_recording(make_model, clips, tmp_path):
@@ -164,7 +201,7 @@ def test_what_cannot_be_read_is_left_out_and_told(make_model, clips, tmp_path):
         found = embed(make_model(), [broken[0], *clips, broken[1]])
     assert (measures(found)["clips"], found.failed) == (3, 2)
     assert torch.equal(found.audio, embed(make_model(), clips).audio)
-    with pytest.raises(ManifestError, match="none of the clips can be read"), pytest.warns(AudioWarning):
+    with pytest.raises(ManifestError, match="none of the clips can be heard"), pytest.warns(AudioWarning):
         embed(make_model(), broken)
 
 

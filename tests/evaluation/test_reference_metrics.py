@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_metrics import TOKENS
+from test_tokenizer import TOKENS
 
 from lamb.data.download import DownloadError
 from lamb.evaluation import reference_metrics as reference

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from lamb.inference import batches
 from lamb.inference import captioner as door
+from lamb.inference import engine, recording
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Caption
 from lamb.model.checkpoint import CheckpointError
@@ -57,7 +57,7 @@ def captioner(make_config) -> Captioner:
 def no_model(monkeypatch: pytest.MonkeyPatch, captioner: Captioner) -> None:
     """Neither the encoder nor the language model may be asked."""
     refuse = lambda *_args, **_options: pytest.fail("the model was asked")
-    monkeypatch.setattr(batches, "generate", refuse)
+    monkeypatch.setattr(engine, "generate", refuse)
     monkeypatch.setattr(captioner.model, "encode", refuse)
 
 
@@ -106,8 +106,8 @@ def test_nor_does_the_order(captioner, alone):
 
 
 def test_nor_do_groups(captioner, alone, monkeypatch):
-    monkeypatch.setattr(door, "GROUP", 1)
-    monkeypatch.setattr(door, "HELD", 2)
+    monkeypatch.setattr(recording, "GROUP", 1)
+    monkeypatch.setattr(recording, "HELD", 2)
     same(captioner.caption(CLIPS, batch_size=2), alone)
 
 
@@ -156,7 +156,7 @@ def test_an_endless_generator(captioner):
     stream = captioner.stream(endless(), batch_size=1, beams=1)
     assert taken == 0, "nothing is read before the first result is asked for"
     assert len(list(itertools.islice(stream, 3))) == 3
-    assert taken <= 2 * door.GROUP
+    assert taken <= 2 * recording.GROUP
     stream.close()
     assert threads() == []
 
@@ -303,7 +303,7 @@ def test_windows_are_heard_in_their_order(captioner):
         texts = []
         for h_a in (torch.cat(tokens, 1), torch.cat(tokens[::-1], 1)):
             z_a, mask = model.audio_tokens(h_a, torch.ones(h_a.shape[:2], dtype=torch.bool))
-            texts.append(batches.generate(model, z_a, mask, captioner.options)[0][0])
+            texts.append(engine.generate(model, z_a, mask, captioner.options)[0][0])
     (result,) = captioner.caption([(x, RATE)])
     assert (result.text, result.score) == (texts[0].text, pytest.approx(texts[0].score, abs=1e-4))
     assert texts[1].score != pytest.approx(texts[0].score, abs=1e-3), "else the order would not show"
@@ -406,16 +406,6 @@ def test_a_seed_alone_does_not_sample(captioner, alone):
     same(captioner.caption(CLIPS[:3], seed=5), alone[:3])
 
 
-def test_confidence_follows_the_models_own_curve(captioner):
-    def confidence(score: float, a: float, b: float) -> float:
-        return batches.confidence(door.Hypothesis("A dog.", score), door.DecodeConfig(confidence=(a, b)))
-
-    assert confidence(math.log(0.3), 0.0, 1.0) == pytest.approx(0.3)
-    assert confidence(math.log(0.5), 1.0, 7.0) == pytest.approx(1 / (1 + math.exp(-1)))
-    for score in (0.0, -1e-12, -50.0, -1e9, -math.inf):
-        assert 0 <= confidence(score, 0.3, 2.0) <= 1
-
-
 # --- threads, loading
 
 
@@ -445,7 +435,7 @@ def test_a_stream_that_is_left_decodes_no_more(captioner, no_model, monkeypatch)
         return original(*args)
 
     monkeypatch.setattr(door.audio, "windows", windows)
-    monkeypatch.setattr(door, "HELD", 4)
+    monkeypatch.setattr(recording, "HELD", 4)
     stream = captioner.stream([(QUIET, RATE)] * 100, batch_size=4)
     next(stream)
     threading.Timer(0.2, gate.set).start()

@@ -1,23 +1,20 @@
-"""Boundaries: against all segmentations, in a stream, in silence and damage; what a summary keeps."""
+"""Boundaries: against all segmentations, in a stream, in silence and damage."""
 
 import itertools
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamb.inference.changes import (
     AHEAD,
-    KEPT,
     LONGEST,
     PAUSE,
     PENALTY,
     SHORTEST,
     Kind,
     Segmenter,
-    Summary,
     changes,
     features,
 )
@@ -117,44 +114,3 @@ def test_a_short_pause_is_no_silence() -> None:
     for pause, kinds in ((PAUSE - 1, [SOUND]), (PAUSE, [SOUND, SILENCE, SOUND])):
         cells = [SOUND] * 15 + [SILENCE] * pause + [SOUND] * (25 - pause)
         assert [kind for *_, kind, _ in pieces(cells, x, [8] * 5)] == kinds
-
-
-# --- summary
-
-
-def window(direction: int, seconds: float = 10, seed: int = 0) -> torch.Tensor:
-    """Tokens of a window of one kind of sound."""
-    noise = torch.randn(round(6 * seconds), 8, generator=torch.Generator().manual_seed(seed))
-    return torch.eye(8)[direction] + 0.01 * noise
-
-
-def kinds(summary: Summary) -> list[int]:
-    return [int(w.mean.argmax()) for w in summary.windows]
-
-
-def test_a_few_windows_are_all_kept() -> None:
-    summary, all_of_them = Summary(), [window(k % 8, seed=k) for k in range(KEPT)]
-    for h_a in all_of_them:
-        summary.add(h_a)
-    assert torch.equal(summary.tokens(), torch.cat(all_of_them))
-    assert Summary().tokens() is None
-
-
-def test_what_is_distinct_stays_among_hours_of_the_same() -> None:
-    summary = Summary()
-    for k in range(400):
-        summary.add(window({100: 1, 250: 2, 399: 3}.get(k, 0), seed=k))
-    assert len(summary.windows) == KEPT
-    assert sorted(set(kinds(summary))) == [0, 1, 2, 3]
-    assert [k for k in kinds(summary) if k] == [1, 2, 3], "in the order of time"
-    assert sum(w.weight for w in summary.windows) == pytest.approx(400 * 60)
-
-
-def test_what_is_present_stays_among_many_moments() -> None:
-    summary = Summary()
-    for k in range(60):
-        summary.add(window(k % 2, seed=k))
-    for k in range(2, 8):
-        summary.add(window(k, 0.5))
-    assert {0, 1} <= set(kinds(summary))
-    assert len(summary.windows) == KEPT

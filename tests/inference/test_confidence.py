@@ -15,6 +15,11 @@ def test_the_identity_gives_the_probability_itself(score):
     assert confidence(score, (0.0, 1.0)) == pytest.approx(min(max(math.exp(score), 1e-6), 1 - 1e-6), rel=1e-6)
 
 
+@pytest.mark.parametrize("score", [0.0, -1e-12, -1e9, -math.inf])
+def test_any_score_has_a_confidence(score):
+    assert 0 <= confidence(score, (0.3, 2.0)) <= 1
+
+
 def test_a_calibration_shifts_and_stretches_the_logit():
     p = confidence(math.log(0.8), (0.5, 2.0))
     assert math.log(p / (1 - p)) == pytest.approx(0.5 + 2 * math.log(4))

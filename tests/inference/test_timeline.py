@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from lamb.audio import reader as audio
 from lamb.audio.reader import AudioError, AudioWarning
 from lamb.config import DecodeConfig
-from lamb.inference import timeline
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Segment
+from lamb.inference.engine import Engine
 from lamb.inference.generation import Hypothesis
-from lamb.inference.timeline import _Grid, _Joiner, _Part
+from lamb.inference.parts import Grid, Part
+from lamb.inference.timeline import _Joiner
 
 RATE = 16000
 
@@ -46,11 +47,11 @@ def captioner(make_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
     model = make_model()
     model.encoder = Pitch()
 
-    def describe(_: Any, tokens: list[torch.Tensor], options: DecodeConfig, *__: Any) -> list[list[Hypothesis]]:
+    def describe(_: Any, tokens: list[np.ndarray], options: DecodeConfig, *__: Any) -> list[list[Hypothesis]]:
         start = "" if options.beams == 1 else "the whole: "
         return [[Hypothesis(f"{start}{int(h_a.mean(0).argmax())}.", -0.1)] for h_a in tokens]
 
-    monkeypatch.setattr(timeline, "describe", describe)
+    monkeypatch.setattr(Engine, "describe", describe)
     return Captioner(model)
 
 
@@ -95,25 +96,22 @@ def test_the_whole_comes_last(captioner: Captioner) -> None:
 
 def test_without_a_timeline_the_caption_is_the_same(captioner: Captioner) -> None:
     """Of a length that windows of 10 s divide: half of the timeline's windows are then those of the plain caption."""
-    seen: list[torch.Tensor] = []
+    seen: list[np.ndarray] = []
     captioner.model.audio_tokens = lambda h_a, mask: pytest.fail("no")  # type: ignore[method-assign]
-    original = timeline.describe
+    original = Engine.describe
 
-    def describe(model: Any, tokens: list[torch.Tensor], options: DecodeConfig, *rest: Any) -> Any:
+    def describe(engine: Engine, tokens: list[np.ndarray], options: DecodeConfig, *rest: Any) -> Any:
         if options.beams > 1:
             seen.extend(tokens)
-        return original(model, tokens, options, *rest)
-
-    from lamb.inference import captioner as door
+        return original(engine, tokens, options, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timeline, "describe", describe)
-        patch.setattr(door, "describe", describe)
+        patch.setattr(Engine, "describe", describe)
         x = days((3, 17), (9, 13))
         captioner.caption([(x, RATE)], timeline=True)
         captioner.caption([(x, RATE)])
     one, other = seen
-    assert torch.equal(one, other)
+    assert np.array_equal(one, other)
 
 
 def test_one_segment_is_the_whole(captioner: Captioner) -> None:
@@ -290,7 +288,7 @@ spans = st.integers(1, 40).flatmap(lambda hop: st.tuples(st.just(hop), st.intege
 def test_the_grid_covers_any_recording(spans: tuple[int, int, int], rng: Any) -> None:
     """The arithmetic alone, without a model: times in tenths of a second, captions at random."""
     hop, window, length = spans
-    grid, joiner, parts, segments = _Grid([]), _Joiner(DecodeConfig()), [], list[Segment]()
+    grid, joiner, parts, segments = Grid([]), _Joiner(), [], list[Segment]()
     for k in itertools.count():
         end = min(k * hop + window, length) / 10
         parts += grid.add(k * hop / 10, np.zeros(0), end, None)
@@ -298,7 +296,7 @@ def test_the_grid_covers_any_recording(spans: tuple[int, int, int], rng: Any) ->
             break
     parts += grid.finish(length / 10)
     for part in parts:
-        part.hypothesis = Hypothesis(rng.choice("abc"), -1.0)
+        part.caption = rng.choice("abc")
         segments += joiner.add(part)
     segments.append(joiner.end())
     assert (segments[0].start, segments[-1].end) == (0, length / 10)
@@ -310,9 +308,9 @@ def test_the_grid_covers_any_recording(spans: tuple[int, int, int], rng: Any) ->
 
 def joined(*parts: tuple[float, str, bool]) -> list[tuple[float, float, str]]:
     """What becomes of parts (seconds, caption, goes on)."""
-    joiner, at, segments = _Joiner(DecodeConfig()), 0.0, list[Segment]()
+    joiner, at, segments = _Joiner(), 0.0, list[Segment]()
     for seconds, text, goes_on in parts:
-        segments += joiner.add(_Part(at, at + seconds, None, goes_on, Hypothesis(text, -1.0)))
+        segments += joiner.add(Part(at, at + seconds, None, goes_on, text))
         at += seconds
     return rows([*segments, joiner.end()])
 

@@ -146,16 +146,6 @@ def test_downloads_are_what_the_command_line_writes(page):
     assert [s["caption"] for s in json.loads(as_json)[0]["segments"]] == ["<b>Rain</b>.", "A dog barks."]
 
 
-def test_a_spectrogram_shows_where_the_sound_is():
-    from matplotlib.image import imread
-
-    x = np.concatenate([np.zeros(RATE), np.sin(2 * np.pi * 200 * np.arange(RATE) / RATE)]).astype(np.float32)
-    light = imread(demo.io.BytesIO(demo.spectrogram(x, RATE)))[..., :3].sum(-1)  # (rows, columns), low tones below
-    middle = light.shape[1] // 2
-    assert light[:, : middle - 2].max() < 0.1 < light[:, middle + 2 :].max()
-    assert light[:32, middle + 2 :].mean() < light[32:, middle + 2 :].mean()
-
-
 def test_errors_of_files_are_text():
     error = audio.AudioError("x", "a codec called <b>", "convert it")
     assert demo.told(error) == "This recording cannot be heard: a codec called &lt;b&gt;; convert it."

@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+
+from ..padding import pad
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,7 @@ class HuggingFaceEncoder(nn.Module):
             for (i, _), piece, hidden in zip(starts, pieces, self._tokens(pieces), strict=True):
                 kept[i].append(hidden[: math.ceil(len(hidden) * len(piece) / self.window)])
             tokens = [torch.cat(hidden) for hidden in kept]
-        padded = pad_sequence(tokens, batch_first=True)  # (B, N, D)
-        counts = torch.tensor([len(hidden) for hidden in tokens], device=padded.device)
-        return padded, torch.arange(padded.shape[1], device=padded.device) < counts[:, None]
+        return pad(tokens)
 
     def _tokens(self, pieces: list[np.ndarray]) -> Tensor:
         """M waveforms, none longer than the window -> (M, n, D)."""

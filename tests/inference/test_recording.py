@@ -1,0 +1,44 @@
+"""The windows that stand for a recording. The path as a whole is tested where it is used: captioner, gap and page."""
+
+import numpy as np
+import pytest
+
+from lamb.inference.recording import KEPT, Summary
+
+
+def window(direction: int, seconds: float = 10, seed: int = 0) -> np.ndarray:
+    """Tokens of a window of one kind of sound."""
+    noise = np.random.default_rng(seed).standard_normal((round(6 * seconds), 8))
+    return (np.eye(8)[direction] + 0.01 * noise).astype(np.float32)
+
+
+def kinds(summary: Summary) -> list[int]:
+    return [int(w.mean.argmax()) for w in summary.windows]
+
+
+def test_a_few_windows_are_all_kept() -> None:
+    summary, all_of_them = Summary(), [window(k % 8, seed=k) for k in range(KEPT)]
+    for h_a in all_of_them:
+        summary.add(h_a)
+    assert np.array_equal(summary.tokens(), np.concatenate(all_of_them))
+    assert Summary().tokens() is None
+
+
+def test_what_is_distinct_stays_among_hours_of_the_same() -> None:
+    summary = Summary()
+    for k in range(400):
+        summary.add(window({100: 1, 250: 2, 399: 3}.get(k, 0), seed=k))
+    assert len(summary.windows) == KEPT
+    assert sorted(set(kinds(summary))) == [0, 1, 2, 3]
+    assert [k for k in kinds(summary) if k] == [1, 2, 3], "in the order of time"
+    assert sum(w.weight for w in summary.windows) == pytest.approx(400 * 60)
+
+
+def test_what_is_present_stays_among_many_moments() -> None:
+    summary = Summary()
+    for k in range(60):
+        summary.add(window(k % 2, seed=k))
+    for k in range(2, 8):
+        summary.add(window(k, 0.5))
+    assert {0, 1} <= set(kinds(summary))
+    assert len(summary.windows) == KEPT
