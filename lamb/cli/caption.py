@@ -22,6 +22,7 @@ from .options import (
     INPUT,
     LONG,
     OUTPUT,
+    SUBTITLES,
     BatchSize,
     Beams,
     Device,
@@ -52,6 +53,7 @@ class Format(StrEnum):
     srt = "srt"
     vtt = "vtt"
     audacity = "audacity"
+    label_studio = "label-studio"
     table = "table"
 
 
@@ -114,6 +116,22 @@ def caption(
             rich_help_panel=LONG,
         ),
     ] = None,
+    sdh: Annotated[
+        bool,
+        flag(
+            "--sdh", panel=SUBTITLES, help="Write descriptions such as [dog barking], for the deaf and hard of hearing."
+        ),
+    ] = False,
+    speech: Annotated[bool, flag("--speech", panel=SUBTITLES, help="With --sdh: also describe speech.")] = False,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).",
+            show_default=False,
+            rich_help_panel=SUBTITLES,
+        ),
+    ] = None,
     n_best: NBest = 1,
     beams: Beams = None,
     sample: Annotated[
@@ -142,6 +160,7 @@ def caption(
       lamb caption dog.wav
       lamb caption field/ --recursive --format jsonl
       lamb caption trip.mp4 --timeline --output trip.srt
+      lamb caption film.mkv --sdh --merge film.srt --output film.sdh.srt
       lamb caption dog.wav --beams 8 --n-best 3
       curl -s https://example.org/dog.ogg | lamb caption -
     """
@@ -155,6 +174,8 @@ def caption(
             f"{hop:g} s is longer than the window, {window:g} s; the sound between two windows would be lost.",
             param_hint="--hop",
         )
+    film = _film(merge, sdh, speech, format)
+    timeline = timeline or sdh
     if plot and not timeline:
         raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
     if paths.count("-") > 1:
@@ -164,6 +185,8 @@ def caption(
     inputs = _inputs(paths, recursive, failed)
     if plot and len(inputs) != 1:
         raise typer.BadParameter(f"a picture shows one recording, and {len(inputs)} were given.", param_hint="--plot")
+    if film and len(inputs) != 1:
+        raise typer.BadParameter(f"they belong to one film, and {len(inputs)} were given.", param_hint="--merge")
     options: dict[str, Any] = {
         "n_best": n_best,
         "beams": beams,
@@ -182,7 +205,13 @@ def caption(
             results = (_followed(result, progress, picture) for result in found)
         else:
             results = captioner.stream(inputs, **options)
-        _write(_watched(results, progress, failed), format or _format_of(output), out, progress)
+        results = _watched(results, progress, failed)
+        if sdh:
+            results = _described(results, speech)
+        if film:
+            out.write(_merged(film, results, failed))
+        else:
+            _write(results, format or _format_of(output, Format.srt if sdh else Format.text), out, progress)
     if failed:
         raise typer.Exit(1)
 
@@ -223,10 +252,50 @@ def _standard_input() -> BinaryIO:
     return io.BufferedReader(raw)
 
 
-def _format_of(output: Path | None) -> Format:
-    """The format that a file's suffix asks for."""
+def _film(merge: Path | None, sdh: bool, speech: bool, format: Format | None) -> str | None:
+    """The subtitles that descriptions are merged into."""
+    if (merge or speech) and not sdh:
+        raise typer.BadParameter("descriptions are what --sdh writes; add it.", param_hint="--merge, --speech")
+    if merge is None:
+        return None
+    from ..inference.subtitles import is_vtt, read
+
+    film = read(merge)
+    own = Format.vtt if is_vtt(film) else Format.srt
+    if format not in (None, own):
+        raise typer.BadParameter(f"{merge} is {own}, and what is merged into it too.", param_hint="--format")
+    return film
+
+
+def _described(results: Iterable[Caption | Timeline], speech: bool) -> Iterator[Caption | Timeline]:
+    """The same results with descriptions for the deaf and hard of hearing as their segments."""
+    from ..config import SdhConfig
+    from ..inference.subtitles import sdh
+
+    config = SdhConfig(speech=speech)
+    return (sdh(result, config) for result in results)
+
+
+def _merged(film: str, results: Iterable[Caption | Timeline], failed: list[str]) -> str:
+    """The subtitles `film` with the descriptions of the one result between their lines."""
+    from ..config import SdhConfig
+    from ..inference.captions import Caption
+    from ..inference.subtitles import merge
+
+    [result] = results
+    caption = result if isinstance(result, Caption) else result.finish()
+    if failed:
+        raise typer.Exit(1)  # the film's sound cannot be read: no file is better than one without descriptions
+    text, crowded = merge(film, caption.segments, SdhConfig())
+    if crowded:
+        say("warning", f"{crowded} of {len(caption.segments)} descriptions find no room between the lines")
+    return text
+
+
+def _format_of(output: Path | None, otherwise: Format) -> Format:
+    """The format that a file's suffix asks for, or `otherwise`."""
     suffix = output.suffix[1:].lower() if output else ""
-    return Format.audacity if suffix == "labels" else Format(suffix) if suffix in list(Format) else Format.text
+    return Format.audacity if suffix == "labels" else Format(suffix) if suffix in list(Format) else otherwise
 
 
 @contextmanager
@@ -295,9 +364,15 @@ def _watched(
 
 def _write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, progress: Progress) -> None:
     """Write each result as soon as it is there."""
-    from ..inference.captions import WRITERS
+    from ..inference.captions import WRITERS, Writer
+    from ..inference.label_studio import write_label_studio
 
-    writer = partial(_write_table, out) if format is Format.table else WRITERS[format]
+    writers: dict[str, Writer] = {
+        **WRITERS,
+        Format.label_studio: write_label_studio,
+        Format.table: partial(_write_table, out),
+    }
+    writer = writers[format]
     shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
     for chunk in writer(results):
         if shared:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..library.library import Library, Match, Tally
 
 FILTERS = "Where to look"
-Filter = typer.Option
 
 
 class SearchFormat(StrEnum):
@@ -36,7 +35,10 @@ Database = Annotated[Path, typer.Argument(metavar="DB", help="The folder of an i
 ItsModel = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", rich_help_panel=MACHINE, help=MODEL_HELP, show_default=f"that of the index, else {DEFAULT_MODEL}"
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+        help=MODEL_HELP,
+        show_default=f"that of the index, else {DEFAULT_MODEL}",
     ),
 ]
 

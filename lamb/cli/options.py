@@ -18,6 +18,7 @@ A_GPU = "a GPU if there is one"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 INPUT, OUTPUT, LONG, DECODING, MACHINE = "Input", "Output", "Long recordings", "Decoding", "Model and machine"
+SUBTITLES = "Subtitles"
 
 
 class Command(TyperCommand):

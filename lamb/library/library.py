@@ -177,11 +177,13 @@ class Library:
         sources = [_source(item) for _, item in group]
         [heard] = hear(captioner.engine, sources, options, len(group), silence)
         rows = []
-        for (file, _), recording in zip(group, heard, strict=True):
+        for (file, item), recording in zip(group, heard, strict=True):
             if recording.error is not None:
                 problem = f"{recording.error.problem}; {recording.error.remedy}"
                 self._fail(store, file.key, problem, known, tally)
                 continue
+            for moment in recording.moments:  # times are the recording's, not the clip's
+                moment.start, moment.end = moment.start + item.start, moment.end + item.start
             rows.append((file, recording.duration, recording.moments))
             tally.indexed += 1
             tally.segments += len(recording.moments)
@@ -209,7 +211,7 @@ class Library:
         worded, near = store.worded(query, where, count), store.near(vector, where, count)
         fits = worded["_score"].to_numpy()
         shares = self.config.words * fits / fits.max(initial=1e-9)
-        vectors = worded["vector"].combine_chunks().flatten().to_numpy().reshape(len(fits), -1)  # (n, D_llm)
+        vectors = worded["vector"].combine_chunks().flatten().to_numpy().reshape(len(fits), len(vector))  # (n, D_llm)
         scores = dict(zip(worded["_rowid"].to_pylist(), vectors @ vector + shares, strict=True))
         for row, distance in zip(near["_rowid"].to_pylist(), near["_distance"].to_pylist(), strict=True):
             scores.setdefault(row, 1.0 - distance)
@@ -304,4 +306,3 @@ def _source(item: Listed) -> Source:
 
 def _match(row: dict[str, Any], score: float) -> Match:
     return Match(row["path"], row["start"], row["end"], row["caption"], row["confidence"], score)
-

@@ -1,8 +1,8 @@
 """Sound events in a stream: samples in, events out, each soon after it is over. [O]
 
-Time runs in cells of `changes.CELL` seconds. What is heard since the last event is encoded anew at every look at it, and
-cut where it changes, by `changes`; a cut counts once `ListenConfig.sure` seconds have followed it. Silence ends an event
-too. Memory holds the samples since the last event, `longest` seconds and a hop at most.
+Time runs in cells of `changes.CELL` seconds. What is heard since the last event is encoded anew at every look at it,
+and cut where it changes, by `changes`; a cut counts once `ListenConfig.sure` seconds have followed it. Silence ends an
+event too. Memory holds the samples since the last event, `longest` seconds and a hop at most.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Listening on and on: a thread reads the stream, the caller's thread hears it; what is lost is told, never hidden. [O]
 
-    stream -> reader (connects again after a loss) -> a queue of at most `ListenConfig.held` seconds -> Ear -> events
+stream -> reader (connects again after a loss) -> a queue of at most `ListenConfig.held` seconds -> Ear -> events
 """
 
 import threading

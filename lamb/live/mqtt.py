@@ -97,6 +97,11 @@ class Publisher:
             "json_attributes_topic": f"{self.topic}/event",
             "availability_topic": f"{self.topic}/availability",
             "icon": "mdi:ear-hearing",
-            "device": {"identifiers": [id], "name": f"lamb: {self.topic}", "model": self.source, "sw_version": __version__},
+            "device": {
+                "identifiers": [id],
+                "name": f"lamb: {self.topic}",
+                "model": self.source,
+                "sw_version": __version__,
+            },
             "origin": {"name": "lamb", "sw_version": __version__},
         }

@@ -54,7 +54,9 @@ def opener(source: str, rate: int, patience: float, stdin: BinaryIO) -> Callable
         return lambda: _decoded(stdin, "-", rate, patience)
     if urlsplit(source).scheme.lower() in SCHEMES and urlsplit(source).hostname:
         return lambda: _paced(_decoded(source, told(source), rate, patience), rate)
-    remedy = f"give {MICROPHONE}, an address ({', '.join(f'{scheme}://' for scheme in SCHEMES)}), or - for standard input"
+    remedy = (
+        f"give {MICROPHONE}, an address ({', '.join(f'{scheme}://' for scheme in SCHEMES)}), or - for standard input"
+    )
     raise SourceError(f"{told(source)}: is not a stream", f"{remedy}; for a file use: lamb caption --timeline")
 
 
