@@ -367,11 +367,8 @@ def _write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, p
     from ..inference.captions import WRITERS, Writer
     from ..inference.label_studio import write_label_studio
 
-    writers: dict[str, Writer] = {
-        **WRITERS,
-        Format.label_studio: write_label_studio,
-        Format.table: partial(_write_table, out),
-    }
+    more = {Format.label_studio: write_label_studio, Format.table: partial(_write_table, out)}
+    writers: dict[str, Writer] = {**WRITERS, **more}
     writer = writers[format]
     shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
     for chunk in writer(results):

@@ -164,7 +164,7 @@ class Store:
         return self._found(query.nprobes(self.config.probes), where, count, "_distance")
 
     def worded(self, query: str, where: str | None, count: int) -> Any:
-        """The `count` segments whose captions have words of `query`, best first (BM25), as an Arrow table with their vectors."""
+        """The `count` segments whose captions have words of `query`, best first (BM25), with their vectors."""
         from lancedb.query import MatchQuery
 
         return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score", "vector")

@@ -93,10 +93,9 @@ def test_a_stream_that_dies_comes_back(captioner):
         heard = listener(
             captioner, opener(address, RATE, 2.0, sys.stdin.buffer), say=said.append, changed=states.append, tries=2
         )
+        events = []
         with pytest.raises(StreamError, match="cannot be opened"):
-            events = []
-            for event in heard:
-                events.append(event)
+            events.extend(heard)
     assert len(events) >= 2, "one before the loss, one after it"
     assert states == ["online", "offline", "online", "offline"]
     assert all("trying again in" in message for message in said)
@@ -120,7 +119,8 @@ def rtsp(x):
     """A camera: RTSP over TCP, PCM of 16 bits in RTP packets, in real time."""
     listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    sdp = f"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=audio 0 RTP/AVP 97\r\na=rtpmap:97 L16/{RATE}/1\r\na=control:track1\r\n"
+    sdp = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\nm=audio 0 RTP/AVP 97\r\n"
+    sdp += f"a=rtpmap:97 L16/{RATE}/1\r\na=control:track1\r\n"
     seen = []
 
     def serve():
@@ -191,8 +191,7 @@ def test_a_microphone(captioner, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     events = []
     with pytest.raises(StreamError, match="no sound any more"):
-        for event in listener(captioner, opener("mic:3", RATE, 0.3, sys.stdin.buffer), tries=0):
-            events.append(event)
+        events.extend(listener(captioner, opener("mic:3", RATE, 0.3, sys.stdin.buffer), tries=0))
     assert len(events) == 1
 
 
@@ -237,9 +236,8 @@ def test_a_model_that_is_too_slow_drops_and_says_so(captioner):
 def test_standard_input_waits_for_the_model(captioner):
     said = []
     file = io.BytesIO(encoded(np.tile(sound(0.5), 10), "WAV"))
-    heard = listener(
-        captioner, opener("-", RATE, 1.0, file), ListenConfig(held=1.0), say=said.append, tries=0, live=False
-    )
+    config = ListenConfig(held=1.0)
+    heard = listener(captioner, opener("-", RATE, 1.0, file), config, say=said.append, tries=0, live=False)
     assert len(list(heard)) == 10
     assert said == []
 
@@ -341,10 +339,8 @@ def test_the_command_tells_what_is_wrong_and_no_secret(model_folder):
 
 
 def test_pacing_keeps_a_recording_behind_an_address_from_running_ahead(monkeypatch):
-    clock, slept = [0.0], []
-    monkeypatch.setattr(sources.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(
-        sources.time, "sleep", lambda seconds: (slept.append(seconds), clock.__setitem__(0, clock[0] + seconds))
-    )
+    slept: list[float] = []
+    monkeypatch.setattr(sources.time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(sources.time, "sleep", slept.append)
     list(sources._paced(iter([np.zeros(RATE, np.float32)] * 20), RATE))
     assert sum(slept) == pytest.approx(20 - sources.AHEAD)
