@@ -141,6 +141,9 @@ def caption(
         int | None,
         typer.Option(metavar="N", help="The random seed of --sample.", show_default="0", rich_help_panel=DECODING),
     ] = None,
+    detailed: Annotated[
+        bool, flag("--detailed", panel=DECODING, help="Also name sounds that the model is not sure of.")
+    ] = False,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
     threads: Threads = None,
@@ -193,6 +196,7 @@ def caption(
         "sample": sample,
         "seed": seed,
         "batch_size": batch_size,
+        "detailed": detailed,
         "window": window,
         "hop": hop,
     }

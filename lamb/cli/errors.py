@@ -51,7 +51,7 @@ def shown() -> Iterator[None]:
         if error.errno not in REMEDIES:
             raise
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        say("error", f"{name}{(error.strerror or '').lower()}; {REMEDIES[error.errno]}")
+        say("error", f"{name}{error.strerror}; {REMEDIES[error.errno]}")
         sys.exit(1)
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from . import metrics
+from . import fense, metrics
 from . import reference_metrics as reference
 from .bootstrap import Total, confidence_interval
 from .metrics import Floats
-from .reference_metrics import SBERT, Unavailable
+from .resources import SBERT, Unavailable
 from .tokenizer import tokenize
 
 NAMES = {
@@ -117,8 +117,8 @@ def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
     with ThreadPoolExecutor(1) as pool:  # METEOR is a process of its own: it and what follows share the cores
         meteors = pool.submit(done.try_to, ["meteor"], lambda: reference.meteor(plain))
         _words(plain, done)
-        similarity = done.try_to(["sbert", "fense"], lambda: reference.Sentences(sbert).similarity(plain))
-        detector = done.try_to(["fluency_errors", "spider_fl", "fense"], reference.FluencyDetector)
+        similarity = done.try_to(["sbert", "fense"], lambda: fense.Sentences(sbert).similarity(plain))
+        detector = done.try_to(["fluency_errors", "spider_fl", "fense"], fense.FluencyDetector)
         if (found := meteors.result()) is not None:
             done.add("meteor", [Measure(m.score, m.per_clip, m.counts, reference.meteor_of) for m in found])
     spices = done.try_to(["spice", "spider", "spider_fl"], lambda: reference.spice(plain))
@@ -127,7 +127,7 @@ def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
     errors = None
     if detector is not None:
         texts = sorted({text for candidates, _ in plain for text in candidates})
-        likely = dict(zip(texts, detector.probability(texts) > reference.THRESHOLD, strict=True))
+        likely = dict(zip(texts, detector.probability(texts) > fense.THRESHOLD, strict=True))
         errors = [np.array([float(likely[text]) for text in candidates]) for candidates, _ in plain]
     _combine(done, spices, similarity, errors)
     done.rounds = [{name: found[name] for name in NAMES if name in found} for found in done.rounds]
@@ -151,7 +151,7 @@ def _combine(
             scores["fluency_errors"] = errors[k]
             for base, penalised in (("sbert", "fense"), ("spider", "spider_fl")):
                 if base in scores:
-                    scores[penalised] = scores[base] * (1 - reference.PENALTY * errors[k])
+                    scores[penalised] = scores[base] * (1 - fense.PENALTY * errors[k])
         found.update({name: mean(values) for name, values in scores.items()})
 
 

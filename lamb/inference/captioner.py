@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import extensions
 from ..audio import reader as audio
 from ..config import DecodeConfig
 from ..errors import OptionError, reason
@@ -44,7 +45,7 @@ class Captioner:
 
         Raises CheckpointError, a ValueError, with the remedy in its text.
         """
-        model = checkpoint.load(name, _device(device))
+        model = extensions.load(name, _device(device))
         model.merge_lora()
         return cls(model)
 
@@ -61,6 +62,7 @@ class Captioner:
         sample: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
+        detailed: bool = False,
         timeline: bool = False,
         window: float | None = None,
         hop: float | None = None,
@@ -73,6 +75,7 @@ class Captioner:
             beams: of the beam search, 1 for greedy; None: the model's own number.
             sample: draw captions at random (`seed`, 0 if None) instead of searching for the best.
             batch_size: files generated together.
+            detailed: also name sounds that the model is not sure of, where it weighs them.
             timeline: also say what is heard when, as segments; see `timeline` for `window` and `hop`.
 
         A caption covers its whole recording: one longer than a window is encoded window by window.
@@ -81,9 +84,9 @@ class Captioner:
             raise TypeError("files are given as a list, also a single one: caption([file])")
         choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         if timeline:
-            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, **choices)
+            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, detailed=detailed, **choices)
             return (result.finish() if isinstance(result, Timeline) else result for result in found)
-        return self._captions(files, self._options(n_best, sample, **choices), n_best, _seed(sample, seed))
+        return self._captions(files, self._options(n_best, sample, detailed, **choices), n_best, _seed(sample, seed))
 
     def _captions(
         self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None
@@ -134,9 +137,11 @@ class Captioner:
 
         return found()
 
-    def _options(self, n_best: int, sample: bool, **choices: Any) -> DecodeConfig:
+    def _options(self, n_best: int, sample: bool, detailed: bool = False, **choices: Any) -> DecodeConfig:
         """The model's own options with the choices that are not None. Raises ValueError."""
         options = replace(self.options, **{name: value for name, value in choices.items() if value is not None})
+        if detailed:
+            options = replace(options, weigh=replace(options.weigh, doubt=0.0))
         if choices["window"] is not None and choices["hop"] is None:
             options = replace(options, hop=options.window * (self.options.hop / self.options.window))
         _check(options, n_best, choices["beams"], sample)
@@ -154,9 +159,10 @@ class Captioner:
         sample: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
+        detailed: bool = False,
         listen: Callable[[np.ndarray], None] | None = None,
     ) -> Plan:
-        whole = self._options(n_best, sample, beams=beams, batch_size=batch_size, window=window, hop=hop)
+        whole = self._options(n_best, sample, detailed, beams=beams, batch_size=batch_size, window=window, hop=hop)
         segments = replace(whole, beams=beams or self.options.beams)
         grid = window is not None or hop is not None
         if not grid:

@@ -7,6 +7,7 @@ import torch
 
 from ..config import ConfigError, TrainConfig, read_recipe
 from .device import LESS_MEMORY, TrainingError, is_first_process
+from .distill import DistillStage
 from .lamb_stage import LambStage
 from .loop import fit
 from .stage import Stage
@@ -15,6 +16,7 @@ from .tiny import EncoderStage, LanguageModelStage
 
 STAGES: dict[str, Callable[[TrainConfig], Stage]] = {
     "encoder": EncoderStage,
+    "distill": DistillStage,
     "language_model": LanguageModelStage,
     "lamb": LambStage,
 }

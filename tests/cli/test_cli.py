@@ -183,7 +183,7 @@ def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
     monkeypatch.setattr(fake.Captioner, "load", refused)
     code, out, err = lamb("caption", "a.wav")
     assert (code, out) == (1, "")
-    assert err == f"lamb: error: some/file: {os.strerror(number).lower()}; {REMEDIES[number]}\n"
+    assert err == f"lamb: error: some/file: {os.strerror(number)}; {REMEDIES[number]}\n"
 
 
 def test_another_failure_of_the_system_keeps_its_traceback(
@@ -373,13 +373,15 @@ def test_train_calls_the_library(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.fixture
 def two_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Captions of two systems, then the manifest; scored without Java and models."""
-    from lamb.evaluation import reference_metrics
+    from lamb.evaluation import fense, reference_metrics
+    from lamb.evaluation.resources import Unavailable
 
     def missing(*given: object) -> None:
-        raise reference_metrics.Unavailable("left out here", "lamb evaluate --download")
+        raise Unavailable("left out here", "lamb evaluate --download")
 
-    for name in ("java", "Sentences", "FluencyDetector"):
-        monkeypatch.setattr(reference_metrics, name, missing)
+    monkeypatch.setattr(reference_metrics, "java", missing)
+    for name in ("Sentences", "FluencyDetector"):
+        monkeypatch.setattr(fense, name, missing)
     monkeypatch.chdir(tmp_path)
     rows = {"m": ["captions", ["A dog barks.", "A dog"]], "a": ["caption", "A dog barks."], "b": ["caption", "Rain."]}
     for name, (key, value) in rows.items():

@@ -11,10 +11,13 @@ from torch import Tensor, nn
 def locate(source: str | Path, name: str, example: str) -> Path:
     """The checkpoint file that `source` stands for, downloaded if need be.
 
-    source: a file; a folder with model.safetensors; the hub id of a repository with one, OWNER/NAME; or a file in such
-    a repository, OWNER/NAME/FILE. `name` of the encoder and an `example` of a source are for messages.
-    FileNotFoundError: no such file. ConnectionError: the hub does not have it or cannot be reached.
+    source: a file; a folder with model.safetensors; the hub id of a repository with one, OWNER/NAME; a file in such a
+    repository, OWNER/NAME/FILE; or an https:// address, whose file is kept where PyTorch keeps downloaded weights.
+    `name` of the encoder and an `example` of a source are for messages.
+    FileNotFoundError: no such file. ConnectionError: hub or address do not have it or cannot be reached.
     """
+    if str(source).startswith("https://"):
+        return _download(str(source))
     path = Path(source)
     if path.is_dir():
         path = path / "model.safetensors"
@@ -37,6 +40,24 @@ def locate(source: str | Path, name: str, example: str) -> Path:
             f"{source} could not be fetched from the Hugging Face hub ({type(error).__name__}); "
             "check the id and the network, or give a local folder with its model.safetensors"
         ) from error
+
+
+def _download(address: str) -> Path:
+    """The file at an https:// address; fetched once."""
+    from urllib.parse import urlsplit
+
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(address).path).name
+    if file.is_file():
+        return file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(address, str(file), progress=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"{address} could not be fetched ({type(error).__name__}); check the address and the network, or download "
+            "the file otherwise and give its path"
+        ) from error
+    return file
 
 
 def read(file: Path, name: str) -> dict[str, Tensor]:
