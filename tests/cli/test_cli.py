@@ -216,7 +216,7 @@ def test_formats(lamb: Run, name: str) -> None:
     files = ["a.wav"] if name in ONE_RECORDING else ["a.wav", "b.wav"]
     code, out, err = lamb("caption", *files, "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2}.get(name, 1)
+    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2, "label-studio": 2}.get(name, 1)
     if name in ONE_RECORDING:
         code, out, err = lamb("caption", "a.wav", "b.wav", "--format", name)
         assert (code, out) == (2, "")
