@@ -107,10 +107,10 @@ def table(path: Path, columns: Collection[str], encoding: str | None = None) -> 
 
 
 def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
-    """The clips of `split`, or all of them; ManifestError if there are none."""
+    """The clips of `split` (several, separated by commas), or all of them; ManifestError if there are none."""
     if not clips:
         raise ManifestError(f"{path}: no clips")
-    chosen = [clip for clip in clips if split is None or clip.split == split]
+    chosen = [clip for clip in clips if split is None or clip.split in split.split(",")]
     if not chosen:
         raise ManifestError(f"{path}: no clips of split {split!r}; there are {sorted({c.split for c in clips})}")
     return chosen

@@ -77,6 +77,9 @@ def test_one_caption_needs_no_list(tmp_path):
 def test_split(tmp_path):
     write(CLIPS, tmp_path / "m.jsonl")
     assert [clip.id for clip in read(tmp_path / "m.jsonl", "train")] == ["a", "c"]
+    assert [clip.id for clip in read(tmp_path / "m.jsonl", "test,train")] == [
+        clip.id for clip in read(tmp_path / "m.jsonl")
+    ]
     with pytest.raises(ManifestError, match=r"m\.jsonl: no clips of split 'dev'; there are \['test', 'train'\]"):
         read(tmp_path / "m.jsonl", "dev")
 
