@@ -548,13 +548,38 @@ def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
         (["--human", "tiny", "data"], "expected DATA alone, got: tiny data"),
         (["--human", "--compare", "a", "b", "data"], "give only one of --predictions, --compare and --human"),
         (["tiny", "data", "--csv", "."], ". is a folder"),
-        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: no such manifest"),
+        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: does not exist; check the path"),
     ],
 )
 def test_evaluate_given_what_does_not_fit(lamb: Run, two_systems: list[str], given: list[str], problem: str) -> None:
     code, out, err = lamb("evaluate", *given)
     assert (code, out) == (2, "")
     assert problem in " ".join(err.split())
+
+
+def test_evaluate_replaces_no_input(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
+    a, _, data = two_systems
+    (tmp_path / "p.csv").write_text("id,caption\none,A dog.\ntwo,A cat.\n")
+    before = contents(tmp_path)
+    for target, why in (("p.csv", "p.csv is an input"), (data, "is an input"), (a, "not a former result")):
+        code, out, err = lamb("evaluate", "--predictions", "p.csv", data, "--csv", target)
+        assert (code, out) == (2, "")
+        assert why in " ".join(err.split())
+    assert contents(tmp_path) == before
+
+
+def test_evaluate_in_a_folder_that_cannot_be_written_to(
+    lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lamb.evaluation import evaluate as evaluation
+
+    asked: list[object] = []
+    monkeypatch.setattr(evaluation, "evaluate_models", lambda *given, **options: asked.append(given[3]) or [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file where the folder would be")
+    with pytest.raises(IndexError):  # there is no result to print
+        lamb("evaluate", "tiny", "data", "--json")
+    assert asked == [[None]]
 
 
 def test_evaluate_fails_where_clips_fail(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
