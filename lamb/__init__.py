@@ -1,4 +1,4 @@
-"""lamb: listens to sound and says in a sentence what is heard. Importing it does nothing until a name is used."""
+"""lamb: audio captioning, which describes recordings in words. Importing it does nothing until a name is used."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -16,6 +16,7 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
     "config",
     "audio",
     "model",
+    "extensions",
     "data",
     "inference",
     "evaluation",
@@ -41,7 +42,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "audio.files": set(),
     "audio.headers": set(),
     "audio.reader": {"numpy"},
-    "serving.decoding": {"numpy"},  # a decoding process starts at once, and has no model to lose
+    "audio.sandbox": {"numpy"},  # a decoding process starts at once, and has no model to lose
     **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "serve")},
     "__main__": set(),
 }

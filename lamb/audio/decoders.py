@@ -15,6 +15,16 @@ _UNKNOWN = 2**63 - 1  # libsndfile's "frames" of a FLAC that does not say
 
 
 @dataclass(frozen=True)
+class AudioInfo:
+    """What a sound's header says."""
+
+    duration: float | None  # seconds; None where the header does not say
+    sample_rate: int  # Hz
+    channels: int
+    format: str  # container and codec, such as "wav pcm_16" or "mov aac"
+
+
+@dataclass(frozen=True)
 class Sound:
     """An opened source. `read(first)`, once: blocks (n, channels) of float32, from frame `first` to the end."""
 
@@ -24,9 +34,14 @@ class Sound:
     frames: int | None  # as the header says; None where it does not
     format: str
     read: Callable[[int], Iterator[np.ndarray]]
-    broken: type[Exception]  # what `read` raises on bad data
     lost: list[tuple[float, float]] | None = None  # where damage is noted, in seconds, in place of an error
     is_cut: Callable[[], bool] = lambda: False  # at the end: whether there should be more
+
+    @property
+    def info(self) -> AudioInfo:
+        """What its header says."""
+        duration = None if self.frames is None else self.frames / self.rate
+        return AudioInfo(duration, self.rate, self.channels, self.format)
 
 
 def scaled(x: np.ndarray) -> np.ndarray:
@@ -49,7 +64,7 @@ def array(called: str, x: np.ndarray, rate: int, lost: list[tuple[float, float]]
     def read(first: int) -> Iterator[np.ndarray]:
         return (scaled(x[at : at + BLOCK]) for at in range(first, len(x), BLOCK))
 
-    return Sound(called, int(rate), x.shape[1], len(x), "array", read, OverflowError, lost)
+    return Sound(called, int(rate), x.shape[1], len(x), "array", read, lost)
 
 
 def libsndfile(
@@ -92,5 +107,4 @@ def libsndfile(
             at += len(block)
 
     kind = f"{sound.format} {sound.subtype}".lower()
-    broken = soundfile.LibsndfileError
-    return Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, broken, lost)
+    return Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, lost)

@@ -6,6 +6,7 @@ from ..errors import LambError
 
 REPLACE = "copy or download it again"
 RESCUE = f"{REPLACE}, or keep what is left of it with: ffmpeg -i FILE rescued.wav"
+SAFE = "record, export or convert it again, for instance with: ffmpeg -i FILE sound.wav"
 CONVERT = "convert it, for instance with: ffmpeg -i FILE sound.wav"
 
 
@@ -24,11 +25,22 @@ class AudioError(LambError, ValueError):
 
 
 class AudioWarning(UserWarning):
-    """Sound that was read, with a repair."""
+    """Something about sound that the user should know, though it is no error."""
 
 
-class AudioDamage(AudioWarning):
-    """Sound that was read but for a part of it."""
+class AudioRepair(AudioWarning):
+    """Sound that was read, with a repair: `file` (its name) and `problem`."""
 
     def __init__(self, file: str, problem: str) -> None:
-        super().__init__(f"{file}: {problem}; {REPLACE}")
+        super().__init__(file, problem)
+        self.file, self.problem = file, problem
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.problem}"
+
+
+class AudioDamage(AudioRepair):
+    """Sound that was read but for a part of it."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {REPLACE}"

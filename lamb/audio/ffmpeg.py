@@ -102,7 +102,7 @@ def ffmpeg(
         seconds = container.duration / 1e6  # of the longest stream, which is the only one
     stated = None if seconds is None else round(seconds * rate)
     kind = f"{container_name} {codec}"
-    return Sound(called, rate, head.layout.nb_channels, stated, kind, read, av.FFmpegError, lost)
+    return Sound(called, rate, head.layout.nb_channels, stated, kind, read, lost)
 
 
 def _is_unsafe(frame: Any) -> bool:

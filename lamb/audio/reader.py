@@ -19,13 +19,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import BinaryIO
 
 import numpy as np
 
-from .decoders import Sound, array, libsndfile
-from .errors import REPLACE, RESCUE, AudioDamage, AudioError, AudioWarning
+from .decoders import AudioInfo, Sound, array, libsndfile
+from .errors import REPLACE, RESCUE, SAFE, AudioDamage, AudioError, AudioRepair, AudioWarning
 from .ffmpeg import ffmpeg
 from .headers import is_cut, is_mp3, read_at
 from .sources import Source, Stream, is_live, name, open_source
@@ -49,24 +49,14 @@ RATES = (4_000, 192_000)  # Hz
 CHANNELS = (1, 32)
 MIN_DURATION = 0.1  # seconds; shorter than one frame of most encoders
 MAX_DURATION = 3600.0  # seconds that `load` holds unless told otherwise: 230 MB at 16 kHz
+NO_MEMORY = "needs more memory to decode than there is for it"
 SILENCE_DBFS = -70.0  # a peak below this is digital silence
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a sound's header says."""
-
-    duration: float | None  # seconds; None where the header does not say
-    sample_rate: int  # Hz
-    channels: int
-    format: str  # container and codec, such as "wav pcm_16" or "mov aac"
 
 
 def probe(source: Source) -> AudioInfo:
     """Length, rate, channels and format of `source`, decoding at most a moment of it. Raises AudioError."""
-    with _open(source) as sound:
-        duration = None if sound.frames is None else sound.frames / sound.rate
-        return AudioInfo(duration, sound.rate, sound.channels, sound.format)
+    with opened(source) as sound:
+        return sound.info
 
 
 def load(
@@ -86,7 +76,7 @@ def load(
     """
     if start < 0 or (duration is not None and duration <= 0):
         raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
-    with _open(source) as sound:
+    with opened(source) as sound:
 
         def too_long() -> AudioError:
             problem = f"longer than the {max_duration:g} s that are read as one sound"
@@ -130,20 +120,25 @@ def windows(
     """
     if not 0 < hop <= window:
         raise ValueError(f"hop must be > 0 and at most the window of {window} s, not {hop}")
+    with opened(source, lost) as sound:
+        yield from cut(sound, sample_rate, window, hop)
+
+
+def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[tuple[float, np.ndarray]]:
+    """As `windows`, of a sound that is open."""
     size = math.ceil(window * sample_rate - 1e-6)  # not rounded down: windows end to end would leave out a sample
     held: list[np.ndarray] = []  # samples [first, end) of the sound
     first = end = covered = index = 0
-    with _open(source, lost) as sound:
-        for chunk in _resampled(sound, sample_rate):
-            held.append(chunk)
-            end += len(chunk)
-            while (start := round(index * hop * sample_rate)) + size <= end:
-                x = np.concatenate(held)[start - first :]
-                held, first, covered = [x], start, start + size
-                yield index * hop, x[:size].copy()
-                index += 1
-        if end > covered:
-            yield index * hop, np.concatenate(held)[start - first :]
+    for chunk in _resampled(sound, sample_rate):
+        held.append(chunk)
+        end += len(chunk)
+        while (start := round(index * hop * sample_rate)) + size <= end:
+            x = np.concatenate(held)[start - first :]
+            held, first, covered = [x], start, start + size
+            yield index * hop, x[:size].copy()
+            index += 1
+    if end > covered:
+        yield index * hop, np.concatenate(held)[start - first :]
 
 
 def level(x: np.ndarray) -> float:
@@ -161,7 +156,7 @@ def is_silent(x: np.ndarray) -> bool:
 
 
 @contextmanager
-def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iterator[Sound]:
+def opened(source: Source, lost: list[tuple[float, float]] | None = None) -> Iterator[Sound]:
     """Open whatever `source` is, and refuse what is out of bounds."""
     with ExitStack() as stack:
         called = name(source)
@@ -169,10 +164,15 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
             sound = array(called, *source, lost)
         else:
             file = open_source(source, stack, streamed=lost is not None)
-            if isinstance(file, Stream):
-                sound = replace(ffmpeg(called, file, stack, lost), is_cut=file.is_cut)
-            else:
-                sound = _seekable_sound(called, file, stack, lost)
+            try:
+                if isinstance(file, Stream):
+                    sound = replace(ffmpeg(called, file, stack, lost), is_cut=file.is_cut)
+                else:
+                    sound = _seekable_sound(called, file, stack, lost)
+            except AudioError:
+                raise
+            except Exception as error:  # whatever a decoder raises is the file's error
+                raise AudioError(called, _problem(error, "damaged: it cannot be decoded"), SAFE) from error
         for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):
             if not low <= value <= high:
                 remedy = f"convert it to {low} to {high} {what}"
@@ -182,6 +182,10 @@ def _open(source: Source, lost: list[tuple[float, float]] | None = None) -> Iter
         if sound.frames is not None:
             check_length(sound, sound.frames)
         yield sound
+
+
+def _problem(error: Exception, problem: str) -> str:
+    return NO_MEMORY if isinstance(error, MemoryError) else problem
 
 
 def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> Sound:
@@ -226,14 +230,16 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
                 x[bad] = np.interp(np.flatnonzero(bad), good, x[good]) if len(good) else 0
                 if not repaired:
                     problem = f"samples near {at / sound.rate:.1f} s are NaN or infinite, replaced by interpolation"
-                    warnings.warn(f"{sound.name}: {problem}", AudioWarning, stacklevel=2)
+                    warnings.warn(AudioRepair(sound.name, problem), stacklevel=2)
                 repaired = True
             yield x
             at += len(x)
             if at == stop:
                 return
-    except sound.broken as error:
-        problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
+    except AudioError:
+        raise
+    except Exception as error:  # whatever a decoder raises is the file's error
+        problem = _problem(error, f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s")
         if sound.lost is None or not at:
             raise AudioError(sound.name, problem, RESCUE) from error
         warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)

@@ -72,6 +72,29 @@ def seekable(file: Any) -> bool:
     return hasattr(file, "seekable") and file.seekable()
 
 
+def open_path(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file at `path`. Raises AudioError."""
+    called = name(path)
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        raise AudioError(called, "does not exist", "check the path") from None
+    except IsADirectoryError:
+        raise AudioError(called, "a folder, not a file", "name a file in it") from None
+    except PermissionError:
+        raise AudioError(called, "no permission to read it", "change its permissions (chmod +r)") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise AudioError(called, f"cannot be opened ({error})", "check the path") from None
+
+
+def check_file(file: Any) -> None:
+    """Raise TypeError for what is no binary file object."""
+    if not hasattr(file, "read"):
+        raise TypeError(f"audio is a path, bytes, a binary file or (array, rate), not {type(file).__name__}")
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("audio is read from a file in binary mode: open(path, 'rb')")
+
+
 def open_source(source: Any, stack: ExitStack, streamed: bool) -> BinaryIO | Stream:
     """A seekable binary file with the content of `source`, closed by `stack` unless it is the caller's own.
 
@@ -79,23 +102,8 @@ def open_source(source: Any, stack: ExitStack, streamed: bool) -> BinaryIO | Str
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return io.BytesIO(source)
-    file = source
-    if isinstance(source, str | os.PathLike):
-        called = name(source)
-        try:
-            file = stack.enter_context(open(source, "rb"))  # noqa: SIM115
-        except FileNotFoundError:
-            raise AudioError(called, "does not exist", "check the path") from None
-        except IsADirectoryError:
-            raise AudioError(called, "a folder, not a file", "name a file in it") from None
-        except PermissionError:
-            raise AudioError(called, "no permission to read it", "change its permissions (chmod +r)") from None
-        except (OSError, ValueError) as error:  # ValueError: a path with a null character
-            raise AudioError(called, f"cannot be opened ({error})", "check the path") from None
-    if not hasattr(file, "read"):
-        raise TypeError(f"audio is a path, bytes, a binary file or (array, rate), not {type(source).__name__}")
-    if isinstance(file, io.TextIOBase):
-        raise TypeError("audio is read from a file in binary mode: open(path, 'rb')")
+    file = stack.enter_context(open_path(source)) if isinstance(source, str | os.PathLike) else source
+    check_file(file)
     if not seekable(file):
         head = file.read(16)
         if streamed and (head[:4] in _STREAMED or is_mp3(head) or head[:1] == b"\xff"):

@@ -42,7 +42,7 @@ class Metrics:
         self.taken = Gauge("lamb_requests_taken", "Sounds that are received, decoded, captioned or wait", registry=one)
         self.batch = Histogram("lamb_batch_clips", "Sounds captioned together", buckets=clips, registry=one)
         self.audio = Counter("lamb_audio_seconds", "Seconds of sound decoded", registry=one)
-        self.replaced = Counter("lamb_decoders_replaced", "Decoding processes replaced", ["reason"], registry=one)
+        self.deaths = Counter("lamb_decoders_ended", "Decoders that died or were ended", ["reason"], registry=one)
 
 
 class Gate:

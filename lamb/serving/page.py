@@ -12,7 +12,6 @@ import base64
 import io
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +26,8 @@ import numpy as np
 import torch
 
 from ..audio import reader as audio
+from ..audio import sandbox
+from ..config import DecodeLimits
 from ..data import sources
 from ..data.manifest import Clip
 from ..errors import LambError
@@ -41,7 +42,7 @@ SAMPLES = Path(__file__).parents[2] / "samples"  # in a clone of the repository;
 MAX_SIZE = 50 * 2**20  # bytes of an upload
 MAX_DURATION = 600.0  # seconds of a recording: all of it travels to the browser and back
 MAX_WAITING = 16  # recordings that wait for their turn
-DECODE_TIMEOUT = 60.0  # seconds
+LIMITS = DecodeLimits(seconds=60.0, seconds_per_mb=0.0)
 ALTERNATIVES = 3
 WORDS = 8  # that are shown of those which the guide raises
 NAME = "recording"  # what every file is called in what is downloaded
@@ -54,42 +55,16 @@ class DemoError(LambError, OSError):
 
 # ---- sound -----------------------------------------------------------------------------------------------------------
 
-_DECODER = """
-import sys
-from lamb.audio import reader as audio
-try:
-    x = audio.load(sys.stdin.buffer.read(), int(sys.argv[1]), max_duration=float(sys.argv[2]))
-except audio.AudioError as error:
-    print(error.problem, error.remedy, sep="\\n")
-    sys.exit(3)
-sys.stdout.buffer.write(x.astype("<f4").tobytes())
-"""
-
 
 def decode(file: str | Path, sample_rate: int) -> np.ndarray:
     """Samples (T,) of `file`, decoded in a process that may crash. Raises AudioError, with NAME for the file's."""
     try:
-        content = Path(file).read_bytes()
-    except OSError:  # an upload is kept for an hour
+        if Path(file).stat().st_size > MAX_SIZE:
+            raise audio.AudioError(NAME, f"larger than {MAX_SIZE >> 20} MB", "give a shorter piece of it")
+        with open(file, "rb") as upload, sandbox.Decoding(upload, sample_rate, limits=LIMITS, called=NAME) as decoding:
+            return decoding.load(MAX_DURATION)
+    except FileNotFoundError:  # an upload is kept for an hour
         raise audio.AudioError(NAME, "no longer here", "upload it again") from None
-    if len(content) > MAX_SIZE:
-        raise audio.AudioError(NAME, f"larger than {MAX_SIZE >> 20} MB", "give a shorter piece of it")
-    environment = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
-    command = [sys.executable, "-P", "-c", _DECODER, str(sample_rate), str(MAX_DURATION)]
-    try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=DECODE_TIMEOUT, env=environment)
-    except subprocess.TimeoutExpired:
-        problem = f"not decoded within {DECODE_TIMEOUT:g} s"
-        raise audio.AudioError(NAME, problem, "give a shorter or simpler file") from None
-    if done.returncode == 3:
-        problem, remedy = done.stdout.decode().strip().split("\n", 1)
-        if problem.startswith("longer than"):
-            remedy = "give a shorter piece of it here, or use: lamb caption FILE --timeline"
-        raise audio.AudioError(NAME, problem, remedy)
-    if done.returncode:
-        raise audio.AudioError(NAME, "so damaged that its decoder died", "record, export or convert it again")
-    return np.frombuffer(done.stdout, "<f4")
 
 
 # ---- what is heard in it ---------------------------------------------------------------------------------------------
@@ -112,7 +87,8 @@ def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
     [[without]] = engine.describe([recording.h_a], replace(options, guide=0.0))
     with torch.inference_mode():
         z_a, mask = pad(engine.audio_tokens([recording.h_a], 1))  # (1, N, D_llm), (1, N)
-        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), model.llm.table)[0]  # (V,)
+        matrix = model.llm.embedding_matrix
+        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), matrix)[0, 0]  # (V,)
     return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
 
 

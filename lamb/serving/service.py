@@ -4,6 +4,7 @@ What a client that has gone would have got is not worked on any longer.
 """
 
 import asyncio
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,15 +17,19 @@ from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
+from lamb.audio.sandbox import SandboxError
 from lamb.config import ServeConfig
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Caption
 
 from .batching import Batcher, Options
-from .decoding import CHUNK, Decoders
+from .decoding import Decoders
 from .gate import ENVELOPE, Metrics
 
 T = TypeVar("T")
+IN_MEMORY = 2**20  # bytes of an upload that are not written to disk
+
+log = logging.getLogger("lamb.serve")
 
 
 class Gone(Exception):
@@ -40,8 +45,8 @@ class Service:
         most = min(2, torch.get_num_threads()) if captioner.model.device.type == "cpu" else 1
         batches = settings.batches or most
         self.batcher = Batcher(captioner, settings.batch_wait, batch_size, batches, self.metrics.batch.observe)
-        on_replaced = lambda reason: self.metrics.replaced.labels(reason).inc()
-        self.decoders = Decoders(self.batcher.sample_rate, settings, on_replaced)
+        on_death = lambda reason: self.metrics.deaths.labels(reason).inc()
+        self.decoders = Decoders(self.batcher.sample_rate, settings, on_death)
         self.taken = 0  # requests
         # for decoded sounds: those of the batches at work, and of the next one
         self._room = asyncio.Semaphore((batches + 1) * self.batcher.size)
@@ -89,7 +94,7 @@ class Service:
                         raise HTTPException(422, "no sound; send it as the form's field `file`, with a file name")
                     name = (upload.filename or "-")[:255].encode("utf-8", "replace").decode()
                     return upload.file, name, {k: v for k, v in form.items() if isinstance(v, str)}
-                file = cast(BinaryIO, held.enter_context(tempfile.SpooledTemporaryFile(CHUNK)))  # noqa: SIM115
+                file = cast(BinaryIO, held.enter_context(tempfile.SpooledTemporaryFile(IN_MEMORY)))  # noqa: SIM115
                 async for chunk in request.stream():
                     file.write(chunk)
                 return file, "-", {}
@@ -103,7 +108,11 @@ class Service:
     async def decode(self, file: BinaryIO, name: str, request: Request, held: AsyncExitStack) -> np.ndarray:
         """The samples (T,) of `file`, once there is room for them. Raises AudioError."""
         await held.enter_async_context(self._room)
-        sound = await self.decoders.decode(file, name)
+        try:
+            sound = await self.decoders.decode(file, name)
+        except SandboxError as error:
+            log.error("no decoder", extra={"fields": {"error": str(error)}})
+            raise HTTPException(503, "not able to work; try again later", {"Retry-After": "1"}) from None
         seconds = len(sound) / self.batcher.sample_rate
         self.metrics.audio.inc(seconds)
         request.scope["log"]["audio_seconds"] = round(seconds, 3)
