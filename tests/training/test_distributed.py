@@ -95,7 +95,7 @@ def recipe(tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Path:
             "decode": {"max_new_tokens": 4, "beams": 1},
         },
         "data": {"manifest": str(tmp_path / "manifest.jsonl"), "seconds": 1, "workers": 0},
-        "optim": {"lr": 1e-3, "batch": 4, "steps": 4, "warmup": 1, "average": 0.9},
+        "optim": {"lr": 1e-3, "batch": 4, "steps": 4, "warmup": 1, "ema_decay": 0.9},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
