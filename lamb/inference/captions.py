@@ -74,6 +74,7 @@ class Caption:
     segments: tuple[Segment, ...] = ()
     sounds: tuple[Sound, ...] = ()
     error: str | None = None
+    damage: tuple[str, ...] = ()  # what of it could not be decoded
 
     @classmethod
     def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
@@ -127,6 +128,7 @@ class Caption:
             **scores,
             **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
+            **({"damage": list(self.damage)} if self.damage else {}),
         }
 
 

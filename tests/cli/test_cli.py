@@ -113,15 +113,15 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def test_one_file_is_one_sentence(lamb: Run, fake: types.ModuleType) -> None:
     assert lamb("caption", "dog.wav") == (0, "A dog barks.\n", "")
     left_out = dict.fromkeys(("beams", "seed", "batch_size", "window", "hop"))
-    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, **left_out}]
+    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, "detailed": False, **left_out}]
 
 
 def test_options_reach_the_captioner(lamb: Run, fake: types.ModuleType) -> None:
-    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --timeline --window 10 --hop 5"
+    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --detailed --timeline --window 10 --hop 5"
     assert lamb("caption", "a.wav", *options.split())[0] == 0
     assert fake.calls == [
         {"n_best": 2, "beams": 3, "sample": True, "seed": 7, "batch_size": 5, "timeline": True}
-        | {"window": 10.0, "hop": 5.0}
+        | {"detailed": True, "window": 10.0, "hop": 5.0}
     ]
 
 
@@ -210,13 +210,13 @@ def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
         assert lamb("caption", "holes.mp3", *options) == told
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "table"])
+@pytest.mark.parametrize("name", [*WRITERS, "label-studio", "table"])
 def test_formats(lamb: Run, name: str) -> None:
-    assert sorted(Format) == sorted([*WRITERS, "table"])
+    assert sorted(Format) == sorted([*WRITERS, "label-studio", "table"])
     files = ["a.wav"] if name in ONE_RECORDING else ["a.wav", "b.wav"]
     code, out, err = lamb("caption", *files, "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2}.get(name, 1)
+    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2, "label-studio": 2}.get(name, 1)
     if name in ONE_RECORDING:
         code, out, err = lamb("caption", "a.wav", "b.wav", "--format", name)
         assert (code, out) == (2, "")
@@ -548,13 +548,38 @@ def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
         (["--human", "tiny", "data"], "expected DATA alone, got: tiny data"),
         (["--human", "--compare", "a", "b", "data"], "give only one of --predictions, --compare and --human"),
         (["tiny", "data", "--csv", "."], ". is a folder"),
-        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: no such manifest"),
+        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: does not exist; check the path"),
     ],
 )
 def test_evaluate_given_what_does_not_fit(lamb: Run, two_systems: list[str], given: list[str], problem: str) -> None:
     code, out, err = lamb("evaluate", *given)
     assert (code, out) == (2, "")
     assert problem in " ".join(err.split())
+
+
+def test_evaluate_replaces_no_input(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
+    a, _, data = two_systems
+    (tmp_path / "p.csv").write_text("id,caption\none,A dog.\ntwo,A cat.\n")
+    before = contents(tmp_path)
+    for target, why in (("p.csv", "p.csv is an input"), (data, "is an input"), (a, "not a former result")):
+        code, out, err = lamb("evaluate", "--predictions", "p.csv", data, "--csv", target)
+        assert (code, out) == (2, "")
+        assert why in " ".join(err.split())
+    assert contents(tmp_path) == before
+
+
+def test_evaluate_in_a_folder_that_cannot_be_written_to(
+    lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lamb.evaluation import evaluate as evaluation
+
+    asked: list[object] = []
+    monkeypatch.setattr(evaluation, "evaluate_models", lambda *given, **options: asked.append(given[3]) or [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file where the folder would be")
+    with pytest.raises(IndexError):  # there is no result to print
+        lamb("evaluate", "tiny", "data", "--json")
+    assert asked == [[None]]
 
 
 def test_evaluate_fails_where_clips_fail(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
