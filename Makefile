@@ -1,17 +1,17 @@
 # make caption: install, then caption the sounds in samples/ with the bundled model
-# make test:    install with the test extra, then lint, type check and all tests
+# make test:    install the development tools too, then lint, type check and run all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# one thread per test process: two processes share the cores
-export OMP_NUM_THREADS ?= 1
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: caption test samples clean
 
-caption: export OMP_NUM_THREADS :=
 caption: $(VENV)/.installed
 	@$(BIN)/lamb caption samples --format table
 
+# two test processes share the cores
+test: export OMP_NUM_THREADS ?= 1
 test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,11 +23,13 @@ samples: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@echo "Installing lamb and PyTorch into $(VENV); this takes a few minutes ..." >&2
+	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@echo "Installing the development tools into $(VENV); this takes a few minutes ..." >&2
+	@$(PIP) -e '.[test]'
 	@touch $@
 
 clean:

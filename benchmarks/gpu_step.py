@@ -19,12 +19,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lamb.config import AlignerConfig, EncoderConfig, GuideConfig, LambConfig, LLMConfig
-from lamb.model.encoders.ced import SIZES
-from lamb.model.lamb import LambModel, build_encoder
+from lamb.model.encoders import build_encoder
+from lamb.model.lamb import LambModel
 from lamb.model.language_model import LanguageModel
 from lamb.model.losses import loss_terms
 from lamb.training.tiny import train_tokenizer
 
+CED_SIZES = {
+    "tiny": {"dim": 192, "heads": 3},
+    "mini": {"dim": 256, "heads": 4},
+    "small": {"dim": 384, "heads": 6},
+    "base": {"dim": 768, "heads": 12},
+}
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
 
 
@@ -47,7 +53,7 @@ def random_model(args: argparse.Namespace, device: torch.device) -> LambModel:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     with device:
         base = LlamaForCausalLM._from_config(architecture, dtype=dtype)
-    config = LambConfig(encoder=EncoderConfig(options=SIZES[args.encoder]), llm=lm)
+    config = LambConfig(encoder=EncoderConfig(options=CED_SIZES[args.encoder]), llm=lm)
     model = LambModel(config, build_encoder(config.encoder), LanguageModel(base, tokenizer, config.llm))
     model.to(device).initialise()
     return model.train()
@@ -98,7 +104,7 @@ def main() -> None:
     tiny = {"width": 64, "layers": 2, "heads": 2, "mlp": 128, "vocabulary": 400, "batch": 2, "steps": 4}
     for name in sizes:
         parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--encoder", choices=SIZES, default="base")
+    parser.add_argument("--encoder", choices=CED_SIZES, default="base")
     parser.add_argument("--seconds", type=float, default=10.0, help="of every clip")
     args = parser.parse_args()
     for name, size in (tiny if args.tiny else sizes).items():

@@ -69,20 +69,21 @@ def main() -> None:
 
 def time_the_reference(candidates: list[str], rest: list[str], references: int) -> None:
     """Wall time of `scores.score`, and processor time of this process and of Java."""
-    from lamb.evaluation import reference_metrics, scores
+    from lamb.evaluation import fense, reference_metrics, scores
+    from lamb.evaluation.resources import Unavailable
 
     def left_out(*given: object) -> None:
-        raise reference_metrics.Unavailable("not timed", "")
+        raise Unavailable("not timed")
 
-    for name in ("Sentences", "FluencyDetector", "spice"):
-        setattr(reference_metrics, name, left_out)
+    for module, name in ((fense, "Sentences"), (fense, "FluencyDetector"), (reference_metrics, "spice")):
+        setattr(module, name, left_out)
     groups = [rest[k * references : (k + 1) * references] for k in range(len(candidates))]
     before, began = os.times(), time.perf_counter()
     done = scores.score([scores.Round(candidates, groups)])
     taken, after = time.perf_counter() - began, os.times()
     own, java = after.user + after.system - before.user - before.system, after.children_user - before.children_user
     print(f"{'reference implementations':28}{taken:8.2f} s (processor time: Python {own:.1f} s, Java {java:.1f} s)")
-    for reason in {*done.left_out.values(), *done.notes} - {"not timed; "}:
+    for reason in {*done.left_out.values(), *done.notes} - {"not timed"}:
         print(f"left out: {reason}")
 
 

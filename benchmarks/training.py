@@ -21,7 +21,7 @@ import torch
 from lamb.config import AlignerConfig, GuideConfig
 from lamb.data import loader
 from lamb.data.manifest import Clip
-from lamb.model.checkpoint import load
+from lamb.extensions import load
 from lamb.model.lamb import LambModel
 from lamb.model.losses import loss_terms
 

@@ -1,20 +1,22 @@
-"""lamb: listens to sound and says in a sentence what is heard. Importing it does nothing until a name is used."""
+"""lamb: audio captioning, which describes recordings in words. Importing it does nothing until a name is used."""
 
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AudioError", "Caption", "Captioner", "Segment", "__version__"]
+__all__ = ["AudioError", "Caption", "Captioner", "Library", "Segment", "__version__"]
 
 if TYPE_CHECKING:
     from .audio.reader import AudioError
     from .inference.captioner import Captioner
     from .inference.captions import Caption, Segment
+    from .library.library import Library
 
 _WHERE = {
     "AudioError": "audio.reader",
     "Captioner": "inference.captioner",
     "Caption": "inference.captions",
     "Segment": "inference.captions",
+    "Library": "library.library",
 }
 
 

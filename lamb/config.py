@@ -36,7 +36,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, efficientat, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
@@ -48,16 +48,14 @@ class AdapterConfig:
     """Two-Stream Adapter [P], or a baseline in its place."""
 
     kind: Literal["two_stream", "linear", "qformer"] = "two_stream"
-    place: bool = False  # sinusoids of their place in time are added to the encoder's tokens, if it knows none [O]
-    query_std: float = 0.02  # of the learnable queries at first [O]
-    channel_dropout: float = 0.0  # share of the encoder's channels that a clip lacks in training [O]
-    semantic: bool = True  # the semantic stream is there
-    temporal: bool = True  # the temporal stream is there
+    semantic: bool = True  # with the semantic stream
+    temporal: bool = True  # with the temporal stream
     semantic_queries: int = 8  # N_s [P]
     temporal_queries: int = 8  # N_t [P]
     fusion_queries: int = 32  # N_g [P]; also the queries of the Q-Former
-    kernels: tuple[int, ...] = (3, 5, 7)  # of the temporal stream's convolutions [O]
-    head_dim: int = 64  # [O]
+    query_std: float = 0.02  # initial standard deviation of the queries [O]
+    kernels: tuple[int, ...] = (3, 5, 7)  # sizes of the temporal stream's convolutions [O]
+    head_dim: int = 64  # width of an attention head [O]
     layers: int = 2  # of the Q-Former [O]
 
 
@@ -82,7 +80,6 @@ class GuideConfig:
     enabled: bool = True
     distance: Literal["l2", "l1", "cosine"] = "l2"  # squared L2 [P]
     reduce: Literal["mean", "min"] = "mean"  # over the audio tokens [O]
-    residual: bool = False  # what was said is taken off what is heard [O]
     beta: float | None = None  # initial strength; None: so that beta * score has standard deviation 1 [O]
 
 
@@ -110,41 +107,89 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class WeighConfig:
-    """Every sound that a candidate caption names is weighed on its own, see lamb.inference.weighing. [O]"""
+    """Candidate captions are ranked by the confidence of each sound that they name; see lamb.inference.weighing. [O]"""
 
     enabled: bool = False  # needs an encoder with label heads
-    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w: of a sound's confidence
-    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u): of the caption's
-    doubt: float = 1.0  # price of a sound that is not there; 0: all that was found is told
-    upper: float = 0.5  # worth of an upper class, of a kind 1
-    wording: float = 0.1  # of the mean log probability of the tokens
-    offered: int = 2  # upper classes that are candidates in any case, the most probable ones
+    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w, the weights in the confidence of a sound
+    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u), the weights in the confidence of the caption
+    doubt: float = 1.0  # cost of naming a sound that is absent; 0: every sound that was found is named
+    upper: float = 0.5  # value of naming an upper class, where its exact class has the value 1
+    wording: float = 0.1  # weight of the mean log probability of the tokens
+    offered: int = 2  # how many of the most probable upper classes are always candidates
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How a caption is generated, and how it is read."""
+    """How a caption is generated, and how its score becomes a confidence."""
 
     beams: int = 4  # [A]
     max_new_tokens: int = 50  # [O]
-    no_repeat_ngram: int = 3  # no run of so many tokens twice; 0: off [O]
-    no_repeat_word: bool = (
-        False  # no word that says what sounds is said twice, see lamb.inference.generation.OneMention [O]
-    )
+    no_repeat_ngram: int = 3  # no run of this many tokens occurs twice; 0: off [O]
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
-    rerank: float = 0.0  # weight of the likeness of caption and audio in a choice among the beams; 0: off [O]
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]
-    guide: float = 1.0  # times the Token Guide's beta; 0: without it [O]
-    said: float = 1.0  # times a residual guide's gamma; more: less is said twice [O]
+    guide: float = 1.0  # factor of the Token Guide's bias; 0: without it [O]
     window: float = 10.0  # seconds; longer recordings are encoded window by window [O]
     hop: float = 10.0  # seconds between the starts of two windows [O]
     batch_size: int = 16  # clips generated together [O]
     weigh: WeighConfig = WeighConfig()
-    confidence: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # (a, b) of confidence = sigmoid(a + b * logit(exp(score))) [O]
+    # (a, b) of confidence = sigmoid(a + b * logit(exp(score))) [O]
+    confidence: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ChannelDropoutConfig:
+    """In training, a clip lacks a share of the encoder's channels. [O]"""
+
+    rate: float = 0.0  # 0: off
+
+
+@dataclass(frozen=True)
+class ClassPrototypesConfig:
+    """Encoder tokens are shifted towards the prototypes of the classes that they resemble. [O]"""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class PositionalEncodingConfig:
+    """Sinusoids of their time are added to the encoder's tokens, for an encoder whose tokens do not tell it. [O]"""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class ResidualGuideConfig:
+    """The Token Guide subtracts the generated tokens from the audio evidence. [O]"""
+
+    enabled: bool = False
+    strength: float = 1.0  # factor of the learnt gamma in decoding; higher values repeat less
+
+
+@dataclass(frozen=True)
+class OneMentionConfig:
+    """No word that names a sound is generated twice in a caption. [O]"""
+
+    enabled: bool = False
+
+
+@dataclass(frozen=True)
+class RerankingConfig:
+    """The similarity of caption and audio has a say in the choice among the beams. [O]"""
+
+    weight: float = 0.0  # of the similarity, against the mean log probability; 0: off
+
+
+@dataclass(frozen=True)
+class ExtensionsConfig:
+    """What `lamb.extensions` adds to the method; all of it is off by default. [O]"""
+
+    channel_dropout: ChannelDropoutConfig = ChannelDropoutConfig()
+    class_prototypes: ClassPrototypesConfig = ClassPrototypesConfig()
+    positional_encoding: PositionalEncodingConfig = PositionalEncodingConfig()
+    residual_guide: ResidualGuideConfig = ResidualGuideConfig()
+    one_mention: OneMentionConfig = OneMentionConfig()
+    reranking: RerankingConfig = RerankingConfig()
 
 
 @dataclass(frozen=True)
@@ -158,26 +203,27 @@ class LambConfig:
     llm: LLMConfig = LLMConfig()
     loss: LossConfig = LossConfig()
     decode: DecodeConfig = DecodeConfig()
+    extensions: ExtensionsConfig = ExtensionsConfig()
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data."""
 
     sounds: str | tuple[str, ...] | None = None  # folder or folders of labelled recordings, see lamb.data.sources
     texts: str | None = None  # folder of caption texts, for the language model
-    manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
-    split: str = "train"  # of the manifest, to train on
-    validation: str | None = "val"  # of the manifest, to check on; None: no check
+    manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), instead of `sounds`
+    split: str = "train"  # the split of the manifest to train on
+    validation: str | None = "val"  # the split of the manifest to validate on; None: no validation
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
-    spec_augment: bool = (
-        False  # hide stretches of the spectrogram of an encoder that learns, CED's (encoders.spec_augment) [A]
-    )
-    unreadable: int = 10  # clips that may be unreadable before training stops
+    # SpecAugment (lamb.model.encoders.spec_augment) for an encoder that learns, such as CED [A]
+    spec_augment: bool = False
+    unreadable: int = 10  # training stops when more clips than this cannot be read
     seconds: float = 10.0  # longest training clip [O]
-    shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
-    parents: float = 0.0  # share of sounds that are made hard to make out and told by an upper class [O]
-    composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
+    # shares of scenes with one recording, several in sequence, several at the same time [O]
+    shares: tuple[float, float, float] = (0.5, 0.27, 0.23)
+    parents: float = 0.0  # share of sounds that are degraded, and named by an upper class [O]
+    composed: float = 0.5  # stage language_model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 
 
@@ -194,12 +240,12 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What an encoder is taught by (stage distill), see lamb.training.distill. [O]"""
+    """The teacher of an encoder and its losses (stage distill); see lamb.training.distill. [O]"""
 
     teacher: str | None = None  # official EfficientAT checkpoint; nothing of it becomes part of the result
-    hints: float = 1.5  # weight of coming near its feature maps
-    classes: float = 30.0  # weight of its probabilities of AudioSet's classes
-    crop: int | None = None  # frames of a scene that are heard, without our labels; None: all of it, with them
+    hints: float = 1.5  # weight of the distance to its feature maps
+    classes: float = 30.0  # weight of the distance to its probabilities of AudioSet's classes
+    crop: int | None = None  # frames of each scene to train on, without our labels; None: whole scenes, with them
 
 
 @dataclass(frozen=True)
@@ -207,20 +253,17 @@ class OptimConfig:
     """AdamW and a cosine schedule. [P]"""
 
     lr: float = 5e-5  # [P] pretraining; 3e-6 when fine-tuning
-    llm_lr: float | None = None  # of a language model or encoder that trains in full; None: as lr [O]
-    gamma_lr: float = 3e-3  # of a residual guide's share of what was said [O]
-    beta_lr: float = 1e-2  # of the guide's strength, relative to its initial value [O]
-    temperature_lr: float = 1e-3  # of InfoNCE's temperature (its logarithm) [O]
+    llm_lr: float | None = None  # of the language model and the encoder; None: as lr [O]
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
-    clip: float = 1.0  # gradient norm [O]
-    batch: int = 32  # [P], of all processes together
-    accumulate: int = 1  # batches whose gradients make one step; see lamb.training.loop
+    grad_clip: float = 1.0  # largest norm of the gradient [O]
+    batch: int = 32  # clips, over all processes [P]
+    accumulate: int = 1  # batches whose gradients are summed in a step; see lamb.training.loop
     steps: int = 1000  # [O]
     warmup: int = 50  # steps [O]
-    epochs: int | None = None  # of a manifest, in place of steps; the paper: 30 [P]
-    warmup_epochs: int = 2  # in place of warmup, where epochs are given [P]
-    shard: bool = False  # the LLM's blocks shared out over the processes (FSDP), where it is too large for each
-    average: float = 0.0  # decay of an exponential moving average of the weights, kept in its place; 0: off [O]
+    epochs: int | None = None  # of a manifest, instead of steps; 30 in the paper [P]
+    warmup_epochs: int = 2  # instead of warmup, where epochs are given [P]
+    shard: bool = False  # distribute the LLM's blocks over the processes (FSDP), if it is too large for each of them
+    ema_decay: float = 0.0  # of the exponential moving average of the weights, which is saved; 0: off [O]
 
 
 @dataclass(frozen=True)
@@ -231,18 +274,20 @@ class TrainConfig:
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
-    # stage lamb: a model to go on from, in place of `model`; stage encoder: an encoder to add trunks to, its own stay
+    # stage lamb: a model to continue from, instead of `model`; stage encoder: an encoder that gets more branches
     init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
-    save_every: int = 200  # steps between two saved states; a check comes with each, or with optim.epochs every epoch
-    keep_states: int = 2  # saved states that stay, the last ones
+    save_every: int = (
+        200  # steps between saved states; each comes with a check, which optim.epochs moves to every epoch
+    )
+    keep_states: int = 2  # how many of the latest states are kept
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     data: DataConfig = DataConfig()
     distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
-    card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
+    card: Mapping[str, str] = field(default_factory=dict)  # facts for the checkpoint: trained_on, licence, ...
 
 
 @dataclass(frozen=True)
@@ -250,11 +295,11 @@ class ScenesConfig:
     """Captioned scenes rendered to disk (see lamb.data.render). [O]"""
 
     sounds: str  # folder of labelled recordings with a manifest.csv
-    train: int = 6000  # scenes of its training recordings
-    test: int = 600  # scenes of its development recordings
+    train: int = 6000  # number of scenes made of its training recordings
+    test: int = 600  # number of scenes made of its development recordings
     seconds: float = 6.0  # longest scene
-    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of one recording, in sequence, at once
-    wordings: int = 5  # captions of a scene, at most
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # as in DataConfig
+    wordings: int = 5  # most captions of a scene
     seed: int = 1
 
 
@@ -263,16 +308,9 @@ class TableConfig:
     """A table of an ablation: its rows, and what they are compared with."""
 
     title: str
-    rows: Mapping[str, str]  # what a row is called: the variant that it shows
-    against: str | None = None  # the variant that differences are taken from; None: the first one of the recipe
-    columns: tuple[str, ...] = (
-        "l2",
-        "cosine",
-        "bleu_4",
-        "rouge_l",
-        "cider_d",
-        "named",
-    )  # see lamb.training.ablate.COLUMNS
+    rows: Mapping[str, str]  # the label of a row: the variant that it shows
+    against: str | None = None  # the variant that the others are compared with; None: the first one of the recipe
+    columns: tuple[str, ...] = ("l2", "cosine", "bleu_4", "rouge_l", "cider_d", "named")  # see lamb.training.tables
 
 
 @dataclass(frozen=True)
@@ -329,6 +367,47 @@ class ServeConfig:
         None, "N", "Batches that run at once and share the threads; 2 on a CPU, 1 on a GPU.", "Scheduling", min=1
     )
     drain: float = _option(30.0, "SECONDS", "Time to finish open requests at shutdown.", "Scheduling", min=0)
+
+
+@dataclass(frozen=True)
+class LibraryConfig:
+    """How sounds are indexed and found (`lamb index`, `lamb search`). [O]"""
+
+    window: float = 10.0  # seconds; a longer recording is cut into segments where its sound changes
+    group: int = 32  # recordings that are heard together, and written at once
+    compact: int = 50  # groups after which the files of the index are joined
+    candidates: int = 200  # segments that each of the two searches hands on, to be scored by both
+    words: float = 0.05  # what the best fitting caption adds to the cosine of a segment
+    approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
+    probes: int = 16  # neighbourhoods that are looked into
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """How a stream is heard (`lamb listen`). [O]"""
+
+    level: float = -60.0  # dBFS; a stretch whose peak is lower is silence
+    hop: float = 0.5  # seconds of new sound between two looks at it
+    sure: float = 1.0  # seconds that must follow a change in the sound before it counts
+    longest: float = 8.0  # seconds after which a sound that goes on is told, in parts
+    held: float = 20.0  # seconds of sound that wait for the model; more is dropped
+    patience: float = 10.0  # seconds without sound after which a stream counts as lost
+    first_wait: float = 1.0  # seconds before the first try to connect again; twice as long before each further one
+    last_wait: float = 60.0  # seconds at most
+
+
+@dataclass(frozen=True)
+class SdhConfig:
+    """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
+
+    Times and length are those of published guidelines: about 42 characters a line, 1 to 7 seconds, two frames between.
+    """
+
+    speech: bool = False  # tell speech too: "[man speaking]"
+    characters: int = 42  # of a description, its brackets included
+    shortest: float = 1.0  # seconds that a description is shown at least
+    longest: float = 7.0  # seconds that it is shown at most
+    pause: float = 0.083  # seconds between two cues
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Fit how a model weighs the sounds of its candidate captions, and show what each setting does.
+"""Fit how a model weighs the sounds of its candidate captions (`lamb.inference.weighing`), and show what settings do.
 
     python scripts/fit_weighing.py MODEL ../shared/sounds ../shared/sounds-more [doubt=1 upper=0.5 ...]
 
@@ -17,17 +17,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lamb.config import DecodeConfig, WeighConfig, to_dict
+from lamb.config import DecodeConfig, RerankingConfig, WeighConfig, to_dict
 from lamb.data import loader, sources
 from lamb.data.manifest import Clip
 from lamb.data.vocabulary import PARENTS, ancestors, extra, is_clean, names
 from lamb.evaluation.labels import auroc, calibration_error
 from lamb.evaluation.probes import probes
+from lamb.extensions import load
 from lamb.inference.confidence import logistic
 from lamb.inference.engine import Engine
 from lamb.inference.generation import generate
 from lamb.inference.weighing import Weigher, caption_confidence, logit, sounds_of, weigh
-from lamb.model import checkpoint
 from lamb.model.padding import pad
 
 SEEDS = (101, 102)  # of the pairs
@@ -68,9 +68,10 @@ def waveforms(folders: list[str], rate: int) -> list[tuple[str, tuple[str, ...],
 
 def collect(model_name: str, folders: list[str]) -> list[Item]:
     """Candidates of every sound, with what is measured of them."""
-    model = checkpoint.load(model_name, "cpu")
+    model = load(model_name)
+    model.config = replace(model.config, extensions=replace(model.config.extensions, reranking=RerankingConfig()))
     model.eval()
-    options = replace(model.config.decode, rerank=0.0)
+    options = model.config.decode
     sounds = waveforms(folders, model.encoder.sample_rate)
     tokens = Engine(model).encode([x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
     weigher, items = Weigher(model, options), []

@@ -66,15 +66,17 @@ def background(random: Random, duration: float, level: float) -> np.ndarray:
 
 
 def rain(random: Random, duration: float = 6.0) -> np.ndarray:
-    """Steady rain: the hiss of drops far away, and single drops close by."""
-    x = 0.12 * noise(random, duration, lambda f: band(400, 5500, 2)(f) * (1 + f / 4000))
-    for _ in range(round(160 * duration)):
-        length = random.uniform(0.003, 0.012)
-        t = seconds(5 * length)
-        pitch = random.uniform(1200, 6500)
-        click = np.exp(-t / length) * (0.6 * random.standard_normal(len(t)) + np.sin(2 * np.pi * pitch * t))
-        add(x, random.uniform(0, duration), 0.22 * random.pareto(3) * click)
-    return np.tanh(x)
+    """Steady rain: the hush of drops far away, many drops near by, and the patter of those on the window sill."""
+    x = 0.5 * noise(random, duration, lambda f: band(150, 4500, 2)(f) / (1 + f / 1200) ** 0.7)
+    x *= 1 + 0.12 * noise(random, duration, band(0.1, 2))
+    for count, loudness, longest in ((700, 0.5, 0.002), (45, 1.2, 0.006)):
+        for _ in range(round(count * duration)):
+            length = random.uniform(0.0006, longest)
+            t = seconds(6 * length)
+            pitch = random.uniform(500, 3500)  # of what the drop falls on
+            splash = 0.5 * random.standard_normal(len(t)) + np.sin(2 * np.pi * pitch * t + random.uniform(0, 6))
+            add(x, random.uniform(0, duration), loudness * random.uniform(0.1, 1) ** 2 * splash * np.exp(-t / length))
+    return np.tanh(0.6 * room(random, x, 0.5, 0.3, 4000))
 
 
 def siren(random: Random, duration: float = 6.0) -> np.ndarray:
@@ -103,29 +105,40 @@ def bell(random: Random, pitch: float, duration: float) -> np.ndarray:
 
 
 def church_bells(random: Random, duration: float = 7.0) -> np.ndarray:
-    """Three bells ringing over each other."""
+    """Three bells in a tower, rung by hand: neither in tune nor in time with each other, heard from the churchyard."""
     x = np.zeros(round(duration * RATE))
-    for pitch, first, every in ((392, 0.1, 1.55), (494, 0.75, 1.42), (330, 1.2, 1.8)):
-        for k in range(6):
-            at = first + k * every + random.uniform(-0.04, 0.04)
+    for pitch, first, every in ((523, 0.1, 1.63), (440, 0.52, 1.72), (371, 0.95, 1.81)):
+        for k in range(5):
+            at = first + k * every + random.uniform(-0.06, 0.06)
             if at < duration - 0.3:
-                add(x, at, random.uniform(0.8, 1) * bell(random, pitch, duration))
-    return fade(room(random, x, 2.5, 0.6) + background(random, duration, 0.08), 0.01, 0.6)
+                add(x, at, random.uniform(0.7, 1) * bell(random, pitch, duration))
+    x = x + 0.35 * np.concatenate([np.zeros(round(0.09 * RATE)), x])[: len(x)]  # the wall of a house across the road
+    return fade(room(random, x, 3.0, 0.8) + background(random, duration, 0.3), 0.01, 0.6)
+
+
+# What a clock's case answers to each click: pitch in Hz, strength, decay in s
+STEEL = ((1570, 0.5, 0.003), (2890, 0.7, 0.0025), (4420, 0.6, 0.002), (6180, 0.4, 0.0015))
 
 
 def clock_ticking(random: Random, duration: float = 5.0) -> np.ndarray:
-    """A clock on the wall, two strokes a second, tick and tock."""
-    x = background(random, duration, 0.004)
-    t = seconds(0.06)
-    for k in range(round(2 * duration)):
+    """An alarm clock by the bed, four strokes a second, tick and tock: clicks of small steel parts in a tin case."""
+    x = background(random, duration, 0.02)
+    t = seconds(0.05)
+    for k in range(round(4 * duration)):
         stroke = np.zeros(len(t))
-        for delay, level in ((0, 0.5), (0.012, 1.0), (0.021, 0.4)):  # escapement: unlock, impulse, drop
-            for pitch, decay in ((2300, 0.004), (3700, 0.003), (5200, 0.002), (1150, 0.005)):
-                tone = np.sin(2 * np.pi * pitch * (1.0 if k % 2 else 1.13) * t) * np.exp(-t / decay)
-                add(stroke, delay, level * tone)
-            add(stroke, delay, level * random.standard_normal(len(t)) * np.exp(-t / 0.0015))
-        add(x, 0.2 + 0.5 * k, stroke * random.uniform(0.9, 1))
-    return room(random, x, 0.35, 0.25, 5000)
+        for delay, level in ((0, 0.6), (0.009, 1.0), (0.016, 0.5)):  # escapement: unlock, impulse, drop
+            click = 0.7 * random.standard_normal(len(t)) * np.exp(-t / 0.0004)
+            for pitch, strength, decay in (
+                (1570, 0.5, 0.003),
+                (2890, 0.7, 0.0025),
+                (4420, 0.6, 0.002),
+                (6180, 0.4, 0.0015),
+            ):
+                pitch *= (1.0 if k % 2 else 1.06) * random.uniform(0.99, 1.01)
+                click += strength * np.sin(2 * np.pi * pitch * t + random.uniform(0, 6)) * np.exp(-t / decay)
+            add(stroke, delay, level * click)
+        add(x, 0.1 + 0.25 * k, stroke * random.uniform(0.85, 1) * (1.0 if k % 2 else 0.75))
+    return room(random, x, 0.3, 0.2, 6000)
 
 
 def alarm_clock(random: Random, duration: float = 5.0) -> np.ndarray:
@@ -167,17 +180,18 @@ def crickets(random: Random, duration: float = 5.0) -> np.ndarray:
 
 
 def helicopter(random: Random, duration: float = 6.0) -> np.ndarray:
-    """A helicopter near by: the slap of the blades, eleven a second, the rush of air and the turbine's whine."""
+    """A helicopter near by: the slap of the blades, thirteen a second, the tail rotor, the rush of air, the turbine."""
     t = seconds(duration)
-    cycle = (11 * t) % 1
-    slap = np.exp(-cycle / 0.25)
-    thump = sum(np.sin(2 * np.pi * 11 * k * t + 0.7 * k * k) / k**0.3 for k in range(2, 16))
-    x = 0.3 * np.asarray(thump) * (0.4 + slap)
-    x += 1.6 * noise(random, duration, lambda f: band(40, 2500)(f) / (f + 150)) * (0.8 + slap)
-    x += 0.3 * noise(random, duration, band(250, 1500)) * (0.6 + slap)
-    x += 0.03 * np.sin(2 * np.pi * 1830 * t)
-    x *= 0.8 + 0.2 * np.sin(2 * np.pi * 0.13 * t)
-    return fade(room(random, x, 0.5, 0.3), 0.2, 0.3)
+    x = 2.0 * noise(random, duration, lambda f: band(60, 2500)(f) / (f + 200))
+    gate = np.exp(-((13 * t) % 1) / 0.18)  # each blade beats the air, and the sound of it dies
+    x *= 0.35 + gate
+    x += 0.9 * noise(random, duration, band(120, 900, 4)) * gate**1.5
+    slap = sum(np.cos(2 * np.pi * 13 * k * t + random.uniform(0, 2 * np.pi)) / (1 + k / 6) for k in range(1, 24))
+    x += 0.12 * np.asarray(slap) * (0.4 + gate)
+    tail = sum(np.sin(2 * np.pi * 68 * k * t) / k for k in range(1, 10))
+    x += 0.12 * np.asarray(tail) + 0.02 * np.sin(2 * np.pi * 2350 * t)
+    x *= 0.85 + 0.15 * np.sin(2 * np.pi * 0.2 * t)
+    return fade(room(random, x, 0.8, 0.4), 0.2, 0.3)
 
 
 def knocks(random: Random, duration: float) -> np.ndarray:

@@ -9,6 +9,11 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# the speed of a busy machine is no property of the code
+settings.register_profile("lamb", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("lamb")
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_sounds = pytest.mark.skipif(not (SHARED / "sounds").exists(), reason="../shared/sounds is not here")
@@ -90,7 +95,7 @@ def make_model(make_config: Callable[..., Any]) -> Callable[..., Any]:
     """make_model(section={...}, ...) -> a new tiny LambModel in eval mode, the same one for the same settings."""
     import torch
 
-    from lamb.model.lamb import build
+    from lamb.extensions import build
 
     def make(**sections: dict[str, Any]) -> Any:
         torch.manual_seed(1)

@@ -15,7 +15,7 @@ from conftest import SENTENCES
 
 from lamb.config import LambConfig, from_dict
 from lamb.data.loader import part_of
-from lamb.model.lamb import build
+from lamb.extensions import build
 from lamb.model.losses import loss_terms
 from lamb.training.sharding import clip_grad_norm, shard, to_cpu
 

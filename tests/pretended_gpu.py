@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from lamb.config import LambConfig, from_dict
+from lamb.extensions import build
 from lamb.model.aligner import gap
-from lamb.model.lamb import build
 from lamb.model.losses import loss_terms
 
 

@@ -16,10 +16,13 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
     "config",
     "audio",
     "model",
+    "extensions",
     "data",
     "inference",
     "evaluation",
     "training",
+    "library",
+    "live",
     "serving",
     "bulk",
     "cli",
@@ -42,7 +45,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "audio.headers": set(),
     "audio.reader": {"numpy"},
     "audio.sandbox": {"numpy"},  # a decoding process starts at once, and has no model to lose
-    **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "serve")},
+    **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "library", "listen", "serve")},
     "__main__": set(),
 }
 

@@ -14,20 +14,24 @@ import typer
 from .bulk import bulk
 from .caption import caption
 from .data import data
-from .errors import shown
+from .errors import shown, tidy_process
 from .evaluate import evaluate
 from .gap import gap
 from .info import info, push
+from .library import index, search
+from .listen import listen
 from .options import Command
 from .serve import demo, serve
 from .train import ablate, train
 
-COMMANDS = (caption, bulk, serve, demo, info, push, evaluate, gap, data, train, ablate)  # in the order of the help
+COMMANDS = (  # in the order of the help
+    *(caption, index, search, listen, bulk, serve, demo, info, push),
+    *(evaluate, gap, data, train, ablate),
+)
 
 app = typer.Typer(
     help="Describe recordings in words: audio captioning with the LAMB method.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # see options.Command
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,5 +60,6 @@ def _lamb(
 
 def main() -> None:
     """The `lamb` command. A user's mistake ends in one line on standard error, a mistake of ours in a traceback."""
+    tidy_process()
     with shown():
         app(prog_name="lamb")

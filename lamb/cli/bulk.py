@@ -105,7 +105,7 @@ def bulk(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="cpu, cuda, cuda:1, mps ...",
+            help="auto, cpu, cuda, cuda:1, mps ...",
             show_default="the GPUs if there are any",
             rich_help_panel=MACHINE,
         ),

@@ -117,9 +117,9 @@ def evaluate(
       lamb evaluate --human data/clotho --split test
     """
     if download:
-        from ..evaluation import reference_metrics
+        from ..evaluation import resources
 
-        for path in reference_metrics.download(sbert or reference_metrics.SBERT):
+        for path in resources.download(sbert or resources.SBERT):
             print(path)
         return
     if probe and (human or predictions):

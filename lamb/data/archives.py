@@ -1,8 +1,8 @@
-"""Archives of recordings: zip (also in volumes), tar.gz and 7z, unpacked by one rule for all.
+"""Archives of recordings: zip (also in volumes), tar.gz and 7z, all unpacked by the same rules.
 
-An archive is a stranger's: a member that is no regular file, or whose name leads out of the folder, makes all of it
-refused. A file is under its own name only once it is complete, and one that is complete is not written again, so that
-an interrupted run is gone on with.
+Archives come from strangers: one with a member that is no regular file, or whose name leads out of the folder, is
+refused as a whole. A file gets its own name only once it is complete, and complete files are not written again, so
+that an interrupted run can continue.
 """
 
 import gzip
@@ -24,15 +24,15 @@ from ..audio.files import replacing
 from ..errors import LambError
 
 Place = Callable[[str], str | None]
-"""Where a member goes, relative to the folder; None leaves it out."""
+"""From the name of a member to its path in the folder; None leaves it out."""
 
 
 class ArchiveError(LambError, OSError):
-    """An archive that cannot be unpacked: which, why, the remedy."""
+    """An archive that cannot be unpacked: its path, the problem and the remedy."""
 
 
 def unpack(archive: Path, folder: Path, place: Place) -> None:
-    """The members of `archive` that `place` wants, under `folder`; ArchiveError for a broken or hostile one."""
+    """Unpack the members of `archive` that `place` keeps into `folder`; ArchiveError for a broken or hostile one."""
     kind = next((kind for kind in READERS if archive.name.endswith(kind)), None)
     if kind is None:
         raise ArchiveError(f"{archive}: not an archive of a known kind ({', '.join(READERS)})")
@@ -41,7 +41,7 @@ def unpack(archive: Path, folder: Path, place: Place) -> None:
     try:
         READERS[kind](archive, folder, place)
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it anew") from None
+        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it again") from None
 
 
 def _zip(archive: Path, folder: Path, place: Place) -> None:
@@ -65,17 +65,17 @@ def _zip(archive: Path, folder: Path, place: Place) -> None:
 
 
 def _joined(archive: Path) -> Path:
-    """The archive, put together where it lies in volumes (NAME.z01, NAME.z02 ... NAME.zip)."""
+    """The archive; one that lies in volumes (NAME.z01, NAME.z02 ... NAME.zip) is joined first."""
     if not archive.with_suffix(".z01").exists():
         return archive
     tool = shutil.which("zip")
     joined = archive.with_name(archive.stem + ".joined.zip")
     if tool is None:
         raise ArchiveError(
-            f"{archive}: in volumes, which the program `zip` must join; install it (apt install zip), or unpack the "
-            f"archive by hand and run again with --audio FOLDER"
+            f"{archive}: is in volumes, which the program `zip` has to join; install it (apt install zip), or unpack "
+            f"the archive by hand and run again with --audio FOLDER"
         )
-    # `zip` would ask the user for a volume that is missing, and wait
+    # `zip` would ask the user for a missing volume, and wait
     names = [archive.with_suffix(f".z{n:02d}") for n in range(1, _volumes(archive) + 1)]
     if absent := [path.name for path in names if not path.exists()]:
         raise ArchiveError(f"{archive}: its volumes {', '.join(absent)} are missing; download them and run again")
@@ -90,18 +90,18 @@ def _joined(archive: Path) -> Path:
 
 
 def _volumes(archive: Path) -> int:
-    """How many volumes come before this one, as the end of a zip says; ArchiveError where it has no end."""
+    """The number of volumes before this one, from the end record of a zip; ArchiveError if there is none."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - 65_557))  # the record of 22 bytes and the longest comment
         end = file.read()
     at = end.rfind(b"PK\5\6")
     if at < 0 or at + 22 > len(end):
-        raise ArchiveError(f"{archive}: damaged (it has no end); delete it and run again to download it anew")
+        raise ArchiveError(f"{archive}: damaged (its end is missing); delete it and run again to download it again")
     return struct.unpack_from("<H", end, at + 4)[0]
 
 
 def _tar(archive: Path, folder: Path, place: Place) -> None:
-    for write in (False, True):  # only the end of a gzip tells whether it is whole
+    for write in (False, True):  # read it once before writing: only the end of a gzip shows that it is complete
         with gzip.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as file:
             for info in file:
                 if not info.isdir() and (target := _target(archive, folder, info.name, info.isreg(), place)):
@@ -132,7 +132,7 @@ def _seven(archive: Path, folder: Path, place: Place) -> None:
             _check_room(archive, folder, (size for _, size in wanted.values()))
             if not wanted:
                 return
-            # the library writes members under their own names: aside, and from there to their places
+            # the library writes members under their own names: into a temporary folder, then to their places
             with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as aside:
                 file.extract(aside, targets=list(wanted))
                 for name, (target, _) in wanted.items():
@@ -140,20 +140,20 @@ def _seven(archive: Path, folder: Path, place: Place) -> None:
                     (Path(aside) / name).replace(target)
     except OSError:
         raise
-    except Exception as error:  # the library passes on whatever its decompressors raise
-        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it anew") from None
+    except Exception as error:  # the library passes on all errors of its decompressors
+        raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it again") from None
 
 
 READERS: dict[str, Callable[[Path, Path, Place], None]] = {".zip": _zip, ".tar.gz": _tar, ".7z": _seven}
 
 
 def _target(archive: Path, folder: Path, name: str, regular: bool, place: Place) -> Path | None:
-    """Where a member goes, None where nowhere; ArchiveError for one that no honest archive has."""
+    """The path of a member, None if it is left out; ArchiveError for a member that no honest archive has."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:/", name) or "\0" in name:
-        raise ArchiveError(f"{archive}: refused, for its member {name!r} leads out of the folder")
+        raise ArchiveError(f"{archive}: refused, because its member {name!r} leads out of the folder")
     if not regular:
-        raise ArchiveError(f"{archive}: refused, for its member {name!r} is a link or a device")
+        raise ArchiveError(f"{archive}: refused, because its member {name!r} is a link or a device")
     placed = place(name)
     if placed is None:
         return None
@@ -167,7 +167,7 @@ def _check_room(archive: Path, folder: Path, sizes: Iterable[int]) -> None:
     needed, free = sum(sizes), shutil.disk_usage(folder).free
     if needed > free:
         raise ArchiveError(
-            f"{archive}: {needed / 1e9:.1f} GB to unpack and {free / 1e9:.1f} GB free in {folder}; make room, or give "
+            f"{archive}: needs {needed / 1e9:.1f} GB, but {folder} has {free / 1e9:.1f} GB free; make room, or give "
             "another folder"
         )
 

@@ -1,7 +1,7 @@
-"""Files from the network: resumable, checked, tried again; a file is under its own name only once it is complete.
+"""Downloads that resume, are checked and are tried again. A file gets its own name only once it is complete.
 
-What has arrived lies in NAME.part and is gone on with (HTTP Range) after a broken connection, in this run or the next.
-A file that is already there is used, so whatever cannot be fetched here may be put there by hand.
+Until then it is NAME.part. After a broken connection, this run or the next continues from there (HTTP Range).
+An existing file is used as it is, so a file that cannot be downloaded may be put in its place by hand.
 """
 
 import errno
@@ -21,21 +21,21 @@ from urllib.request import Request, urlopen
 
 from ..errors import LambError
 
-TRIES = 5  # in a row without a new byte, before giving up
+TRIES = 5  # without a single new byte, before giving up
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 60.0  # seconds without an answer
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # what a server says that may work a moment later
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may soon change
 _BLOCK = 1 << 18
 
 
 class DownloadError(LambError, OSError):
-    """A file that could not be fetched: its address, what is wrong, the remedy."""
+    """A file that could not be downloaded: its address, the problem and the remedy."""
 
 
 def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, pause: float = PAUSE) -> Path:
-    """`path` with the content of `url`, downloaded unless it is there; DownloadError where it cannot be had.
+    """Download `url` to `path` unless that exists; DownloadError if it cannot be had.
 
-    Without a checksum nothing but the length that the server states is checked.
+    Without a check sum, only the length that the server states is checked.
     """
     if path.is_file():
         if md5 and _md5(path) != md5:
@@ -45,7 +45,7 @@ def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, p
     part = path.with_name(path.name + ".part")
     resumed = part.exists()
     _receive_all(url, path, part, tries, pause)
-    if md5 and resumed and _md5(part) != md5:  # the beginning was of another file
+    if md5 and resumed and _md5(part) != md5:  # the part was that of another file
         part.unlink()
         _receive_all(url, path, part, tries, pause)
     if md5 and _md5(part) != md5:
@@ -59,9 +59,9 @@ def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, p
 
 
 def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> None:
-    """All of `url` into `part`, over as many connections as it takes."""
+    """Receive all of `url` into `part`, over as many connections as it takes."""
     left, most, wait = tries, _size(part), pause
-    remedy = f"run again to go on from there, or download it by hand to {path} and run again: a file there is used"
+    remedy = f"run again to continue from there, or download it by hand to {path} and run again"
     with _progress(url, path.name) as (progress, task):
         while True:
             try:
@@ -69,7 +69,7 @@ def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> 
                 return
             except HTTPError as error:
                 problem = f"the server says {error.code} {error.reason}"
-                if error.code == 416 and _size(part):  # nothing left to send, or a part that is longer than the file
+                if error.code == 416 and _size(part):  # the part is complete, or longer than the file
                     if error.headers.get("Content-Range", "") == f"bytes */{_size(part)}":
                         return
                     part.unlink()
@@ -94,7 +94,7 @@ def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> 
 
 
 def _receive(url: str, part: Path, progress: Any, task: Any) -> None:
-    """One connection: what is missing of `part`, or all where the server cannot start in the middle."""
+    """One connection: receive the rest of `part`, or all of it from a server that cannot start in the middle."""
     have = _size(part)
     headers = {"User-Agent": "lamb-aac", "Accept-Encoding": "identity"}
     if have:
@@ -102,7 +102,7 @@ def _receive(url: str, part: Path, progress: Any, task: Any) -> None:
     with urlopen(Request(url, headers=headers), timeout=TIMEOUT) as response:
         stated = response.headers.get("Content-Range", "")
         if response.status == 206 and not stated.startswith(f"bytes {have}-"):
-            part.unlink()  # what is there cannot be gone on with
+            part.unlink()  # it cannot be continued
             raise ConnectionError(f"the server sent {stated or 'some part'}, not what is missing")
         have = have if response.status == 206 else 0
         total = _total(response)
@@ -123,24 +123,24 @@ def _receive(url: str, part: Path, progress: Any, task: Any) -> None:
 
 
 def _total(response: HTTPResponse) -> int | None:
-    """Bytes of the whole file, as the server states them."""
+    """The size of the whole file in bytes, as the server states it."""
     headers = response.headers
     stated = headers.get("Content-Range", "").rpartition("/")[2] or headers.get("Content-Length", "")
     return int(stated) if stated.isdecimal() else None
 
 
 def from_hub(repo: str, patterns: list[str], folder: Path) -> None:
-    """The files of a data set on the Hugging Face hub that match `patterns`, under `folder` with their own names."""
+    """Download the files of a data set on the Hugging Face hub that match `patterns` into `folder`."""
     from huggingface_hub import snapshot_download
 
     page = f"https://huggingface.co/datasets/{repo}"
-    remedy = f"download {', '.join(patterns)} by hand into {folder} and run again: files there are used"
+    remedy = f"download {', '.join(patterns)} by hand into {folder} and run again"
     folder.mkdir(parents=True, exist_ok=True)
     try:
         snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=folder)
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise DownloadError(f"{page}: {str(error).strip().splitlines()[0]}; {remedy}") from error
-    # offline, the client takes what it finds for everything there is
+    # offline, the client is content with the files that it finds
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     if absent := [pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in files)]:
         raise DownloadError(f"{page}: {', '.join(absent)} did not come; check the network, or {remedy}")
@@ -148,11 +148,11 @@ def from_hub(repo: str, patterns: list[str], folder: Path) -> None:
 
 @contextmanager
 def _progress(url: str, name: str) -> Iterator[tuple[Any, Any]]:
-    """A bar on standard error that leaves one line behind; only the line where nobody would see the bar."""
+    """One line on standard error, and below it a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    print(f"lamb: fetching {url}", file=sys.stderr, flush=True)
+    print(f"lamb: downloading {url}", file=sys.stderr, flush=True)
     with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -1,12 +1,12 @@
-"""The leakage guard: what a model is evaluated on is not trained on, wherever the same recording turns up again.
+"""The leakage guard: no recording for evaluation is used for training, whichever collection it turns up in.
 
 AudioCaps and WavCaps draw on the same YouTube videos; Clotho, WavCaps, ESC-50 and UrbanSound8K on the same sounds of
-Freesound. So clips are compared by `Clip.source`, the original recording:
+Freesound. Therefore clips are compared by `Clip.source`, the original recording:
 
-    youtube:ID          a video; an address of YouTube is read as that
-    freesound:ID        a sound; an address of Freesound too
-    freesound:ID/NAME   ... with the name of its file
-    freesound:/NAME     ... of which nobody noted the number (a few of Clotho): compared by name with all others
+    youtube:ID          a video; a YouTube address counts as this
+    freesound:ID        a sound; a Freesound address counts as this
+    freesound:ID/NAME   a sound and the name of its file
+    freesound:/NAME     a sound without a known number (a few of Clotho): compared with all others by name
     anything else       the same text is the same recording
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .manifest import Clip, ManifestError, read
 
-FILE = "evaluation.txt"  # `lamb data` writes it beside manifest.jsonl: a source a line, also of clips without audio
+FILE = "evaluation.txt"  # beside manifest.jsonl, from `lamb data`: one source in a line, also of clips without audio
 _ADDRESSES = {
     "youtube": re.compile(r"https?://(?:www\.|m\.)?(?:youtube\.com/(?:watch\?(?:.*&)?v=|embed/)|youtu\.be/)([\w-]+)"),
     "freesound": re.compile(r"https?://(?:www\.)?freesound(?:\.org)?/(?:people/[^/]+/sounds/|s/)?(\d+)"),
@@ -24,8 +24,10 @@ _ADDRESSES = {
 
 
 def evaluation_ids(*folders: str | Path) -> set[str]:
-    """Sources of what is evaluated on, from folders that `lamb data` made, or from manifests (all but their split
-    "train"); ManifestError for a folder that says nothing of it."""
+    """The sources used for evaluation, from folders that `lamb data` made or from manifests (all splits but "train").
+
+    Raises ManifestError for a folder that has neither file.
+    """
     sources: set[str] = set()
     for folder in map(Path, folders):
         file, manifest = folder / FILE, folder / "manifest.jsonl" if folder.is_dir() else folder
@@ -40,7 +42,7 @@ def evaluation_ids(*folders: str | Path) -> set[str]:
 
 
 def leaked(clips: Iterable[Clip], sources: Iterable[str]) -> list[Clip]:
-    """Those of `clips` whose recording is among `sources`."""
+    """The `clips` whose recording is among `sources`."""
     ids: set[str] = set()
     names: set[str] = set()
     numberless: set[str] = set()  # their names
@@ -59,14 +61,14 @@ def leaked(clips: Iterable[Clip], sources: Iterable[str]) -> list[Clip]:
 
 
 def check(train_clips: Iterable[Clip], evaluation_clips: Iterable[Clip]) -> None:
-    """ManifestError that names the training clips whose recording is evaluated on."""
+    """Raise ManifestError, with the names of the clips, if a recording is in both lists."""
     found = leaked(train_clips, map(_source, evaluation_clips))
     if found:
         named = ", ".join(f"{clip.id} ({_source(clip)})" for clip in found[:10])
         more = f" and {len(found) - 10} more" if len(found) > 10 else ""
         raise ManifestError(
-            f"{len(found)} training clips are recordings that are evaluated on: {named}{more}; leave them out, as "
-            "lamb data NAME --without FOLDER does"
+            f"{len(found)} training clips are recordings that are used for evaluation: {named}{more}; leave them out, "
+            "as lamb data NAME --without FOLDER does"
         )
 
 
@@ -75,7 +77,7 @@ def _source(clip: Clip) -> str:
 
 
 def _parts(source: str) -> tuple[str, str]:
-    """A recording's number and its file name, each empty where unknown."""
+    """The number and the file name of a recording, each empty if unknown."""
     for site, pattern in _ADDRESSES.items():
         if address := pattern.match(source):
             return f"{site}:{address[1]}", ""

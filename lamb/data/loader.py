@@ -1,6 +1,6 @@
 """Batches for training, made in background processes.
 
-Batch number `step` is a pure function of (data, seed, step): a run that stops goes on with the batch it stopped at.
+Batch number `step` is a function of (data, seed, step) alone: a run that was stopped continues with the same batches.
 """
 
 import hashlib
@@ -31,10 +31,7 @@ WHOLE: Share = (0, 1)
 
 
 def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[list[Recording]]]:
-    """The clips decoded and trimmed, by label and then by source.
-
-    AudioError names a bad file.
-    """
+    """The clips decoded and trimmed, by label and then by source. AudioError names a file that cannot be used."""
 
     def decode(clip: Clip) -> tuple[str, str, Recording]:
         x = audio.load(clip.path, sample_rate, clip.start, clip.duration)
@@ -61,7 +58,7 @@ def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list
 
 
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
-    """Batch number `step` of `size` scenes, of which this process has B: waveform and mask (B, T), captions, events."""
+    """Batch number `step` of `size` scenes, B of them here: waveform and mask (B, T), captions, events."""
     scenes = maker.batch(step, size, part_of(size, share))
     waveform, mask = pad([scene.waveform for scene in scenes])
     return {
@@ -76,7 +73,7 @@ def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -
 class ClipReader:
     """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain.
 
-    With `tokens`, files that hold each clip's encoder tokens (see TokenCache), these are read in place of the sound.
+    With `tokens`, the files of the clips' encoder tokens (see TokenCache), these are read in place of the sound.
     """
 
     clips: Sequence[Clip]
@@ -86,10 +83,10 @@ class ClipReader:
     tokens: Sequence[Path] | None = None
 
     def order(self, epoch: int, size: int) -> np.ndarray:
-        """The clips of an epoch in batches of `size` (what is left over waits for another epoch), of similar length."""
+        """The clips of an epoch in batches of `size` and of similar length; a remainder is left out of this epoch."""
         rng = np.random.default_rng((self.seed, 2, epoch))
         order = rng.permutation(len(self.clips))
-        # sorted by length within stretches of 16 batches: little padding, and still random company
+        # sorted by length within stretches of 16 batches: little padding, yet the neighbours of a clip stay random
         length = np.array([min(self.clips[k].duration or self.seconds, self.seconds) for k in order])
         stretch = np.arange(len(order)) // (16 * size)
         batches = order[np.lexsort((length, stretch))][: len(order) // size * size].reshape(-1, size)
@@ -114,21 +111,21 @@ class ClipReader:
 
 @dataclass(frozen=True)
 class TokenCache:
-    """Encoder tokens of clips on disk, a file (N, D) a clip, named by the encoder, the recording and the part of it."""
+    """Encoder tokens on disk: one file (N, D) for each clip, named after the encoder, the recording and the stretch."""
 
     folder: Path
     encoder: str  # check sum of the encoder's architecture and weights
 
     @classmethod
     def of(cls, folder: str | Path, encoder: nn.Module) -> "TokenCache":
-        """The cache in `folder` of what this very encoder makes."""
+        """The cache in `folder` for exactly this encoder."""
         total = hashlib.sha256(repr(getattr(encoder, "options", type(encoder).__name__)).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             total.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return cls(Path(folder), total.hexdigest()[:16])
 
     def file(self, clip: Clip, seconds: float) -> Path:
-        """Where the tokens of the first `seconds` of `clip` are; another file once the recording changes."""
+        """The file of the tokens of the first `seconds` of `clip`; another one as soon as the recording changes."""
         facts = os.stat(clip.path)
         part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, clip.start, clip.duration, seconds)
         return self.folder / self.encoder / f"{hashlib.sha256(repr(part).encode()).hexdigest()[:32]}.npy"
@@ -136,7 +133,7 @@ class TokenCache:
     def fill(
         self, clips: Sequence[Clip], seconds: float, sample_rate: int, encode: Callable[..., Any]
     ) -> tuple[list[Clip], list[Path], list[str]]:
-        """Encode what is not there yet; the clips that could be read, their files, and what went wrong with the others.
+        """Encode the clips that have no file yet; returns the readable clips, their files and the other problems.
 
         Clips are decoded in threads and encoded 16 at a time by `encode`: (B, T), (B, T) -> (B, N, D), (B, N).
         """
@@ -172,16 +169,16 @@ class TokenCache:
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:
-    """Whole or not at all; two processes may write the same."""
+    """Written whole or not at all, also if two processes write the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, part.open("wb") as file:
         np.save(file, array)
 
 
 def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
-    """Batch number `step`: waveform and mask (B, T), captions, and "unreadable": what went wrong with which file.
+    """Batch number `step`: waveform and mask (B, T), captions, ids, and the problems of clips that are "unreadable".
 
-    Another clip of the epoch stands in for one that cannot be read, so that every process has the same number.
+    Another clip of the epoch takes the place of such a clip, so that all processes have equally many.
     """
     batches = len(reader.clips) // size
     epoch, index = divmod(step, batches)
@@ -210,7 +207,7 @@ def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -
 
 
 def part_of(size: int, share: Share) -> range:
-    """The numbers of a batch of `size` that a process has."""
+    """The clips of a batch of `size` that a process makes, by number."""
     number, processes = share
     if size % processes:
         raise OptionError(
@@ -221,10 +218,10 @@ def part_of(size: int, share: Share) -> range:
 
 
 def activity(events: Sequence[Sequence[Event]], labels: Sequence[str], frames: int, frame_rate: float) -> Tensor:
-    """What sounds when: (B, frames, len(labels)), 1 where an event of the label covers the centre of the frame.
+    """Which labels sound when: (B, frames, len(labels)), 1 where an event of the label covers the centre of the frame.
 
-    Frame k of a convolutional encoder is centred on k / frame_rate. So that no event goes unheard, one between two
-    centres counts in the frame nearest to its own middle.
+    Frame k of a convolutional encoder is centred on k / frame_rate. An event between two
+    centres counts in the frame nearest to its middle, so that none is lost.
     """
     number = {label: k for k, label in enumerate(labels)}
     index = torch.arange(frames)
@@ -249,13 +246,13 @@ class _Steps(Dataset, Generic[Batch]):
 
 
 def background(make: Callable[[int], Batch], first: int, last: int, workers: int) -> Iterator[Batch]:
-    """make(first), ..., make(last - 1) in order, made ahead by `workers` processes (0: in this one)."""
+    """make(first), ..., make(last - 1) in order, prepared by `workers` background processes (0: by this process)."""
     loader: Any = DataLoader(
         _Steps(make, first, last),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        multiprocessing_context="fork" if workers else None,  # the recordings are shared, not copied
-        generator=torch.Generator(),  # the global one would be drawn from at the start, and a resumed run differ
+        multiprocessing_context="fork" if workers else None,  # shares the recordings instead of copying them
+        generator=torch.Generator(),  # else the global one would be used, and a resumed run would differ
     )
     return iter(loader)

@@ -1,4 +1,4 @@
-"""The list of clips that everything is trained and evaluated on: one `Clip` a line of JSONL or CSV."""
+"""Manifests, the lists of clips for training and evaluation: one `Clip` for each line of JSONL or row of CSV."""
 
 import csv
 import dataclasses
@@ -15,21 +15,21 @@ from ..errors import LambError
 
 
 class ManifestError(LambError, ValueError):
-    """A manifest that cannot be used: the file, the line, what is wrong."""
+    """A manifest that cannot be used: the file, the line and the problem."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A stretch of a recording with what people say of it."""
+    """A recording, or a stretch of one, with its captions and labels."""
 
     id: str
     path: str  # of the recording; relative to the manifest's folder, made absolute when read
     start: float = 0.0  # seconds
     duration: float | None = None  # seconds; None: to the end
     captions: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()  # what is heard, as classes; empty where there are none
+    labels: tuple[str, ...] = ()  # classes of the sounds; empty if unknown
     split: str = ""  # train, development, test ...
-    source: str = ""  # the original recording, such as youtube:ID; clips of one source never lie in two splits
+    source: str = ""  # the original recording, such as youtube:ID; no source is in two splits
     description: str = ""  # what the collection says of a labelled recording: "a dog howling"
 
 
@@ -39,7 +39,7 @@ _NUMBERS = ("start", "duration")
 
 
 def read(path: str | Path, split: str | None = None) -> list[Clip]:
-    """The clips of a JSONL or CSV manifest (lists in CSV are JSON), of one split where asked; else ManifestError."""
+    """The clips of a JSONL or CSV manifest (lists in CSV are JSON), or of one split of it. Raises ManifestError."""
     path = Path(path).absolute()
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -53,7 +53,7 @@ def read(path: str | Path, split: str | None = None) -> list[Clip]:
         try:
             clip = parse(json.loads(row) if isinstance(row, str) else row, path.parent)
             if clip.id in lines:
-                raise ValueError(f"the id {clip.id!r} is that of line {lines[clip.id]}")
+                raise ValueError(f"the id {clip.id!r} is also in line {lines[clip.id]}")
         except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
         lines[clip.id] = number
@@ -62,7 +62,7 @@ def read(path: str | Path, split: str | None = None) -> list[Clip]:
 
 
 def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """The line number and content of every row: a dict in CSV and TSV, the line itself in JSONL; no blank lines."""
+    """The line number and content of every row that is not blank: a dict in CSV and TSV, the line itself in JSONL."""
     delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     if delimiter is None:
         # not splitlines(): a caption may hold a character that Unicode calls a line break
@@ -79,7 +79,7 @@ def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def table(path: Path, columns: Collection[str], encoding: str = "utf-8-sig") -> Iterator[tuple[int, dict[str, str]]]:
-    """The line number and cells of every row of a CSV file that has these columns; ManifestError for any other."""
+    """The line number and cells of every row of a CSV file; ManifestError if it lacks one of `columns`."""
     try:
         text = path.read_text(encoding=encoding)
     except (OSError, UnicodeDecodeError) as error:
@@ -92,17 +92,17 @@ def table(path: Path, columns: Collection[str], encoding: str = "utf-8-sig") -> 
 
 
 def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
-    """The clips of `split`, or all; ManifestError where there are none."""
+    """The clips of `split` (several, separated by commas), or all of them; ManifestError if there are none."""
     if not clips:
         raise ManifestError(f"{path}: no clips")
-    chosen = [clip for clip in clips if split is None or clip.split == split]
+    chosen = [clip for clip in clips if split is None or clip.split in split.split(",")]
     if not chosen:
         raise ManifestError(f"{path}: no clips of split {split!r}; there are {sorted({c.split for c in clips})}")
     return chosen
 
 
 def parse(row: Any, folder: Path) -> Clip:
-    """A row as a clip, its path relative to `folder`; ValueError for anything that a clip does not have."""
+    """A row as a clip, with a path relative to `folder`; ValueError for anything that is not a field of a clip."""
     if not isinstance(row, dict):
         raise ValueError("expected an object with the keys id and path")
     unknown = set(row) - _FIELDS
@@ -143,7 +143,7 @@ def _seconds(key: str, value: Any) -> float:
 
 
 def write(clips: Iterable[Clip], path: str | Path) -> None:
-    """A JSONL manifest; whole or not at all."""
+    """Write a JSONL manifest, whole or not at all."""
     with replacing(path) as part, part.open("w", encoding="utf-8") as file:
         for clip in clips:
             file.write(json.dumps(dataclasses.asdict(clip), ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
-"""Captioned scenes written to disk: FLAC files and a manifest, so that many trainings hear the same ones once. [O]
+"""Captioned scenes written to disk, as FLAC files and a manifest, so that many runs train on the same scenes. [O]
 
-Training scenes hold training recordings, test scenes development recordings, none of which is in both.
+Training scenes are made of training recordings, test scenes of development recordings.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from .scenes import SceneMaker, compose
 def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> Path:
     """Render the scenes of `config` into `folder` and return their manifest.jsonl (splits "train" and "test").
 
-    What is there is gone on with; ConfigError where it is of other recordings or settings.
+    Rendering continues where it was stopped; ConfigError if `folder` holds scenes of other recordings or settings.
     """
     folder = Path(folder)
     table = Path(config.sounds) / "manifest.csv"
@@ -50,7 +50,7 @@ def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> 
 
 
 def _render(maker: SceneMaker, folder: Path, split: str, count: int, wordings: int) -> list[Clip]:
-    """`count` scenes as folder/audio/SPLIT-NUMBER.flac; those noted in SPLIT.jsonl are there."""
+    """Render `count` scenes as folder/audio/SPLIT-NUMBER.flac; those listed in SPLIT.jsonl exist already."""
     import soundfile
 
     notes = folder / f"{split}.jsonl"

@@ -46,19 +46,19 @@ from ..model.padding import pad
 
 RANKS = (1, 5, 10)
 SET = 1000  # clips whose pooled vectors the global divergence compares at once
-SHOWN = 300  # clips in a picture, evenly spaced in the list; more are a blot
+SHOWN = 300  # clips in a picture, evenly spaced in the list; more would hide each other
 FORMATS = ("png", "svg", "pdf")
-TOLERANCE = 1e-6  # similarities this close are equal: the same caption comes out alike to rounding only
-AUDIO, TEXT = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+TOLERANCE = 1e-6  # similarities this close count as equal: those of the same caption differ by rounding
+AUDIO, TEXT = "#0072b2", "#d55e00"  # colour-blind readers can tell them apart
 
 
 class PlotError(LambError, ValueError):
-    """A picture that cannot be made: the file or the missing part, and the remedy."""
+    """A picture that cannot be drawn: the file or the missing package, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Clips and their captions, mean-pooled in the language model's input space, on the CPU in float32."""
+    """Clips and their captions, mean-pooled in the input space of the language model, on the CPU in float32."""
 
     audio: Tensor  # (S, D_llm)
     text: Tensor  # (C, D_llm), the captions of one clip next to each other
@@ -73,9 +73,9 @@ class Embeddings:
 
 
 def captioned(clips: Sequence[Clip]) -> list[Clip]:
-    """`clips`, those without captions with one composed from their labels, the same at every call.
+    """`clips`, where one without captions gets a caption composed from its labels, the same at every call.
 
-    ManifestError for a clip that has neither a caption nor a label of the phrase bank.
+    ManifestError for a clip that has neither a caption nor labels with phrases.
     """
     return [clip if any(map(str.strip, clip.captions)) else _composed(clip) for clip in clips]
 
@@ -167,7 +167,7 @@ def _named(direction: str, shares: Sequence[float]) -> dict[str, float]:
 
 
 def _cs_global(found: Embeddings) -> float:
-    """The global divergence, the mean over as few sets of about the same size as SET allows, by their clips."""
+    """The global divergence: the mean over sets of about the same size, at most SET, weighted by their clips."""
     yardstick, parts = AlignerConfig(), math.ceil(len(found.audio) / SET)
     pairs = zip(found.audio.tensor_split(parts), found.text[found.first].tensor_split(parts), strict=True)
     terms = [
@@ -179,8 +179,8 @@ def _cs_global(found: Embeddings) -> float:
 def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor) -> list[float]:
     """Share of queries (Q, D) that find an item (C, D) of their own clip among the first 1, 5, 10 by inner product.
 
-    Items that are alike come in random order, and the share is what is expected then: a model that maps everything to
-    one point finds by chance, and captions in the same words share their place.
+    Items of equal similarity count as in random order, and the result is the expected share: a model that maps
+    everything to one point scores at chance, and equal captions share their rank.
     """
     found = torch.zeros(len(RANKS), dtype=torch.float64)
     for rows, clips in zip(queries.split(1024), query_clip.split(1024), strict=True):
@@ -201,13 +201,13 @@ def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor
 
 
 def scores(model: LambModel, clips: Sequence[Clip]) -> dict[str, float]:
-    """The measures of `clips` under names that begin with gap_, for the log of a training."""
+    """The measures of `clips` with gap_ before their names, for the log of a training run."""
     found = measures(embed(model, clips))
     return {f"gap_{name}": value for name, value in found.items() if name not in ("clips", "captions", "failed")}
 
 
 def format_of(file: Path, umap: bool = False) -> str:
-    """The format that the ending of `file` names; PlotError for another one, or without what draws it."""
+    """The format that the ending of `file` names; PlotError for another one, or if a package is missing."""
     ending = file.suffix[1:].lower()
     if ending not in FORMATS:
         raise PlotError(f"{file}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
@@ -220,7 +220,7 @@ def format_of(file: Path, umap: bool = False) -> str:
 
 
 def save_figure(figure: Any, file: Path) -> None:
-    """A matplotlib figure in the format that `file` ends in, whole or not at all."""
+    """Write a matplotlib figure in the format that `file` ends in, whole or not at all."""
     with replacing(file) as part:
         figure.savefig(part, format=format_of(file), dpi=150)
 
@@ -261,7 +261,7 @@ def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = F
 
 
 def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:
-    """The clips to show, then their first captions, as (2 S', 2) about 0, and what the axes are called."""
+    """The clips to show, then their first captions, as centred points (2 S', 2), and the names of the axes."""
     chosen = torch.linspace(0, len(found.audio) - 1, min(SHOWN, len(found.audio))).long()
     points = torch.cat([found.audio[chosen], found.text[found.first[chosen]]]).double()
     points = F.normalize(points, dim=-1) if unit else points

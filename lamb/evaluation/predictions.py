@@ -1,7 +1,7 @@
-"""What a system says of each clip: captioned here, kept as JSONL and gone on with, or read from a file.
+"""The captions of a system under evaluation: made here and kept as JSONL, so that a stopped run resumes, or read in.
 
-A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the clip's `id` and `run`, a fingerprint
-of model and clips: lines of another run are never used, their file is moved aside.
+A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the `id` of the clip and `run`, a
+fingerprint of the model and the clips. Lines of another run are never used; their file is moved aside.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from ..model import checkpoint
 
 FILE = "predictions.jsonl"
 Progress = Callable[[int, int], None]
-"""Called with how many clips are done, and of how many."""
+"""Called with the number of clips that are done, and the number of all."""
 
 
 def caption_clips(
@@ -30,10 +30,10 @@ def caption_clips(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Caption]:
-    """A caption for each clip, or the error why there is none, in their order.
+    """A caption for each clip, in their order; for one that cannot be read, a caption with `error` set.
 
-    With `out`, each is appended to `out`/predictions.jsonl as it comes, and those that are there already, of the same
-    model and the same clips, are not made again. The model is loaded only if there is something to do.
+    With `out`, each caption is appended to `out`/predictions.jsonl as soon as it is made, and the captions of the same
+    model and clips that are already there are not made again. The model is loaded only if there is something to do.
     """
     file = None if out is None else out / FILE
     run = _fingerprint(model, clips) if file else ""
@@ -58,8 +58,8 @@ def caption_clips(
 
 
 def _fingerprint(model: str, clips: Sequence[Clip]) -> str:
-    """Of the model's files and of the clips' recordings: other ones, other letters. Recordings, and encoder and LLM
-    where a model only refers to them, are known by size and time of change."""
+    """A hash of the files of the model and of the recordings. Recordings, and an encoder and LLM that the model only
+    refers to, count by their size and time of change."""
     folder = checkpoint.find(model)
     config = checkpoint.read_facts(folder)["config"]
     digest = hashlib.sha256()
@@ -81,7 +81,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _kept(file: Path, run: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The lines of `file` that belong to `run`, by id; a line that a killed run left half is cut off."""
+    """The lines of `file` that belong to `run`, by id; an incomplete last line is removed."""
     if not file.exists():
         return {}
     found: dict[str, dict[str, Any]] = {}

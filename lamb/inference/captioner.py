@@ -1,7 +1,7 @@
-"""The one door: sounds in, captions out. Command line, evaluation, services and pages all go through `Captioner`.
+"""The entry point of inference: `Captioner` turns sounds into captions for the command line, services and pages.
 
-The way of a clip, file by file: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (the model, which runs
-`lamb.model`) -> `generation` (search) -> `captions` (results). A timeline goes by `timeline` instead of `recording`.
+A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs `lamb.model`)
+-> `generation` (search) -> `captions` (results). For a timeline, `timeline` takes the place of `recording`.
 """
 
 import math
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import extensions
 from ..audio import reader as audio
 from ..config import DecodeConfig, DecodeLimits
 from ..errors import OptionError, reason
@@ -42,11 +43,12 @@ class Captioner:
 
     @classmethod
     def load(cls, name: str = "tiny", device: str | None = None, limits: DecodeLimits | None = None) -> "Captioner":
-        """A bundled model by name, a folder, or a Hugging Face hub id, on `device` ("cpu", "cuda"; None: a GPU if any).
+        """A bundled model by name, a folder, or a Hugging Face hub id, on `device`: "cpu", "cuda", ...
 
+        None and "auto" stand for a GPU if there is one.
         Raises CheckpointError, a ValueError, with the remedy in its text.
         """
-        model = checkpoint.load(name, _device(device))
+        model = extensions.load(name, _device(device))
         model.merge_lora()
         return cls(model, limits=limits)
 
@@ -63,19 +65,21 @@ class Captioner:
         sample: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
+        detailed: bool = False,
         timeline: bool = False,
         window: float | None = None,
         hop: float | None = None,
     ) -> Iterator[Caption]:
-        """Captions in the order of `files`, as they come; a file that cannot be read gives one with `error` set.
+        """Yield captions in the order of `files`; for a file that cannot be read, a caption with `error` set.
 
         Args:
             files: paths, bytes, binary file objects, (array, rate) pairs, or clips of a manifest.
             n_best: alternatives for each file, best first.
-            beams: of the beam search, 1 for greedy; None: the model's own number.
+            beams: number of beams, 1 for greedy search; None: the model's own number.
             sample: draw captions at random (`seed`, 0 if None) instead of searching for the best.
-            batch_size: files generated together.
-            timeline: also say what is heard when, as segments; see `timeline` for `window` and `hop`.
+            batch_size: number of files captioned together.
+            detailed: also name sounds that the model is not sure of, where it weighs them.
+            timeline: also describe what is heard when, as segments; `timeline` explains `window` and `hop`.
 
         A caption covers its whole recording: one longer than a window is encoded window by window.
         """
@@ -83,14 +87,14 @@ class Captioner:
             raise TypeError("files are given as a list, also a single one: caption([file])")
         choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         if timeline:
-            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, **choices)
+            found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, detailed=detailed, **choices)
             return (result.finish() if isinstance(result, Timeline) else result for result in found)
-        return self._captions(files, self._options(n_best, sample, **choices), n_best, _seed(sample, seed))
+        return self._captions(files, self._options(n_best, sample, detailed, **choices), n_best, _seed(sample, seed))
 
     def _captions(
         self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None
     ) -> Iterator[Caption]:
-        """The captions of `files`, those of a group of recordings generated together."""
+        """The captions of `files`; those of a group of recordings are generated together."""
         for group in hear(self.engine, files, options, self.limits):
             tokens = [recording.h_a for recording in group if recording.h_a is not None]
             found = iter(self.engine.describe(tokens, options, n_best, seed))
@@ -104,7 +108,7 @@ class Captioner:
     def timeline(
         self, source: Source, window: float | None = None, hop: float | None = None, **options: Any
     ) -> Timeline:
-        """The segments of a recording of any length, each as soon as it is final; then its `caption` is the whole's.
+        """The segments of a recording of any length, each as soon as it is final; then `caption` is that of the whole.
 
         Args:
             source: also a pipe: wav, flac, ogg, mp3, aac and webm are read as they come.
@@ -136,9 +140,11 @@ class Captioner:
 
         return found()
 
-    def _options(self, n_best: int, sample: bool, **choices: Any) -> DecodeConfig:
+    def _options(self, n_best: int, sample: bool, detailed: bool = False, **choices: Any) -> DecodeConfig:
         """The model's own options with the choices that are not None. Raises ValueError."""
         options = replace(self.options, **{name: value for name, value in choices.items() if value is not None})
+        if detailed:
+            options = replace(options, weigh=replace(options.weigh, doubt=0.0))
         if choices["window"] is not None and choices["hop"] is None:
             options = replace(options, hop=options.window * (self.options.hop / self.options.window))
         _check(options, n_best, choices["beams"], sample)
@@ -156,9 +162,10 @@ class Captioner:
         sample: bool = False,
         seed: int | None = None,
         batch_size: int | None = None,
+        detailed: bool = False,
         listen: Callable[[np.ndarray], None] | None = None,
     ) -> Plan:
-        whole = self._options(n_best, sample, beams=beams, batch_size=batch_size, window=window, hop=hop)
+        whole = self._options(n_best, sample, detailed, beams=beams, batch_size=batch_size, window=window, hop=hop)
         segments = replace(whole, beams=beams or self.options.beams)
         grid = window is not None or hop is not None
         if not grid:
@@ -188,7 +195,7 @@ def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) 
 
 
 def _device(name: str | None) -> str:
-    if name is None:
+    if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)

@@ -4,33 +4,18 @@ The guide's bias is computed once a clip and added to the logits of every step. 
 after the log-softmax in beam search; adding the bias there and normalising again equals adding it to the logits:
 log_softmax(log_softmax(x) + b) = log_softmax(x + b). Sampling is greedy search on logits with Gumbel noise that is
 drawn from the seed alone, so that a clip's sample does not depend on its batch neighbours.
-
-With `rerank` = r the aligner's space has a say in which beam is the best: log p + r * cos(mean z_a, mean z_t), log p
-the mean log probability of its tokens and z_t their input embeddings. A language model says the loudest sound twice
-rather than a doubtful one; the aligned space asks for all that is heard. [O]
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import extensions
 from ..config import DecodeConfig
-from ..model.aligner import pool
 from ..model.lamb import LambModel, caption_labels
 from .captions import Sound
-
-WORD_STARTS = ("\u0120", "\u2581")  # what a tokenizer writes for the blank before a word: byte-level BPE, SentencePiece
-# words of four letters and more that two different sounds may share
-SHARED = frozenset(
-    word
-    for line in (
-        "then with while background distance followed before after several times person people someone another water",
-        "sound sounds loudly steadily being into onto over their that from slowly quickly once twice three many",
-    )
-    for word in line.split()
-)
 
 
 @dataclass(frozen=True)
@@ -44,34 +29,18 @@ class Hypothesis:
 
 
 class GuideBias:
-    """Logits processor: adds the guide's bias (B, V) to scores (B * k, V), k rows a clip; of a residual guide also what
-    the ids so far add."""
+    """Logits processor: adds the guide's bias to scores (B * k, V), k rows a clip.
 
-    def __init__(self, model: LambModel, bias: Tensor, options: DecodeConfig):
-        self.model, self.bias, self.options = model, bias, options
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        once = self.bias.repeat_interleave(len(scores) // len(self.bias), 0)
-        return scores.float() + self.options.guide * self.model.next_bias(once, input_ids, self.options.said)
-
-
-class OneMention:
-    """Logits processor: a token that begins a word of what sounds is not generated twice. [O]
-
-    A small model that hears a sound change tells it as two of a kind, "a baby cries with a baby crying". Words of fewer
-    than four letters, and those in SHARED, may come again: "a person coughs, then a person sneezes".
+    `bias` (B, 1, V) is that of the first step; the guide may change it with the ids so far.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int):
-        self.once = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
-        for token, number in tokenizer.get_vocab().items():
-            word = token[1:].lower()
-            self.once[number] = token[:1] in WORD_STARTS and len(word) > 3 and word.isalpha() and word not in SHARED
+    def __init__(self, model: LambModel, bias: Tensor, strength: float):
+        self.model, self.bias, self.strength = model, bias, strength
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        said = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)  # (B * k, V)
-        said.scatter_(1, input_ids, True)
-        return scores.masked_fill(said & self.once.to(scores.device), -torch.inf)
+        bias = self.bias.repeat_interleave(len(scores) // len(self.bias), 0)  # (B * k, 1, V)
+        step: Any = self.model.step_bias(bias, input_ids, last=True)  # (B * k, 1, V)
+        return scores.float() + self.strength * step[:, 0]
 
 
 class GumbelNoise:
@@ -94,9 +63,19 @@ def generate(
 
     Beam search with `options.beams` (1: greedy), or sampling where a `seed` is given. Repeated texts are dropped.
     """
-    if options.rerank and seed is None and options.beams > 1:
-        searched = generate(model, z_a, mask, replace(options, rerank=0.0), max(options.beams, n_best))
-        return [row[:n_best] for row in _reranked(model, z_a, mask, searched, options.rerank)]
+    reranker = extensions.reranker(model)
+    if reranker is None or seed is not None or options.beams == 1:
+        return _generate(model, z_a, mask, options, n_best, seed)
+    found = _generate(model, z_a, mask, options, max(options.beams, n_best), seed)
+    values = reranker.values(z_a, mask, [[(h.text, h.score) for h in row] for row in found])
+    ranked = (sorted(zip(v, row, strict=True), key=lambda pair: -pair[0]) for v, row in zip(values, found, strict=True))
+    return [[hypothesis for _, hypothesis in row[:n_best]] for row in ranked]
+
+
+def _generate(
+    model: LambModel, z_a: Tensor, mask: Tensor, options: DecodeConfig, n_best: int, seed: int | None
+) -> list[list[Hypothesis]]:
+    """The same, in the order of search or score."""
     from transformers import GenerationConfig, LogitsProcessorList
     from transformers.generation.logits_process import (
         NoRepeatNGramLogitsProcessor,
@@ -107,11 +86,10 @@ def generate(
     size = len(z_a)
     prefix, prefix_mask = model.llm.prefix(z_a, mask)
     bias = model.bias(z_a, mask) if options.guide else None
-    processors: list[Any] = [] if bias is None else [GuideBias(model, bias, options)]
+    processors: list[Any] = [] if bias is None else [GuideBias(model, bias, options.guide)]
     if options.no_repeat_ngram:
         processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram))
-    if options.no_repeat_word:
-        processors.append(OneMention(model.llm.tokenizer, len(model.llm.table)))
+    processors += extensions.logits_processors(model)
     if seed is not None:
         processors += [TemperatureLogitsWarper(options.temperature), TopPLogitsWarper(options.top_p)]
         processors += [GumbelNoise(n_best, seed)]
@@ -146,24 +124,11 @@ def generate(
     return [_distinct(found[k * n_best : (k + 1) * n_best]) for k in range(size)]
 
 
-def _reranked(
-    model: LambModel, z_a: Tensor, mask: Tensor, found: list[list[Hypothesis]], weight: float
-) -> list[list[Hypothesis]]:
-    """Every clip's hypotheses in the order of score + weight * cosine to z_a (B, N, D_llm), mask (B, N)."""
-    texts = [h.text or "." for hypotheses in found for h in hypotheses]
-    clip = torch.tensor([row for row, hypotheses in enumerate(found) for _ in hypotheses], device=z_a.device)
-    ids, text_mask = model.llm.tokenize(texts)  # (C, L)
-    text = pool(model.llm.embed(ids), text_mask)  # (C, D_llm)
-    likeness = iter(torch.cosine_similarity(pool(z_a, mask)[clip], text).tolist())
-    scored = [[(h.score + weight * next(likeness), h) for h in hypotheses] for hypotheses in found]
-    return [[h for _, h in sorted(row, key=lambda item: -item[0])] for row in scored]
-
-
 def score(
     model: LambModel, prefix: Tensor, prefix_mask: Tensor, ids: Tensor, bias: Tensor | None, options: DecodeConfig
 ) -> Tensor:
     """Mean log probability (B * k,) of generated ids (B * k, L), the end included, under the logits and the guide's
-    bias (B, V), which counts as `options` say."""
+    bias of the first step (B, 1, V), times `options.guide`."""
     mask = (ids == model.llm.tokenizer.eos_token_id).cumsum(1) == 0  # (B * k, L) tokens before the end
     if bias is not None:
         bias = bias.repeat_interleave(len(ids) // len(bias), 0)
@@ -182,11 +147,11 @@ def log_probabilities(
     options: DecodeConfig,
 ) -> tuple[Tensor, Tensor]:
     """Log probability of every token of ids (K, L), mask (K, L), and of the end behind them, with the guide's bias
-    (K, V): (K, L + 1), and where there is one (K, L + 1)."""
+    of the first step (K, 1, V): (K, L + 1), and where there is one (K, L + 1)."""
     logits = model.llm.logits(prefix, prefix_mask, ids).float()  # (K, L + 1, V)
     if bias is not None:
-        by_token: Any = model.token_bias(bias, ids, options.said)
-        logits = logits + options.guide * (by_token if by_token.ndim == 3 else by_token[:, None])
+        steps: Any = model.step_bias(bias, ids)  # (K, 1 or L + 1, V)
+        logits = logits + options.guide * steps
     labels = caption_labels(ids, mask, model.llm.tokenizer.eos_token_id)  # (K, L + 1)
     log_p = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
     return log_p, labels != -100

@@ -28,25 +28,25 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .generation import Hypothesis
 
-LIVE = 4  # windows that are waited for where the sound still comes; elsewhere a batch
-ENCODED = 4  # windows that are encoded together: more are no faster on a CPU, and take 10 MB each
+LIVE = 4  # windows captioned together where the sound still arrives; elsewhere a batch
+ENCODED = 4  # windows encoded together: more are no faster on a CPU, and each takes 10 MB
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted: `options` for windows and segments; `whole`, `n_best` and `seed` for the caption of it all."""
+    """The options of a timeline: `options` for windows and segments; `whole`, `n_best` and `seed` for the whole."""
 
     options: DecodeConfig
     whole: DecodeConfig
     grid: bool  # segments are the windows
     n_best: int = 1
     seed: int | None = None
-    listen: Callable[[np.ndarray], None] | None = None  # is handed all samples, in order, while they pass
+    listen: Callable[[np.ndarray], None] | None = None  # called with all samples, in order
     limits: DecodeLimits | None = None  # of the process that decodes; None: this one
 
 
 def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, None, Caption]:
-    """Yields the segments, each as soon as it is final, and returns the whole, with the segments in it.
+    """Yield the segments, each as soon as it is final, and return the caption of the whole with the segments in it.
 
     Raises AudioError for what cannot be opened. A stretch that cannot be decoded is a segment "(unreadable)" of
     confidence 0, with an AudioDamage (a warning).
@@ -84,7 +84,7 @@ def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, N
 
 
 class _Sound:
-    """A recording on its way through the model: `end` seconds of it have been heard."""
+    """A recording while it is read: `end` seconds have been encoded."""
 
     def __init__(self, engine: Engine, source: Source, plan: Plan):
         self.engine, self.source, self.plan = engine, source, plan
@@ -110,7 +110,7 @@ class _Sound:
         yield from self._captioned(cut.finish(self.end))
 
     def whole(self) -> list[Hypothesis]:
-        """The captions of all that was heard, best first; none of silence."""
+        """The hypotheses for the whole recording, best first; none for silence."""
         if self.rest and self.end - self.summarised >= audio.MIN_DURATION:  # the end, which no summarised window has
             start, h_a = self.rest
             share = (self.summarised - start) / (self.end - start)
@@ -121,7 +121,7 @@ class _Sound:
         return self.engine.describe([tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
     def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, np.ndarray | None]]:
-        """The windows but a sliver, with their tokens (N_a, D), None for silence; each is heard and summarised."""
+        """The windows with their tokens (N_a, D), None for silence; a last sliver is left out."""
         heard = [has_sound(start, x, self.rate) for start, x in group]
         tokens = iter(self.engine.encode([x for (_, x), there in zip(group, heard, strict=True) if there], ENCODED))
         for (start, x), there in zip(group, heard, strict=True):
@@ -148,7 +148,7 @@ class _Sound:
 
 
 class _Joiner:
-    """Parts in, segments out: parts without a change between them are one, and so are neighbours that say the same."""
+    """Joins parts into segments: those without a change between them, and neighbours with the same meaning."""
 
     def __init__(self) -> None:
         self.unchanged: list[Segment] = []
@@ -171,7 +171,7 @@ class _Joiner:
 
 
 def _joined(segments: list[Segment]) -> Segment:
-    """One segment, with the caption of most of the seconds."""
+    """One segment with the caption that lasts longest."""
     seconds: dict[str, float] = {}
     for s in segments:
         seconds[s.caption] = seconds.get(s.caption, 0.0) + s.end - s.start
@@ -181,7 +181,7 @@ def _joined(segments: list[Segment]) -> Segment:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two captions say the same: in the same words, or of the same sounds among those that have word lists."""
+    """Whether two captions mean the same: they are equal, or name the same sounds of the vocabulary."""
     return one == other or bool(_sounds(one) and _sounds(one) == _sounds(other))
 
 

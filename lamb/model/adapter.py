@@ -17,36 +17,22 @@ Every adapter maps (h_a, mask) to (z_a, mask of z_a) and ends in a linear layer 
 Letters: B batch, N_a encoder tokens, D encoder width, N_s / N_t / N_g query counts, D_llm LLM width.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-
-def sinusoids(mask: Tensor, dim: int) -> Tensor:
-    """The place in time of tokens with mask (B, N): (B, N, dim). [O]
-
-    For encoders that do not know it, such as a convolutional one; CED has learnt position embeddings. A half counts in
-    parts of the clip (periods from its double length to an eighth), the other half in tokens (periods of 4 to 256).
-    """
-    index = torch.arange(mask.shape[1], device=mask.device) + 0.5  # (N,)
-    steps = torch.linspace(0, 1, dim // 4, device=mask.device)
-    part = index[:, None] / mask.sum(1)[:, None, None] * torch.pi * 16**steps  # (B, N, dim / 4)
-    token = (index[:, None] * 2 * torch.pi / (4 * 64**steps)).expand_as(part)
-    places = torch.cat([part.sin(), part.cos(), token.sin(), token.cos()], -1)
-    return F.pad(places, (0, dim % 4))
+from ..config import AdapterConfig
 
 
 class QueryAttention(nn.Module):
     """LN(MHA(Q, h) + Q): learnable queries Q that read from h. The block of all three modules."""
 
-    def __init__(self, dim: int, queries: int, head_dim: int, std: float) -> None:
+    def __init__(self, config: AdapterConfig, dim: int, queries: int) -> None:
         super().__init__()
-        _require_heads(dim, head_dim)
-        self.head_dim = head_dim
-        self.queries = nn.Parameter(std * torch.randn(queries, dim))
+        _require_heads(dim, config.head_dim)
+        self.head_dim = config.head_dim
+        self.queries = nn.Parameter(config.query_std * torch.randn(queries, dim))
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
@@ -66,21 +52,19 @@ class QueryAttention(nn.Module):
 
 
 class TemporalModule(nn.Module):
-    """LN(MHA(Q_t, GRU(Conv1D(h_a))) + Q_t): what happens when.
+    """LN(MHA(Q_t, GRU(Conv1D(h_a))) + Q_t): multi-scale 1-D convolutions, then a 2-layer bidirectional GRU."""
 
-    Multi-scale 1-D convolutions, then a 2-layer bidirectional GRU.
-    """
-
-    def __init__(self, dim: int, queries: int, kernels: Sequence[int], head_dim: int, std: float) -> None:
+    def __init__(self, config: AdapterConfig, dim: int) -> None:
         super().__init__()
+        kernels = config.kernels
         if dim % 2:
             raise ValueError(f"the bidirectional GRU needs an even encoder width, not {dim}")
         if not kernels or any(kernel % 2 == 0 for kernel in kernels):
-            raise ValueError(f"kernels {tuple(kernels)}: give one or more odd sizes, so that the length is kept")
+            raise ValueError(f"kernels {kernels}: give one or more odd sizes, so that the length is kept")
         self.convs = nn.ModuleList(nn.Conv1d(dim, dim, kernel, padding=kernel // 2) for kernel in kernels)
         self.merge = nn.Linear(len(kernels) * dim, dim)  # the 1x1 convolution, on channels-last tokens
         self.gru = nn.GRU(dim, dim // 2, num_layers=2, batch_first=True, bidirectional=True)
-        self.attention = QueryAttention(dim, queries, head_dim, std)
+        self.attention = QueryAttention(config, dim, config.temporal_queries)
 
     def forward(self, h_a: Tensor, mask: Tensor) -> Tensor:
         # Zero padding in the batch is what the convolution itself pads a lone clip with.
@@ -100,26 +84,13 @@ class TwoStreamAdapter(nn.Module):
     Either stream can be switched off, for the ablations.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        dim_llm: int,
-        *,
-        semantic_queries: int,
-        temporal_queries: int,
-        fusion_queries: int,
-        kernels: Sequence[int],
-        head_dim: int,
-        query_std: float,
-        semantic: bool,
-        temporal: bool,
-    ) -> None:
+    def __init__(self, config: AdapterConfig, dim: int, dim_llm: int) -> None:
         super().__init__()
-        if not (semantic or temporal):
+        if not (config.semantic or config.temporal):
             raise ValueError("both streams of the adapter are off: switch semantic or temporal on")
-        self.semantic = QueryAttention(dim, semantic_queries, head_dim, query_std) if semantic else None
-        self.temporal = TemporalModule(dim, temporal_queries, kernels, head_dim, query_std) if temporal else None
-        self.fusion = QueryAttention(dim, fusion_queries, head_dim, query_std)
+        self.semantic = QueryAttention(config, dim, config.semantic_queries) if config.semantic else None
+        self.temporal = TemporalModule(config, dim) if config.temporal else None
+        self.fusion = QueryAttention(config, dim, config.fusion_queries)
         self.out = nn.Linear(dim, dim_llm)
 
     def forward(self, h_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,7 +104,7 @@ class TwoStreamAdapter(nn.Module):
 class LinearProjector(nn.Module):
     """Baseline: z_a = Linear(h_a), token by token; (B, N_a, D) -> (B, N_a, D_llm) with the mask of h_a."""
 
-    def __init__(self, dim: int, dim_llm: int) -> None:
+    def __init__(self, config: AdapterConfig, dim: int, dim_llm: int) -> None:
         super().__init__()
         self.out = nn.Linear(dim, dim_llm)
 
@@ -149,21 +120,21 @@ class QFormer(nn.Module):
     pre-norm (our choice).
     """
 
-    def __init__(self, dim: int, dim_llm: int, *, queries: int, layers: int, head_dim: int) -> None:
+    def __init__(self, config: AdapterConfig, dim: int, dim_llm: int) -> None:
         super().__init__()
-        _require_heads(dim, head_dim)
-        self.queries = nn.Parameter(0.02 * torch.randn(queries, dim))
+        _require_heads(dim, config.head_dim)
+        self.queries = nn.Parameter(0.02 * torch.randn(config.fusion_queries, dim))
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
                 dim,
-                dim // head_dim,
+                dim // config.head_dim,
                 4 * dim,
                 dropout=0.0,
                 activation="gelu",
                 batch_first=True,
                 norm_first=True,
             )
-            for _ in range(layers)
+            for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, dim_llm)
@@ -175,6 +146,13 @@ class QFormer(nn.Module):
             x = layer(x, h_a, memory_key_padding_mask=~mask)
         z_a = self.out(self.norm(x))  # (B, queries, D_llm)
         return z_a, mask.new_ones(z_a.shape[:2])
+
+
+ADAPTERS: dict[str, type[TwoStreamAdapter] | type[LinearProjector] | type[QFormer]] = {
+    "two_stream": TwoStreamAdapter,
+    "linear": LinearProjector,
+    "qformer": QFormer,
+}
 
 
 def _require_heads(dim: int, head_dim: int) -> None:

@@ -20,12 +20,14 @@ width.
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..config import AlignerConfig
 
 
 def cs_divergence(
@@ -115,25 +117,14 @@ class CrossModalAligner(nn.Module):
     A term of weight 0 is neither computed nor named.
     """
 
-    def __init__(
-        self,
-        *,
-        global_weight: float,
-        token_weight: float,
-        infonce_weight: float,
-        sigma: float | Literal["median"],
-        normalise: bool,
-        temperature: float,
-        max_scale: float,
-    ) -> None:
+    def __init__(self, config: AlignerConfig) -> None:
         super().__init__()
-        weights = {"cs_global": global_weight, "cs_token": token_weight, "infonce": infonce_weight}
+        weights = {"cs_global": config.global_weight, "cs_token": config.token_weight, "infonce": config.infonce_weight}
         self.weights = {name: weight for name, weight in weights.items() if weight > 0}
-        self.sigma: float | Literal["median"] = sigma
-        self.normalise = normalise
-        self.max_scale = max_scale
+        self.kernel: dict[str, Any] = {"sigma": config.sigma, "normalise": config.normalise}
+        self.max_scale = config.max_scale
         if "infonce" in self.weights:
-            self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+            self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def forward(self, z_a: Tensor, z_a_mask: Tensor, z_t: Tensor, z_t_mask: Tensor) -> dict[str, Tensor]:
         """z_a (B, N_g, D_llm), the caption's embeddings z_t (B, L, D_llm), their masks -> scalars by name.
@@ -144,10 +135,10 @@ class CrossModalAligner(nn.Module):
         a, t = gather(pool(z_a, z_a_mask)), gather(pool(z_t, z_t_mask))  # (processes * B, D_llm)
         terms = {}
         if "cs_global" in self.weights:
-            terms["cs_global"] = cs_divergence(a, t, sigma=self.sigma, normalise=self.normalise)
+            terms["cs_global"] = cs_divergence(a, t, **self.kernel)
         if "cs_token" in self.weights:
             masks = z_a_mask, z_t_mask
-            per_clip = cs_divergence(z_a, z_t, *masks, sigma=self.sigma, normalise=self.normalise)  # (B,)
+            per_clip = cs_divergence(z_a, z_t, *masks, **self.kernel)  # (B,)
             terms["cs_token"] = per_clip.mean()
         if "infonce" in self.weights:
             # The parameter itself is held at the limit: a clamp in the graph has no gradient back.

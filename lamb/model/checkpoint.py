@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import LambConfig, from_dict, to_dict
+from ..config import ExtensionsConfig, LambConfig, from_dict, to_dict
 from ..errors import LambError, reason
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
 
     from .lamb import LambModel
 
-FORMAT, VERSION = "lamb", 1
+FORMAT, VERSION = "lamb", 2
+EXTENSIONS = to_dict(ExtensionsConfig())  # all off
 BUNDLED = Path(__file__).parents[1] / "bundled"
 FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTION.csv")  # all that is ever downloaded
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
@@ -60,7 +61,7 @@ def save(
 
     config = model.config
     if standalone:
-        if not hasattr(model.encoder, "options"):
+        if model.encoder.options is None:
             raise CheckpointError(f"{folder}: an encoder of kind {config.encoder.name} can only be saved by reference")
         encoder = replace(config.encoder, source=None, options=model.encoder.options)
         config = replace(config, encoder=encoder, llm=replace(config.llm, source=None))
@@ -165,7 +166,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not written by lamb; give the folder of a lamb model")
     if facts.get("version") != VERSION:
         older = isinstance(facts.get("version"), int) and facts["version"] < VERSION
-        remedy = "train it again" if older else "install a newer lamb"
+        remedy = "train it again, or use the lamb that wrote it" if older else "install a newer lamb"
         raise CheckpointError(f"{path}: format version {facts.get('version')}, this lamb reads {VERSION}; {remedy}")
     missing = {"standalone", "card", "config"} - facts.keys()
     if missing:
@@ -187,12 +188,16 @@ def _reading(file: Path) -> Iterator[None]:
         raise CheckpointError(f"{file}: cannot be read ({reason(error)}); copy or train the model again") from error
 
 
-def load(name: str | Path, device: str = "cpu") -> "LambModel":
-    """The model `name` (see `find`) on `device`, ready for use. CheckpointError for anything that does not fit."""
+def load(name: str | Path, device: str, extend: Callable[["LambModel"], "LambModel"]) -> "LambModel":
+    """The model `name` (see `find`) on `device`, ready for use. CheckpointError for anything that does not fit.
+
+    `extend` adds the parts that the paper does not have before the weights are read: see `lamb.extensions.load`.
+    """
     import torch
     from safetensors.torch import load_file
 
-    from .lamb import LambModel, build_encoder
+    from .encoders import build_encoder
+    from .lamb import LambModel
     from .language_model import LanguageModel, dtype
 
     folder = find(name)
@@ -208,7 +213,7 @@ def load(name: str | Path, device: str = "cpu") -> "LambModel":
     try:
         if not standalone:
             llm = LanguageModel.from_pretrained(config.llm, device)
-        model = LambModel(config, build_encoder(config.encoder), llm)
+        model = extend(LambModel(config, build_encoder(config.encoder), llm))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{name}: {error}") from error
     _fill(model, weights, standalone, file)
@@ -252,8 +257,10 @@ def describe(name: str | Path) -> dict[str, Any]:
         "guide": f"{config['guide']['distance']}, {config['guide']['reduce']}",
         "llm": _llm_kind(folder, config["llm"]),
     }
+    if switched_on := [name for name, own in config["extensions"].items() if own != EXTENSIONS[name]]:
+        kinds["extensions"] = ", ".join(switched_on)
     trained = {"encoder": config["encoder"]["train"], "llm": config["llm"]["train"]}
-    used = {"encoder", "adapter", "llm"} | {part for part in ("aligner", "guide") if config[part]["enabled"]}
+    used = kinds.keys() - {part for part in ("aligner", "guide") if not config[part]["enabled"]}
     return {
         "name": str(name),
         "folder": str(folder),

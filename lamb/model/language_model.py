@@ -85,13 +85,13 @@ class LanguageModel(nn.Module):
         return cls(model, PreTrainedTokenizerFast.from_pretrained(folder), config)
 
     @property
-    def table(self) -> Tensor:
-        """The input embedding table (V, D_llm)."""
+    def embedding_matrix(self) -> Tensor:
+        """The input embeddings of the vocabulary (V, D_llm)."""
         return self.model.get_input_embeddings().weight
 
     @property
     def dim(self) -> int:
-        return self.table.shape[1]
+        return self.embedding_matrix.shape[1]
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> input embeddings (..., D_llm)."""
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         """Captions -> ids (B, L) and mask (B, L), without special tokens, on the model's device."""
         rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids
         ids, mask = pad([torch.tensor(row, dtype=torch.long) for row in rows], self.tokenizer.eos_token_id)
-        return ids.to(self.table.device), mask.to(self.table.device)
+        return ids.to(self.embedding_matrix.device), mask.to(self.embedding_matrix.device)
 
     def prefix(self, z_a: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Audio tokens (B, N, D_llm), mask (B, N) -> prompt embeddings (B, P, D_llm), mask (B, P), padded on the left.

@@ -12,12 +12,11 @@ from .lamb import LambModel, Output
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Mean over the labelled tokens, in fp32; logits (B, L, V), labels (B, L) with -100 for none, bias (B, V) or
-    (B, L, V)."""
+    """Mean over the labelled tokens, in fp32: logits (B, L, V), labels (B, L), -100 for none, bias (B, 1 or L, V)."""
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.float()
         if bias is not None:
-            logits = logits + (bias if bias.ndim == 3 else bias[:, None])
+            logits = logits + bias
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 

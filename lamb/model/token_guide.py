@@ -11,17 +11,11 @@ Our choice where the paper is silent:
     min    the closest token alone:  -min_i |z_i - e_v|^2,  max_i cos(z_i, e_v)
     bias = beta * (score - mean_v score): the softmax does not see the centring, and the numbers stay small
 
-    residual  what was said is no longer to be said. The sum of the said tokens' embeddings is taken off z̄:
-              bias of the token after y_1 .. y_t = bias - gamma * beta * 2 (Σ_j≤t e_yj)·(e_v - mean_v e_v)
-              exactly the bias of z̄ - gamma Σ e_yj for l2 / mean; the other scores get the same addition
-              gamma begins at 0, the paper's guide, and is learnt: audio and caption live in one space, so that
-              what is left of a mixture once its loud sound is told points to the other one
-
 With z̄ = mean_i z_i, mean_i |z_i - e_v|^2 = mean_i |z_i|^2 - 2 z̄·e_v + |e_v|^2: l2 / mean is one
 matrix-vector product a clip, and so is cosine / mean. With beam search the bias must enter before the
 log-softmax.
 
-Letters: B batch, N audio tokens, V vocabulary, D LLM width; e_v row v of the embedding table.
+Letters: B batch, N audio tokens, V vocabulary, D LLM width; e_v row v of the embedding matrix.
 """
 
 from typing import Literal
@@ -31,17 +25,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..config import GuideConfig
+
 Distance = Literal["l2", "l1", "cosine"]
 Reduce = Literal["mean", "min"]
 
-# Elements of the largest temporary: 128 MB in float32, where a float32 copy of LLaMA-2's table takes 0.5 GB.
+# Elements of the largest temporary: 128 MB in float32, where a float32 copy of LLaMA-2's matrix takes 0.5 GB.
 _CHUNK = 2**25
 
 
-def guide_scores(z_a: Tensor, mask: Tensor, table: Tensor, *, distance: Distance, reduce: Reduce) -> Tensor:
-    """z_a (B, N, D), mask (B, N), table (V, D) of any dtype -> scores (B, V) in float32.
+def guide_scores(z_a: Tensor, mask: Tensor, embedding_matrix: Tensor, *, distance: Distance, reduce: Reduce) -> Tensor:
+    """z_a (B, N, D), mask (B, N), embedding_matrix (V, D) of any dtype -> scores (B, V) in float32.
 
-    Every clip needs a valid token. A large table is read in chunks of rows, each cast on its own and, in
+    Every clip needs a valid token. A large matrix is read in chunks of rows, each cast on its own and, in
     training, computed again in the backward pass: neither a float32 copy of it nor (B, N, V, D) ever exists.
     """
     with torch.autocast(z_a.device.type, enabled=False):
@@ -58,7 +54,7 @@ def guide_scores(z_a: Tensor, mask: Tensor, table: Tensor, *, distance: Distance
         batch, tokens, dim = z.shape
         # The backward pass of an L1 cdist holds every single difference.
         row_size = max(dim, batch * tokens * (dim if distance == "l1" else 1))
-        chunks = table.split(max(1, _CHUNK // row_size))
+        chunks = embedding_matrix.split(max(1, _CHUNK // row_size))
         args = [(z, squares, mask, rows, distance, reduce) for rows in chunks]
         if torch.is_grad_enabled() and len(chunks) > 1:
             parts = [checkpoint(_score_rows, *a, use_reentrant=False, preserve_rng_state=False) for a in args]
@@ -68,46 +64,54 @@ def guide_scores(z_a: Tensor, mask: Tensor, table: Tensor, *, distance: Distance
 
 
 class TokenGuide(nn.Module):
-    """bias (B, V) = beta * centred scores, float32: once a clip, added to the logits of every step.
+    """bias = beta * centred scores, float32: once a clip, added to the logits of every step.
 
-    The table is not detached: a frozen one gets no gradient anyway, one trained along learns from the guide
+    The embedding matrix is not detached: a frozen one gets no gradient anyway, one trained along learns from the guide
     too.
     """
 
-    def __init__(self, *, distance: Distance, reduce: Reduce, beta: float, residual: bool = False) -> None:
+    def __init__(self, config: GuideConfig) -> None:
         super().__init__()
-        self.distance: Distance = distance
-        self.reduce: Reduce = reduce
-        self.beta = nn.Parameter(torch.tensor(beta, dtype=torch.float32))
-        self.gamma = nn.Parameter(torch.tensor(0.0)) if residual else None
+        self.config = config
+        self.beta = nn.Parameter(torch.tensor(1.0 if config.beta is None else config.beta, dtype=torch.float32))
 
-    def forward(self, z_a: Tensor, mask: Tensor, table: Tensor) -> Tensor:
-        scores = guide_scores(z_a, mask, table, distance=self.distance, reduce=self.reduce)  # (B, V)
+    @torch.no_grad()
+    def initialise(self, embedding_matrix: Tensor) -> None:
+        """Set a beta that the config leaves open by the LLM's embedding_matrix (V, D). [O]"""
+        if self.config.beta is None:
+            beta = initial_beta(embedding_matrix, distance=self.config.distance, reduce=self.config.reduce)
+            self.beta.fill_(beta)
+
+    def forward(self, z_a: Tensor, mask: Tensor, embedding_matrix: Tensor) -> Tensor:
+        """z_a (B, N, D), mask (B, N), embedding_matrix (V, D) -> bias (B, 1, V), of the first step."""
+        distance, reduce = self.config.distance, self.config.reduce
+        scores = guide_scores(z_a, mask, embedding_matrix, distance=distance, reduce=reduce)[:, None]  # (B, 1, V)
         return self.beta * (scores - scores.mean(-1, keepdim=True))
 
-    def residual(self, said: Tensor, table: Tensor) -> Tensor:
-        """What is added once tokens are said, the sum of whose embeddings is `said` (..., D): (..., V), float32."""
-        assert self.gamma is not None, "not a residual guide"
-        with torch.autocast(said.device.type, enabled=False):
-            table = table.float()
-            return -2 * self.gamma * self.beta * (said.float() @ (table - table.mean(0)).mT)
+    def steps(self, bias: Tensor, tokens: Tensor, embedding_matrix: Tensor, last: bool = False) -> Tensor:
+        """The bias (B, 1 or L + 1, V) of every step along caption embeddings `tokens` (B, L, D) and of the end.
+
+        With `last`, of the step after all tokens alone: (B, 1, V). Every step has the same bias in the paper.
+        """
+        return bias
 
 
 @torch.no_grad()
-def initial_beta(table: Tensor, *, distance: Distance, reduce: Reduce) -> float:
+def initial_beta(embedding_matrix: Tensor, *, distance: Distance, reduce: Reduce) -> float:
     """The beta at which beta * score has a standard deviation of about 1 over the vocabulary (our choice).
 
     Embedding scales differ by orders of magnitude between LLMs. Up to 256 evenly spaced rows stand for z_a.
     """
-    picks = torch.linspace(0, len(table) - 1, min(256, len(table)), device=table.device).long()
-    z_a = table[picks][:, None]  # (256, 1, D): clips of one token
-    mask = torch.ones(z_a.shape[:2], dtype=torch.bool, device=table.device)
-    spread = guide_scores(z_a, mask, table, distance=distance, reduce=reduce).std(-1).mean().item()
-    return 1 / spread if spread > 0 else 1.0  # a table of equal rows has nothing to steer
+    rows = len(embedding_matrix)
+    picks = torch.linspace(0, rows - 1, min(256, rows), device=embedding_matrix.device).long()
+    z_a = embedding_matrix[picks][:, None]  # (256, 1, D): clips of one token
+    mask = torch.ones(z_a.shape[:2], dtype=torch.bool, device=embedding_matrix.device)
+    spread = guide_scores(z_a, mask, embedding_matrix, distance=distance, reduce=reduce).std(-1).mean().item()
+    return 1 / spread if spread > 0 else 1.0  # equal rows have nothing to steer
 
 
 def _score_rows(z: Tensor, squares: Tensor, mask: Tensor, rows: Tensor, distance: Distance, reduce: Reduce) -> Tensor:
-    """Scores of some rows (R, D) of the table: (B, R). `squares` are |z_i|^2, (B, N)."""
+    """Scores of some rows (R, D) of the embedding matrix: (B, R). `squares` are |z_i|^2, (B, N)."""
     e = rows.to(z.dtype)
     if distance == "l2":
         scores = 2 * z @ e.mT - e.square().sum(-1) - squares[..., None]  # (B, N, R)

@@ -87,7 +87,8 @@ def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
     [[without]] = engine.describe([recording.h_a], replace(options, guide=0.0))
     with torch.inference_mode():
         z_a, mask = pad(engine.audio_tokens([recording.h_a], 1))  # (1, N, D_llm), (1, N)
-        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), model.llm.table)[0]  # (V,)
+        matrix = model.llm.embedding_matrix
+        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), matrix)[0, 0]  # (V,)
     return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
 
 

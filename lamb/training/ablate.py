@@ -29,7 +29,7 @@ from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
-from ..model.lamb import build_encoder
+from ..model.encoders import build_encoder
 from .device import TrainingError
 from .state import require_same_recipe
 from .tables import COLUMNS, chart, markdown, summary

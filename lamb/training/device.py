@@ -13,8 +13,8 @@ from . import sharding
 
 WAIT = timedelta(hours=2)  # for the first process while it checks and saves; the default on GPUs is 10 minutes
 LESS_MEMORY = (
-    "a smaller optim.batch (with optim.accumulate), model.llm.train=lora, no optim.average, a smaller LLM, or several "
-    "GPUs with optim.shard=true"
+    "a smaller optim.batch (with optim.accumulate), model.llm.train=lora, no optim.ema_decay, a smaller LLM, or "
+    "several GPUs with optim.shard=true"
 )
 
 
@@ -56,7 +56,7 @@ def precision_of(config: TrainConfig) -> Literal["no", "bf16"]:
 
 def memory(model: nn.Module, config: TrainConfig) -> int:
     """Bytes that a process needs at least: all weights; for trained ones also gradient, AdamW's moments and average."""
-    copies = 4 + bool(config.optim.average)
+    copies = 4 + bool(config.optim.ema_decay)
     parts = [(sharding.own(p), p.requires_grad) for p in model.parameters()]
     return sum(p.numel() * p.element_size() * (copies if trained else 1) for p, trained in parts)
 

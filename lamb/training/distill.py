@@ -22,19 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
+from ..model.encoders import build_encoder
 from ..model.encoders.efficientat import EfficientAT, mean
-from ..model.lamb import build_encoder
+from ..model.encoders.spec_augment import spec_augment
 from ..model.losses import share_of
 from .device import cpu_has_bfloat16
 from .stage import Losses, Stage, param_groups
-from .state import write as write_text
-from .tiny import band_mask
 
 HINTS = (0, 1, 3, 6, 10, 12, 15, 16)  # layers: the first and last convolution, and blocks at every resolution
 MEASURED = range(10**6, 10**6 + 3)  # batches that the spread of the teacher's channels is measured on
-BANDS = 16  # most that are hidden at a time
+BANDS, STRETCH = 16, 30  # longest stretches of bands and of frames that are hidden
 EMPTY = -1.40259  # (ln(1e-5) + 4.5) / 5: log mel of a band without any power
 
 
@@ -101,12 +101,17 @@ def fast(device: torch.device) -> bool:
 
 
 class DistillStage(Stage):
-    """See above. With `init`, the student begins with the weights of the encoder in that folder."""
+    """See above. With `init`, the student begins with the weights of the encoder in that folder; its heads are new
+    where that was trained on other labels."""
 
     module: Student
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
+        if config.model.encoder.name != "efficientat":
+            raise ConfigError(
+                f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
+            )
         if config.distill.teacher is None:
             raise ConfigError("distill.teacher: the checkpoint that teaches is missing from the recipe")
         if "labels" in options:
@@ -117,10 +122,7 @@ class DistillStage(Stage):
         described = {**options, "sample_rate": rate, "labels": self.labels}
         encoder = build_encoder(replace(config.model.encoder, source=None, train="full", options=described))
         if config.init is not None:
-            began = build_encoder(replace(config.model.encoder, source=config.init, train="full", options={}))
-            if began.options != encoder.options:
-                raise ConfigError(f"init: {config.init}: an encoder of other options or labels")
-            encoder = began
+            _begin_with(encoder, config.init)
         self.teacher = Teacher(config.distill.teacher, encoder)
         self.module = Student(encoder, self.teacher.net.options["outputs"])
         with torch.no_grad():
@@ -142,7 +144,7 @@ class DistillStage(Stage):
             log_mel, valid = self.module.encoder.log_mel(batch["waveform"], batch["mask"])
             if self.config.distill.crop:
                 log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
-            log_mel = band_mask(log_mel[:, 0].transpose(1, 2), valid, bands=BANDS).transpose(1, 2)[:, None]
+            log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
             maps, logits = self.teacher(log_mel, valid)
         hints = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
         return {"log_mel": log_mel, "valid": valid, "hints": hints, "classes": logits, "events": batch["events"]}
@@ -185,6 +187,19 @@ class DistillStage(Stage):
         out, encoder = Path(self.config.out), self.module.encoder
         write_text(out / "config.json", json.dumps(encoder.options))
         save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
+
+
+def _begin_with(encoder: EfficientAT, folder: str) -> None:
+    """Put the weights of the encoder in `folder` into `encoder`; ConfigError where it is another network."""
+    try:
+        other = EfficientAT.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init: {error}") from None
+    differ = sorted(key for key, value in other.options.items() if encoder.options[key] != value)
+    if set(differ) - {"labels"}:
+        raise ConfigError(f"init: {folder}: is an encoder of other options: {', '.join(differ)}; give the same ones")
+    weights = {key: value for key, value in other.state_dict().items() if not differ or not key.startswith("heads.")}
+    encoder.load_state_dict({**encoder.state_dict(), **weights})
 
 
 def _scale(hints: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

@@ -22,18 +22,22 @@ from ..evaluation import metrics
 from ..evaluation.gap import scores as gap_scores
 from ..evaluation.labels import label_scores
 from ..evaluation.tokenizer import tokenize
+from ..extensions import build, load
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE
 from ..inference.confidence import fit_confidence
 from ..model.aligner import gap
-from ..model.checkpoint import load, save
-from ..model.lamb import LambModel, build
+from ..model.checkpoint import save
+from ..model.lamb import LambModel
 from ..model.losses import cross_entropy, loss_terms
 from . import sharding
 from .device import TrainingError, device_of, require_memory
 from .stage import Losses, Stage, param_groups
 
 CHECKED = 200  # clips, at most, that are captioned at a check
+# Learning rates of the scalars that have one of their own: the guide's beta (relative to its initial value), gamma of a
+# residual guide, and the logarithm of InfoNCE's scale. [O]
+SCALARS = {"guide.beta": 1e-2, "guide.gamma": 3e-3, "aligner.log_scale": 1e-3}
 
 
 class LambStage(Stage):
@@ -52,19 +56,15 @@ class LambStage(Stage):
 
     def param_groups(self) -> list[dict[str, Any]]:
         model, optim = self.module, self.config.optim
-        scalars = ("guide.beta", "guide.gamma", "aligner.log_scale")
         named = list(model.named_parameters())
-        own = [(n, p) for n, p in named if not n.startswith(("llm.", "encoder.")) and n not in scalars]
+        own = [(n, p) for n, p in named if not n.startswith(("llm.", "encoder.")) and n not in SCALARS]
         bases = [(n, p) for n, p in named if n.startswith(("llm.", "encoder."))]
         groups = param_groups(own, optim.lr, optim.weight_decay)
         groups += param_groups(bases, optim.lr if optim.llm_lr is None else optim.llm_lr, optim.weight_decay)
-        if model.guide is not None:
-            lr = optim.beta_lr * float(model.guide.beta.detach())
-            groups.append({"params": [model.guide.beta], "lr": lr, "weight_decay": 0.0})
-            if model.guide.gamma is not None:
-                groups.append({"params": [model.guide.gamma], "lr": optim.gamma_lr, "weight_decay": 0.0})
-        if model.aligner is not None and "infonce" in model.aligner.weights:
-            groups.append({"params": [model.aligner.log_scale], "lr": optim.temperature_lr, "weight_decay": 0.0})
+        for name, parameter in named:
+            if name in SCALARS:
+                scale = float(parameter.detach()) if name == "guide.beta" else 1.0
+                groups.append({"params": [parameter], "lr": SCALARS[name] * scale, "weight_decay": 0.0})
         return groups
 
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
@@ -78,10 +78,8 @@ class LambStage(Stage):
         output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
         terms = loss_terms(model, output)
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
-        if model.guide is not None:
-            terms["beta"] = model.guide.beta
-            if model.guide.gamma is not None:
-                terms["gamma"] = model.guide.gamma
+        if model.guide is not None:  # beta, and gamma of a residual guide
+            terms |= dict(model.guide.named_parameters())
         return terms
 
     def check(self) -> dict[str, float]:
@@ -99,7 +97,7 @@ class LambStage(Stage):
         """Write the model into `folder`, by reference where encoder and LLM can be found again at their sources."""
         config = self.module.config
         nowhere = None in (config.encoder.source, config.llm.source)
-        standalone = (config.llm.train == "full" or nowhere) and hasattr(self.module.encoder, "options")
+        standalone = (config.llm.train == "full" or nowhere) and self.module.encoder.options is not None
         save(self.module, folder, standalone=standalone, card=self.config.card, half=True, decode=decode, write=write)
 
 
@@ -113,7 +111,7 @@ def new_model(config: TrainConfig) -> LambModel:
     else:
         raise ConfigError("init: brings its own model; leave out the section `model`, or init")
     if config.data.spec_augment:
-        if not hasattr(model.encoder, "spec_augment"):
+        if not model.encoder.can_spec_augment:
             raise ConfigError(
                 f"data.spec_augment: the encoder {model.config.encoder.name} has none, only ced has; leave it out"
             )
@@ -223,7 +221,10 @@ class LabelledScenes:
         return {"named": named, **gap_scores(self.model, chosen)}
 
     def decode_options(self) -> dict[str, Any]:
-        """The confidence, calibrated on the development recordings with the search that will be used."""
+        """The confidence, calibrated on the development recordings with the search that will be used; nothing where
+        sounds are weighed, which `scripts/fit_weighing.py` fits."""
+        if self.model.config.decode.weigh.enabled:
+            return {}
         results = Captioner(self.model).caption(self.development)
         said = [(c, r) for c, r in zip(self.development, results, strict=True) if r.ok and r.text != SILENCE]
         right = [names(result.text, clip.labels[0]) for clip, result in said]

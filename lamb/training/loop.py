@@ -54,7 +54,7 @@ def fit(config: TrainConfig, stage: Stage) -> None:
     forward, optimiser = accelerator.prepare(model, optimiser)
 
     # The state to continue from
-    state = RunState(model, optimiser, EMA(model, optim.average) if optim.average else None)
+    state = RunState(model, optimiser, EMA(model, optim.ema_decay) if optim.ema_decay else None)
     state.resume(out)
     if len(set(gather_object([state.step]))) > 1:
         raise TrainingError(f"{out}: the processes find different states there; use a folder that all nodes share")
@@ -91,7 +91,7 @@ def fit(config: TrainConfig, stage: Stage) -> None:
                     accelerator.backward(losses["loss"] / accumulate)
                 for name, value in losses.items():
                     terms[name] = terms.get(name, 0) + value.detach().float() / accumulate
-            terms["norm"] = sharding.clip_grad_norm(trained, optim.clip)
+            terms["norm"] = sharding.clip_grad_norm(trained, optim.grad_clip)
             shown = _means(accelerator, terms)
             if not all(map(math.isfinite, shown.values())):
                 raise TrainingError(

@@ -1,10 +1,10 @@
-"""The LLM's blocks shared out over the processes (FSDP2), for one that is too large for each GPU to hold.
+"""The blocks of the LLM sharded over the processes (FSDP2), for an LLM that is too large for one GPU.
 
 Only the blocks are sharded. Embedding table, head and every other part of the model stay whole in every process: the
-Token Guide reads the table, the aligner's captions are embedded by it, and a scalar such as beta cannot be cut. DDP
-averages the gradients of what is whole, FSDP those of the shards. Our choice; the paper does not say.
+Token Guide reads the table, the aligner's captions are embedded by it, and a scalar such as beta cannot be split. DDP
+averages the gradients of the whole parts, FSDP those of the shards. Our choice; the paper does not say.
 
-What is sharded is a DTensor. Every function here that makes it whole is collective: all processes call it.
+A sharded tensor is a DTensor. Functions that make it whole are collective: all processes must call them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,12 +23,12 @@ from ..config import ConfigError
 
 
 def shard(model: nn.Module, llm: Any, device: torch.device) -> None:
-    """Share out the blocks of `llm`, a model of `transformers` inside `model`; each process keeps its part on `device`.
+    """Shard the blocks of `llm`, a `transformers` model inside `model`; each process keeps its shards on `device`.
 
     The weights must be the same in all processes. ConfigError in a single process, or for an LLM without known blocks.
     """
     if not (dist.is_initialized() and dist.get_world_size() > 1):
-        raise ConfigError("optim.shard: one process has nobody to share with; start several with torchrun, or leave it")
+        raise ConfigError("optim.shard: there is only one process; start several with torchrun, or leave it")
     kinds = set(llm._no_split_modules or ())
     blocks = [module for module in llm.modules() if type(module).__name__ in kinds]
     if not blocks:
@@ -36,9 +36,9 @@ def shard(model: nn.Module, llm: Any, device: torch.device) -> None:
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks:
         fully_shard(block, mesh=mesh)
-    # around them, without parameters of its own: the blocks' transfers overlap
+    # the model around the blocks, without parameters of its own, so that the transfers of the blocks overlap
     fully_shard(llm, mesh=mesh, ignored_params={p for p in llm.parameters() if not isinstance(p, DTensor)})
-    # Said, as FSDP would guess it from the forward passes so far, and the first process has more: those of its checks.
+    # FSDP would guess the order from the forward passes so far, of which the first process has more: its checks.
     for before, block in zip([*blocks[:1], *blocks], blocks, strict=False):
         block.set_modules_to_backward_prefetch([before])
     sharded = [name for name, p in model.named_parameters() if isinstance(p, DTensor)]
@@ -51,7 +51,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """Inside, every process holds all weights, and each may use `model` on its own; not its state_dict()."""
+    """Inside, every process holds all weights and may use `model` on its own, except for its state_dict()."""
     parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for part in parts:
         part.unshard()
@@ -63,17 +63,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """`tensor` itself, or all of one that is sharded."""
+    """`tensor`, made whole if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def own(tensor: Tensor) -> Tensor:
-    """What this process holds of `tensor`."""
+    """The part of `tensor` that this process holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def cut_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole `tensor`, the same in every process, on the device of `other` and sharded as that is."""
+    """A whole `tensor`, equal in all processes, moved to the device of `other` and sharded like it."""
     tensor = tensor.to(other.device)
     if not isinstance(other, DTensor):
         return tensor
@@ -81,17 +81,17 @@ def cut_as(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def to_cpu(value: Any, keep: bool) -> Any:
-    """Nested dicts with their tensors whole and on the CPU; without them in the processes that need not `keep` them."""
+    """Nested dicts with all tensors whole and on the CPU, or None in processes that do not `keep` them."""
     if isinstance(value, dict):
         return {key: to_cpu(item, keep) for key, item in value.items()}
     if not isinstance(value, Tensor):
         return value
-    all_of_it = whole(value)
-    return all_of_it.cpu() if keep else None
+    gathered_value = whole(value)  # by all processes
+    return gathered_value.cpu() if keep else None
 
 
 def apart(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Sharded and whole ones in two lists: PyTorch's functions of many tensors do not take both together."""
+    """Sharded and whole tensors in separate lists: PyTorch's functions of many tensors do not take both at once."""
     lists: dict[bool, list[Tensor]] = {}
     for tensor in tensors:
         lists.setdefault(isinstance(tensor, DTensor), []).append(tensor)
@@ -99,7 +99,7 @@ def apart(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], limit: float) -> Tensor:
-    """Scale the gradients down to a norm of at most `limit`, that of all together; returns the norm before."""
+    """Scale all gradients so that their common norm is at most `limit`; returns the norm before."""
     kinds = apart(p for p in parameters if p.grad is not None)
     norms = [whole(get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()

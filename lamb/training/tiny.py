@@ -18,9 +18,10 @@ from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader, scenes, sources
 from ..inference.generation import clean
+from ..model.encoders import build_encoder
 from ..model.encoders.conv import ConvEncoder
 from ..model.encoders.spec_augment import spec_augment
-from ..model.lamb import build_encoder, caption_labels
+from ..model.lamb import caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from ..model.padding import pad
@@ -101,15 +102,16 @@ class EncoderStage(Stage):
 
 
 class Tagger(nn.Module):
-    """The encoder with a linear head on its tokens, which it keeps to draw them by, and one on their mean.
+    """The encoder with a linear head on its tokens and one on their mean.
 
-    In training every trunk that learns answers for itself, R trunks R times the batch; in evaluation the mean of all.
+    In training the heads read the tokens of each of the R branches that learn, R times the batch; in evaluation they
+    read the encoder's tokens, the mean of all branches.
     """
 
     def __init__(self, encoder: Any, labels: int):
         super().__init__()
         self.encoder = encoder
-        self.trained = [trunk for trunk in encoder.trunks if trunk.place.requires_grad]
+        self.trained = [branch for branch in encoder.branches if branch.frequency_embedding.requires_grad]
         self.frame = nn.Linear(encoder.dim, labels + 1)  # the last: nothing sounds
         self.clip = nn.Linear(encoder.dim, labels)
         self.dropout = nn.Dropout(0.2)
@@ -119,12 +121,10 @@ class Tagger(nn.Module):
         evaluation."""
         if self.training:
             heard = []
-            for trunk in self.trained:
-                log_mel, valid = trunk.log_mel(waveform, mask)  # (B, F, mels), (B, F)
-                frames = valid.sum(1)
-                mean = ((log_mel * valid[..., None]).sum((1, 2)) / (frames * log_mel.shape[2]))[:, None, None]
-                seen = spec_augment(log_mel.transpose(1, 2), frames, bands=10, stretch=30, fill=mean)
-                heard.append(trunk.encode(seen.transpose(1, 2), valid))
+            for branch in self.trained:
+                log_mel, valid = branch.log_mel(waveform, mask)  # (B, F, mels), (B, F)
+                seen = spec_augment(log_mel.transpose(1, 2), valid.sum(1), bands=10, stretch=30, fill=None)
+                heard.append(branch.encode(seen.transpose(1, 2), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:
             tokens, mask = self.encoder(waveform, mask)
@@ -133,18 +133,18 @@ class Tagger(nn.Module):
 
 
 def grown_encoder(folder: Path, options: Mapping[str, Any]) -> ConvEncoder:
-    """The encoder in `folder`, frozen, with new trunks that have the windows `options["n_fft"]`."""
+    """The encoder in `folder`, frozen, with new branches that have the windows `options["n_fft"]`."""
     try:
         old = ConvEncoder.from_pretrained(folder)
     except ValueError as error:
         raise ConfigError(f"init: {error}") from None
     windows = options.get("n_fft", [])
     if set(options) != {"n_fft"} or not windows:
-        raise ConfigError("model.encoder.options: with init, give n_fft, the windows of the trunks to add, and no more")
+        raise ConfigError("model.encoder.options: with init, give only n_fft, the windows of the branches to add")
     windows = [windows] if isinstance(windows, int) else windows
     encoder = ConvEncoder(**{**old.options, "n_fft": [*old.options["n_fft"], *windows], "labels": 0})
-    encoder.trunks[: len(old.trunks)].load_state_dict(old.trunks.state_dict())
-    encoder.trunks[: len(old.trunks)].requires_grad_(False)
+    encoder.branches[: len(old.branches)].load_state_dict(old.branches.state_dict())
+    encoder.branches[: len(old.branches)].requires_grad_(False)
     return encoder
 
 
@@ -239,7 +239,7 @@ class Writer(nn.Module):
         self.llm = llm
 
     def forward(self, ids: Tensor) -> Tensor:
-        nothing = self.llm.table.new_zeros(len(ids), 0, self.llm.dim)
+        nothing = self.llm.embedding_matrix.new_zeros(len(ids), 0, self.llm.dim)
         prefix, mask = self.llm.prefix(nothing, nothing.new_ones(len(ids), 0, dtype=torch.bool))
         return self.llm.logits(prefix, mask, ids)
 

@@ -192,7 +192,7 @@ def test_spec_augment_wants_an_encoder_that_learns(recipe):
 def test_kill_9_at_any_moment(recipe, tmp_path):
     """A real process, killed at random, begun again: the weights of a run that was left alone, bit for bit."""
     path = recipe(workers=1)
-    settings = ["optim.steps=12", "optim.average=0.9"]
+    settings = ["optim.steps=12", "optim.ema_decay=0.9"]
     whole = train(path, [*settings, f"out={tmp_path / 'whole'}"])
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "lamb", "train", str(path), *settings, f"out={out}", "--resume"]
@@ -288,6 +288,6 @@ def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):
     with pytest.raises(ConfigError, match="9 captioned clips of split 'train', fewer than a step takes"):
         train(recipe(), ["optim.batch=10"])
     leak = Clip("leak", clips[0].path, captions=("Known.",), split="val")
-    with pytest.raises(ManifestError, match="1 training clips are recordings that are evaluated on: 0 "):
+    with pytest.raises(ManifestError, match="1 training clips are recordings that are used for evaluation: 0 "):
         train(recipe([leak]))
     assert not (tmp_path / "out").exists()

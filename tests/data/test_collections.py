@@ -107,7 +107,7 @@ def test_names_of_audiocaps_files(audiocaps, tmp_path, name):
 
 
 def test_audiocaps_without_audio(audiocaps):
-    with pytest.raises(ManifestError, match=r"no clip of AudioCaps is here; .* give their folder with --audio"):
+    with pytest.raises(ManifestError, match=r"holds no clip of AudioCaps; .* give their folder with --audio"):
         prepare("audiocaps", audiocaps)
     assert not (audiocaps / "manifest.jsonl").exists()
 
@@ -477,9 +477,9 @@ def test_a_folder_with_all_columns(tmp_path):
     [
         (
             {"a.csv": "file,caption\n1.wav,x\n", "b.csv": "file,caption\n"},
-            r"needed here, found a\.csv, b\.csv; give its folder",
+            r"found a\.csv, b\.csv; give its folder",
         ),
-        ({}, "one caption table .* is needed here, found none"),
+        ({}, "needs exactly one caption table .*, found none"),
         ({"a.csv": "sound,caption\n1.wav,x\n"}, r"a\.csv, line 2: no file is named; its column is one of file, "),
         ({"a.jsonl": '{"file": "1.wav", "caption": 5}\n'}, r"a\.jsonl, line 1: a caption is 5, not a text"),
         ({"a.jsonl": "[1]\n"}, r"a\.jsonl, line 1: expected an object"),
@@ -505,10 +505,10 @@ def test_a_manifest_of_something_else_is_not_overwritten(tmp_path, esc50):
     sounds(tmp_path, "1.wav")
     write(tmp_path / "manifest.jsonl", '{"path": "1.wav", "caption": "mine"}\n')
     for audio in (None, tmp_path / "manifest.jsonl"):
-        with pytest.raises(ManifestError, match=r"manifest\.jsonl: is there already, and not of folder; give another"):
+        with pytest.raises(ManifestError, match=r"manifest\.jsonl: exists and is not of folder; give another"):
             prepare("folder", tmp_path, audio)
     prepare("esc50", esc50)
-    with pytest.raises(ManifestError, match="is there already, and not of clotho"):
+    with pytest.raises(ManifestError, match="exists and is not of clotho"):
         prepare("clotho", esc50)
     assert len(made(esc50)) == 3
 

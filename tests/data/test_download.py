@@ -80,7 +80,7 @@ def get(server: Server, path: Path, md5: str | None = MD5, tries: int = 3) -> by
 def test_a_file_comes_once(server, tmp_path, capsys):
     path = tmp_path / "new" / "archive.zip"
     assert get(server, path) == CONTENT
-    assert capsys.readouterr().err == f"lamb: fetching {server.url}\n"
+    assert capsys.readouterr().err == f"lamb: downloading {server.url}\n"
     assert get(server, path) == CONTENT
     assert server.asked == [None]
     assert list(path.parent.iterdir()) == [path]
@@ -95,7 +95,9 @@ def test_a_broken_connection_is_gone_on_with(server, tmp_path):
 def test_a_broken_run_is_gone_on_with(server, tmp_path):
     path = tmp_path / "archive.zip"
     server.breaks = [500_000, 0]
-    with pytest.raises(DownloadError, match=r"broke off after 500000 of 1024000 bytes; run again to go on from there"):
+    with pytest.raises(
+        DownloadError, match=r"broke off after 500000 of 1024000 bytes; run again to continue from there"
+    ):
         get(server, path, tries=1)
     assert not path.exists()
     assert (tmp_path / "archive.zip.part").read_bytes() == CONTENT[:500_000]
@@ -182,8 +184,8 @@ def test_no_network(tmp_path, monkeypatch):
     with pytest.raises(DownloadError) as caught:  # at once: with the usual pauses this would take 15 s
         fetch("https://zenodo.invalid/a.7z", tmp_path / "a.7z")
     assert str(caught.value) == (
-        "https://zenodo.invalid/a.7z: no network, or no such host (Name or service not known); run again to go on from "
-        f"there, or download it by hand to {tmp_path}/a.7z and run again: a file there is used"
+        "https://zenodo.invalid/a.7z: no network, or no such host (Name or service not known); run again to continue "
+        f"from there, or download it by hand to {tmp_path}/a.7z and run again"
     )
 
 
@@ -199,7 +201,7 @@ def test_the_hub_out_of_reach(tmp_path):
     with pytest.raises(DownloadError) as caught:
         download.from_hub("cvssp/WavCaps", ["json_files/SoundBible/sb_final.json"], tmp_path / "wavcaps")
     assert str(caught.value).startswith("https://huggingface.co/datasets/cvssp/WavCaps: ")
-    remedy = f"sb_final.json by hand into {tmp_path}/wavcaps and run again: files there are used"
+    remedy = f"sb_final.json by hand into {tmp_path}/wavcaps and run again"
     assert str(caught.value).endswith(f"download json_files/SoundBible/{remedy}")
 
 

@@ -41,7 +41,9 @@ OTHER = [
 @pytest.mark.parametrize(("one", "other"), SAME)
 def test_the_same_recording(one, other):
     for train, held in ((one, other), (other, one)):
-        with pytest.raises(ManifestError, match=r"^1 training clips are recordings that are evaluated on: mine \("):
+        with pytest.raises(
+            ManifestError, match=r"^1 training clips are recordings that are used for evaluation: mine \("
+        ):
             check([clip("youtube:other"), clip(train, "mine")], [clip(held, "its")])
 
 

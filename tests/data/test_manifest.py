@@ -77,6 +77,9 @@ def test_one_caption_needs_no_list(tmp_path):
 def test_split(tmp_path):
     write(CLIPS, tmp_path / "m.jsonl")
     assert [clip.id for clip in read(tmp_path / "m.jsonl", "train")] == ["a", "c"]
+    assert [clip.id for clip in read(tmp_path / "m.jsonl", "test,train")] == [
+        clip.id for clip in read(tmp_path / "m.jsonl")
+    ]
     with pytest.raises(ManifestError, match=r"m\.jsonl: no clips of split 'dev'; there are \['test', 'train'\]"):
         read(tmp_path / "m.jsonl", "dev")
 
@@ -102,7 +105,7 @@ def test_split(tmp_path):
         ('{"id": "b", "path": "b.wav", "start": [1]}', r"start is \[1\], not"),
         ('{"id": "b", "path": "b.wav", "duration": 0}', "duration is 0, not"),
         ('{"id": "b", "path": "b.wav", "duration": NaN}', "duration is nan, not"),
-        ('{"id": "a", "path": "b.wav"}', "the id 'a' is that of line 1"),
+        ('{"id": "a", "path": "b.wav"}', "the id 'a' is also in line 1"),
     ],
 )
 def test_mistakes_in_jsonl_are_named(tmp_path, line, problem):
@@ -118,7 +121,7 @@ def test_mistakes_in_jsonl_are_named(tmp_path, line, problem):
         ("b,b.wav,x,dog,more", "more cells than the header names"),
         ("b,b.wav,x,", "start is 'x', not a number of seconds"),
         ("b,b.wav,,[dog", "labels: Expecting value"),
-        ("a,b.wav,,", "the id 'a' is that of line 3"),
+        ("a,b.wav,,", "the id 'a' is also in line 3"),
         ("b," + "x" * 200_000, "field larger than field limit"),
     ],
 )

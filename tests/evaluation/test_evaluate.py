@@ -11,9 +11,9 @@ from conftest import SHARED
 
 from lamb.data import sources
 from lamb.data.manifest import ManifestError
-from lamb.evaluation import reference_metrics
+from lamb.evaluation import fense, reference_metrics
 from lamb.evaluation.evaluate import compare, evaluate, evaluate_models, evaluate_people, folder_of, write_csv
-from lamb.evaluation.reference_metrics import Unavailable
+from lamb.evaluation.resources import Unavailable
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +23,9 @@ def quick(monkeypatch):
     def missing(*given):
         raise Unavailable("left out here", "lamb evaluate --download")
 
-    for name in ("java", "Sentences", "FluencyDetector"):
-        monkeypatch.setattr(reference_metrics, name, missing)
+    monkeypatch.setattr(reference_metrics, "java", missing)
+    for name in ("Sentences", "FluencyDetector"):
+        monkeypatch.setattr(fense, name, missing)
 
 
 @pytest.fixture

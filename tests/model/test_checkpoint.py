@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lamb.config import EncoderConfig, LambConfig, LLMConfig, to_dict
+from lamb.extensions import build, load
 from lamb.model import checkpoint
-from lamb.model.checkpoint import CheckpointError, describe, find, load, save, tensors
-from lamb.model.encoders.ced import CED, SIZES
-from lamb.model.lamb import LambModel, build
+from lamb.model.checkpoint import CheckpointError, describe, find, save, tensors
+from lamb.model.encoders.ced import CED
+from lamb.model.lamb import LambModel
 from lamb.model.language_model import LanguageModel
 
 CARD = {"trained_on": "Geräusche", "licence": "none"}
@@ -111,7 +112,7 @@ def test_a_standalone_model_needs_nothing_else(make_model, kinds, kind, tmp_path
     assert "/tmp" not in text, "no paths of the machine it was trained on"
     monkeypatch.chdir(folder)
     again = load(".")
-    assert torch.equal(again.llm.table, model.llm.table)
+    assert torch.equal(again.llm.embedding_matrix, model.llm.embedding_matrix)
     assert again.llm.before == model.llm.before
     assert again.llm.tokenizer("A dog barks.").input_ids == model.llm.tokenizer("A dog barks.").input_ids
 
@@ -161,8 +162,8 @@ def test_ties_stay_ties(make_model, kinds, tmp_path):
 def test_a_low_precision_llm_keeps_its_rotary_frequencies(make_model, llm_folder, tmp_path):
     by_id = make_model(llm={"dtype": "bfloat16"})
     again = load(save(by_id, tmp_path, standalone=True, card=CARD))
-    assert again.llm.table.dtype == torch.bfloat16
-    assert again.llm.model.lm_head.weight is again.llm.table
+    assert again.llm.embedding_matrix.dtype == torch.bfloat16
+    assert again.llm.model.lm_head.weight is again.llm.embedding_matrix
     for model in (by_id, again):
         assert model.llm.model.model.rotary_emb.inv_freq.dtype == torch.float32
     assert equal(by_id, again)
@@ -276,8 +277,8 @@ def test_standalone_weights_under_a_reference(make_model, tmp_path):
     [
         ({"format": "other"}, "not written by lamb"),
         ({"format": None}, "not written by lamb"),
-        ({"version": 0}, "format version 0, this lamb reads 1; train it again"),
-        ({"version": 2}, "format version 2, this lamb reads 1; install a newer lamb"),
+        ({"version": 0}, "format version 0, this lamb reads 2; train it again"),
+        ({"version": 3}, "format version 3, this lamb reads 2; install a newer lamb"),
         ({"version": None}, "format version None"),
         ({"card": None, "config": None}, "lacks card, config"),
         ({"config": {"encoder": {"nam": "conv"}}}, r"encoder\.nam: unknown key; did you mean 'name'.*newer lamb"),
@@ -411,7 +412,7 @@ def test_describe_counts_what_is_held(make_model, kinds, kind, standalone, tmp_p
         assert part["parameters"] == sum(p.numel() for p in held), name
         assert part["trained"] == how.get(name, "full")
     assert facts["size_bytes"] == sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-    assert (facts["format_version"], facts["standalone"], facts["licence"]) == (1, standalone, "none")
+    assert (facts["format_version"], facts["standalone"], facts["licence"]) == (2, standalone, "none")
     assert "llama" in parts["llm"]["kind"] or parts["llm"]["kind"] == config.llm.source
 
 
@@ -433,7 +434,7 @@ def test_the_papers_model_stays_under_200_megabytes(llm_folder):
     config = LambConfig(encoder=EncoderConfig(source="ced"), llm=LLMConfig(source="llama"))
     llama = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
     with torch.device("meta"):
-        encoder = CED(**SIZES["base"])
+        encoder = CED(dim=768, heads=12)
         encoder.add_lora(config.encoder.lora.rank, config.encoder.lora.alpha, config.encoder.lora.dropout)
         llm = LanguageModel(LlamaForCausalLM(llama), AutoTokenizer.from_pretrained(llm_folder), config.llm)
         model = LambModel(config, encoder, llm)

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from lamb.model.lamb import ConfigError, Output, build, caption_labels
+from lamb.config import ConfigError
+from lamb.extensions import build
+from lamb.model.lamb import Output, caption_labels
 from lamb.model.losses import loss_terms
 
 CAPTIONS = ["A dog barks.", "Rain falls, then a siren wails.", "Church bells ring."]
@@ -15,7 +17,6 @@ CED = {"name": "ced", "source": None, "options": {"dim": 32, "heads": 2, "depth"
 ENCODERS = {"conv": {}, "ced": CED | {"train": "frozen"}, "ced-lora": CED | {"train": "lora"}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "two_stream": {},
-    "place": {"place": True},
     "semantic": {"temporal": False},
     "temporal": {"semantic": False},
     "linear": {"kind": "linear"},
@@ -83,40 +84,12 @@ def test_outputs(make_model):
     model = make_model()
     out = run(model, 16000, 9000)
     ids, mask = model.llm.tokenize(CAPTIONS[:2])
-    vocabulary, dim = model.llm.table.shape
+    vocabulary, dim = model.llm.embedding_matrix.shape
     assert out.z_a.shape == (2, 4, dim)
     assert out.logits.shape == (2, ids.shape[1] + 1, vocabulary)
-    assert out.bias.shape == (2, vocabulary)
-    assert torch.equal(out.z_t, model.llm.table[ids])
+    assert out.bias.shape == (2, 1, vocabulary)
+    assert torch.equal(out.z_t, model.llm.embedding_matrix[ids])
     assert torch.equal(out.z_t_mask, mask)
-
-
-@torch.no_grad()
-def test_a_residual_guide_has_a_bias_for_every_token(make_model):
-    plain, residual = make_model(), make_model(guide={"residual": True})
-    residual.load_state_dict(plain.state_dict(), strict=False)  # gamma is not there
-    once, by_token = run(plain, 16000, 9000), run(residual, 16000, 9000)
-    torch.testing.assert_close(by_token.bias, once.bias[:, None].expand_as(by_token.bias))  # gamma 0: the paper's
-    assert loss_terms(plain, once)["guided"] == pytest.approx(float(loss_terms(residual, by_token)["guided"]))
-    residual.guide.gamma.fill_(0.3)
-    by_token = run(residual, 16000, 9000)
-    ids, _ = residual.llm.tokenize(CAPTIONS[:2])
-    for k in range(ids.shape[1] + 1):
-        expected = residual.next_bias(once.bias, ids[:, :k])
-        torch.testing.assert_close(by_token.bias[:, k], expected, atol=1e-5, rtol=1e-5)
-
-
-def test_channel_dropout_takes_channels_of_a_clip(make_model):
-    model = make_model(adapter={"kind": "linear", "channel_dropout": 0.5})
-    h_a, mask = torch.ones(8, 5, 32), torch.ones(8, 5, dtype=torch.bool)
-    seen = []
-    model.adapter.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    model.eval().audio_tokens(h_a, mask)
-    assert torch.equal(seen[0], h_a)
-    model.train().audio_tokens(h_a, mask)
-    assert set(seen[1].unique().tolist()) == {0.0, 2.0}  # what stays makes up for what is gone
-    assert torch.equal(seen[1], seen[1][:, :1].expand_as(h_a))  # of all tokens of a clip
-    assert len({tuple(clip[0].tolist()) for clip in seen[1]}) == 8
 
 
 def test_labels_by_hand():
@@ -133,7 +106,7 @@ def test_logits_predict_the_next_token(make_model):
     waveform, mask = sounds(16000)
     ids, ids_mask = model.llm.tokenize(CAPTIONS[1:2])
     changed = ids.clone()
-    changed[0, 3] = (ids[0, 3] + 1) % len(model.llm.table)
+    changed[0, 3] = (ids[0, 3] + 1) % len(model.llm.embedding_matrix)
     a, b = (model(waveform, mask, x, ids_mask).logits[0] for x in (ids, changed))
     torch.testing.assert_close(a[:4], b[:4])
     assert (a[4] - b[4]).abs().max() > 1e-4
@@ -180,10 +153,10 @@ def test_gradients_reach_everything_that_learns(make_model, encoder):
 
 def test_an_encoder_that_learns_in_full(make_model):
     model = make_model(encoder={"train": "full"}).train()
-    mean = model.encoder.trunks[0].stem_norm.running_mean.clone()
+    mean = model.encoder.branches[0].stem_norm.running_mean.clone()
     loss_terms(model, run(model, 16000, 9000))["loss"].backward()
-    assert model.encoder.trunks[0].stem.weight.grad.abs().sum() > 0
-    assert not torch.equal(model.encoder.trunks[0].stem_norm.running_mean, mean)
+    assert model.encoder.branches[0].stem.weight.grad.abs().sum() > 0
+    assert not torch.equal(model.encoder.branches[0].stem_norm.running_mean, mean)
 
 
 @torch.no_grad()
@@ -219,10 +192,10 @@ def test_parts_switched_off(make_model):
 @torch.no_grad()
 def test_beginning_at_the_scale_of_the_table(make_model, adapter, scale):
     model = make_model(adapter=ADAPTERS[adapter])
-    model.llm.table.normal_(mean=0.5 * scale, std=scale)
+    model.llm.embedding_matrix.normal_(mean=0.5 * scale, std=scale)
     torch.manual_seed(0)
     model.initialise()
-    table = model.llm.table
+    table = model.llm.embedding_matrix
     z_a, mask = model.audio_tokens(*model.encode(*sounds(16000, 16000, 16000)))
     spread = (z_a[mask] - table.mean(0)).square().mean().sqrt()
     assert 0.5 < spread / table.std() < 1.5

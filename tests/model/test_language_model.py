@@ -11,8 +11,8 @@ import torch
 
 from lamb.config import AdapterConfig, ConfigError, EncoderConfig, LambConfig, LLMConfig
 from lamb.inference.generation import generate
-from lamb.model.encoders.ced import SIZES
-from lamb.model.lamb import LambModel, build_encoder
+from lamb.model.encoders import build_encoder
+from lamb.model.lamb import LambModel
 from lamb.model.language_model import AUDIO, LanguageModel, merge_lora
 from lamb.model.losses import loss_terms
 
@@ -69,7 +69,9 @@ def load(folder: Path, **options: Any) -> LanguageModel:
 def audio(llm: LanguageModel, *lengths: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Audio tokens with large numbers in their padding, and their mask."""
     mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    z_a = llm.table.detach().std() * torch.randn(*mask.shape, llm.dim, generator=torch.Generator().manual_seed(0))
+    z_a = llm.embedding_matrix.detach().std() * torch.randn(
+        *mask.shape, llm.dim, generator=torch.Generator().manual_seed(0)
+    )
     return torch.where(mask[..., None], z_a, 100 * z_a), mask
 
 
@@ -78,9 +80,9 @@ def audio(llm: LanguageModel, *lengths: int) -> tuple[torch.Tensor, torch.Tensor
 
 def test_table(folders, kind):
     llm = load(folders[kind], train="full")
-    assert llm.table.shape == (llm.model.config.vocab_size, llm.dim)
+    assert llm.embedding_matrix.shape == (llm.model.config.vocab_size, llm.dim)
     ids, mask = llm.tokenize(["A dog barks.", "Rain falls, then a siren wails."])
-    assert torch.equal(llm.embed(ids), llm.table[ids])
+    assert torch.equal(llm.embed(ids), llm.embedding_matrix[ids])
     texts = [llm.tokenizer.decode(row[m]).strip() for row, m in zip(ids, mask, strict=True)]
     assert texts == ["A dog barks.", "Rain falls, then a siren wails."]
 
@@ -94,7 +96,7 @@ def test_logits_are_those_of_the_plain_model(folders, kind):
     found = llm.logits(*llm.prefix(llm.embed(words), torch.ones_like(words, dtype=torch.bool)), ids)
     prompt = [torch.tensor(part).expand(2, -1) for part in (llm.before, llm.after)]
     plain = llm.model(torch.cat([prompt[0], words, prompt[1], ids], 1)).logits
-    assert found.shape == (2, ids.shape[1] + 1, len(llm.table))
+    assert found.shape == (2, ids.shape[1] + 1, len(llm.embedding_matrix))
     torch.testing.assert_close(found, plain[:, -ids.shape[1] - 1 :], atol=1e-5, rtol=1e-5)
 
 
@@ -156,7 +158,7 @@ def test_prompt(llm_folder):
     assert prefix.shape == (2, size, llm.dim)
     assert prefix_mask.sum(1).tolist() == [size, size - 1]
     assert not prefix_mask[1, 0]  # padding first
-    before, after = llm.table[llm.before], llm.table[llm.after]
+    before, after = llm.embedding_matrix[llm.before], llm.embedding_matrix[llm.after]
     assert torch.equal(prefix[0], torch.cat([before, z_a[0], after]))
     assert torch.equal(prefix[1, 1:], torch.cat([before, z_a[1, :2], after]))
 
@@ -206,7 +208,7 @@ def test_a_bf16_checkpoint_is_float32_on_a_cpu(folders, tmp_path):
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert {p.dtype for p in load(folder).parameters()} == {torch.float32}
     chosen = load(folder, dtype="bfloat16")
-    assert chosen.table.dtype == torch.bfloat16
+    assert chosen.embedding_matrix.dtype == torch.bfloat16
     assert {p.dtype for p in chosen.parameters() if p.requires_grad} == {torch.float32}  # LoRA
 
 
@@ -339,8 +341,8 @@ def test_llama_2_7b_on_one_gpu(llm_folder):
         pytest.skip("needs a CUDA GPU with 40 GB")
     torch.manual_seed(0)
     torch.cuda.reset_peak_memory_stats()
-    model = paper_model(llm_folder, "cuda", ced=SIZES["base"])  # LlamaConfig's defaults are LLaMA-2 7B
+    model = paper_model(llm_folder, "cuda", ced={"dim": 768, "heads": 12})  # LlamaConfig's defaults are LLaMA-2 7B
     assert sum(p.numel() for name, p in model.llm.named_parameters() if "lora_" not in name) == 6738415616
-    assert model.llm.table.dtype == torch.bfloat16
+    assert model.llm.embedding_matrix.dtype == torch.bfloat16
     train_and_caption(model)
     assert torch.cuda.max_memory_allocated() < 40e9

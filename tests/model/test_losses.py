@@ -54,7 +54,7 @@ def test_cross_entropies_by_hand(make_model):
         for x, label in zip(logits, labels, strict=True):
             if label != -100:
                 plain -= float(x.log_softmax(0)[label])
-                guided -= float((x + out.bias[row].detach()).log_softmax(0)[label])
+                guided -= float((x + out.bias[row, 0].detach()).log_softmax(0)[label])
                 count += 1
     assert count == sum(len(model.llm.tokenizer(c, add_special_tokens=False).input_ids) + 1 for c in CAPTIONS)
     assert terms["plain"] == pytest.approx(plain / count, rel=1e-5)
@@ -72,11 +72,11 @@ def test_float32_under_autocast():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3, 50, generator=generator).bfloat16()
     labels = torch.tensor([[1, 2, -100], [3, 4, 5]])
-    bias = 1e-3 * torch.randn(2, 50, generator=generator)  # lost when added in bfloat16
+    bias = 1e-3 * torch.randn(2, 1, 50, generator=generator)  # lost when added in bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         found = cross_entropy(logits, labels, bias)
         plain = cross_entropy(logits, labels)
-    expected = -(logits.double() + bias[:, None]).log_softmax(-1)
+    expected = -(logits.double() + bias).log_softmax(-1)
     expected = torch.stack([expected[b, k, labels[b, k]] for b, k in (labels != -100).nonzero()]).mean()
     assert found.dtype == plain.dtype == torch.float32
     assert float(found) == pytest.approx(float(expected), rel=1e-6)

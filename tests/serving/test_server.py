@@ -275,7 +275,7 @@ def test_limit_of_an_uploads_time():
     [
         ({"n_best": 0}, "n_best: Input should be greater than or equal to 1"),
         ({"beams": 10**6}, "beams: Input should be less than or equal to 16"),
-        ({"n_best": 3, "beams": 2}, "n_best 3 needs as many beams, not 2: raise beams, or sample"),
+        ({"n_best": 3, "beams": 2}, "n_best 3 needs as many beams, not 2; raise beams, or sample"),
         ({"window": "nan"}, "window: Input should be"),
         ({"window": 2, "hop": 3}, "hop at most the window"),
         ({"beam": 2}, "beam: Extra inputs are not permitted"),

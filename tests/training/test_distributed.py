@@ -138,7 +138,7 @@ def test_a_sharded_run_resumed_on_two_nodes_equals_one_process(recipe, tmp_path)
 
 def test_nothing_to_share_out(recipe, tmp_path):
     settings = ["optim.shard=true", f"out={tmp_path / 'out'}"]
-    with pytest.raises(ConfigError, match=r"optim\.shard: one process has nobody to share with; start several with"):
+    with pytest.raises(ConfigError, match=r"optim\.shard: there is only one process; start several with"):
         train(recipe, settings)
     with pytest.raises(ConfigError, match=r"optim\.shard: stage encoder trains no large LLM"):
         train(recipe, [*settings, "stage=encoder"])

@@ -8,11 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from lamb.config import ConfigError, OptimConfig, TrainConfig
@@ -27,55 +24,7 @@ from lamb.training.stage import param_groups
 from lamb.training.tiny import Tagger
 from lamb.training.train import train
 
-LABELS = ("dog", "rain", "siren", "rooster")
 ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": [256, 512]}}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`sounds`: 4 labels x 4 recordings of half a second, fold 4 for development; `captions`: two small tables."""
-    folder = tmp_path_factory.mktemp("data")
-    (folder / "sounds").mkdir()
-    (folder / "captions").mkdir()
-    rng = np.random.default_rng(0)
-    rows = ["file,label,fold,licence,title,author,source,clotho_split,captions"]
-    for k, label in enumerate(LABELS):
-        for fold in range(1, 5):
-            x = np.sin((0.1 + 0.3 * k) * np.arange(8000)) + 0.1 * rng.standard_normal(8000)
-            soundfile.write(folder / "sounds" / f"{label}{fold}.wav", 0.5 * x, 16000)
-            held = '"[""Never learn this.""]"' if fold == 4 else ""
-            rows.append(f"{label}{fold}.wav,{label},{fold},CC0,,,{label}{fold},,{held}")
-    (folder / "sounds" / "manifest.csv").write_text("\n".join(rows))
-    texts = [f"A {a} and a {b} sound" for a in LABELS for b in LABELS]
-    table = [f"{k},id{k},0,{text}" for k, text in enumerate(texts)]
-    (folder / "captions" / "audiocaps_train.csv").write_text(
-        "\n".join(["audiocap_id,youtube_id,start_time,caption", *table])
-    )
-    (folder / "captions" / "clotho_train.csv").write_text(
-        "file_path,caption\ntrain/a.npy,A dog barks.\ntrain/b.npy,Never learn this.\n"
-    )
-    return folder
-
-
-@pytest.fixture
-def recipe(tmp_path: Path, data: Path) -> Callable[..., Path]:
-    """recipe(stage, section={...}, ...) -> a recipe of a few small steps, its result in `tmp_path`/out."""
-
-    def make(stage: str, name: str = "recipe", **sections: Any) -> Path:
-        content: dict[str, Any] = {
-            "stage": stage,
-            "out": str(tmp_path / "out"),
-            "save_every": 2,
-            "data": {"sounds": str(data / "sounds"), "texts": str(data / "captions"), "seconds": 1, "workers": 0},
-            "optim": {"lr": 1e-3, "batch": 4, "steps": 5, "warmup": 2, "average": 0.9},
-        }
-        for key, value in sections.items():
-            content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value
-        path = tmp_path / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(content))
-        return path
-
-    return make
 
 
 def encoder_recipe(recipe: Callable[..., Path], **sections: Any) -> Path:
@@ -103,7 +52,7 @@ def test_schedule():
 def test_memory_that_is_certain(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Linear(10, 10), torch.nn.Linear(10, 10, dtype=torch.bfloat16))
     model[1].requires_grad_(False)
-    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(average=0.9))
+    config, averaged = TrainConfig(), TrainConfig(optim=OptimConfig(ema_decay=0.9))
     # 110 parameters of 4 bytes: weight, gradient, two moments, perhaps an average; 110 frozen of 2 bytes
     assert memory(model, config) == 110 * 4 * 4 + 110 * 2
     assert memory(model, averaged) == 110 * 4 * 5 + 110 * 2
@@ -145,7 +94,7 @@ def test_bfloat16_only_where_it_can_be(monkeypatch):
             assert precision_of(on_cpu) == precision
 
 
-def test_every_trunk_answers_in_training_and_their_mean_otherwise():
+def test_every_branch_answers_in_training_and_their_mean_otherwise():
     torch.manual_seed(0)
     tagger = Tagger(ConvEncoder(widths=(4, 8), mels=32, n_fft=(256, 512)), 3)
     waveform, mask = torch.randn(2, 8000), torch.ones(2, 8000, dtype=torch.bool)
@@ -153,7 +102,7 @@ def test_every_trunk_answers_in_training_and_their_mean_otherwise():
     assert len(frames) == len(valid) == len(clip) == 4
     frames, valid, clip = tagger.eval()(waveform, mask)
     assert len(frames) == len(valid) == len(clip) == 2
-    each = torch.stack([tagger.frame(trunk(waveform, mask)[0]) for trunk in tagger.encoder.trunks])
+    each = torch.stack([tagger.frame(branch(waveform, mask)[0]) for branch in tagger.encoder.branches])
     torch.testing.assert_close(frames, each.mean(0))
 
 
@@ -193,7 +142,7 @@ def test_three_stages_from_sounds_to_captions(stages, data):
     assert json.loads((stages["lamb"] / "lamb.json").read_text())["card"] == {"licence": "none"}
 
 
-def test_trunks_are_added_to_an_encoder(stages, recipe, tmp_path):
+def test_branches_are_added_to_an_encoder(stages, recipe, tmp_path):
     grow = {"init": str(stages["encoder"]), "out": str(tmp_path / "grown")}
     train(recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, **grow))
     old, new = (load_file(folder / "model.safetensors") for folder in (stages["encoder"], tmp_path / "grown"))
@@ -201,13 +150,13 @@ def test_trunks_are_added_to_an_encoder(stages, recipe, tmp_path):
     encoder = ConvEncoder.from_pretrained(tmp_path / "grown")
     before = ConvEncoder.from_pretrained(stages["encoder"])
     assert encoder.options == {**before.options, "n_fft": [*before.options["n_fft"], 512]}
-    assert encoder.head is not None
+    assert encoder.frame_head is not None
     torch.manual_seed(42)
     fresh = ConvEncoder(**encoder.options)
-    assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("trunks.1."))
+    assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("branches.1."))
 
 
-def test_what_trunks_cannot_be_added_to(stages, recipe, tmp_path):
+def test_what_branches_cannot_be_added_to(stages, recipe, tmp_path):
     for options, init, problem in (
         ({"n_fft": 512}, tmp_path / "nowhere", "init: .*nowhere: not a convolutional encoder"),
         ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give n_fft"),
@@ -372,11 +321,7 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
         ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
-        (
-            "encoder",
-            ["model.encoder.options.labels=3"],
-            "encoder.options.labels: this stage finds out the labels",
-        ),
+        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: this stage finds out the labels"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):

@@ -1,7 +1,7 @@
-"""Published collections, fetched and converted: a function each, from two folders to all clips that were published.
+"""Published collections, downloaded and converted: each is a function from two folders to all published clips.
 
-`prepare` makes of them what `lamb data` leaves behind: manifest.jsonl, missing.txt (the clips whose recording is not
-there) and evaluation.txt (for the leakage guard).
+`prepare` writes what `lamb data` leaves in a folder: manifest.jsonl, missing.txt (the clips whose recording is
+missing) and evaluation.txt (for the leakage guard).
 """
 
 import difflib
@@ -37,22 +37,22 @@ COLLECTIONS: dict[str, Callable[[Path, Path | None], Published]] = {
     "urbansound8k": urbansound8k,
     "folder": folder,
 }
-"""(folder of tables and downloads, folder of recordings or None to fetch them) -> what was published."""
+"""(folder of tables and downloads, folder of recordings or None to download them) -> what was published."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` did."""
+    """The result of `prepare`."""
 
     manifest: Path
     clips: list[Clip]  # in the manifest
-    missing: list[Clip]  # without a recording; named in missing.txt
-    leaked: list[Clip]  # training clips whose recording is evaluated on, left out
+    missing: list[Clip]  # without a recording, listed in missing.txt
+    leaked: list[Clip]  # training clips that were left out, because their recording is used for evaluation
 
 
 def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Path] = ()) -> Prepared:
-    """Collection `name` as `to`/manifest.jsonl. Its training split is without what it, or a folder in `without`,
-    keeps for evaluation. ManifestError or DownloadError where it cannot be had."""
+    """Write collection `name` as `to`/manifest.jsonl. Its training split leaves out all recordings that the collection
+    itself, or a folder in `without`, uses for evaluation. Raises ManifestError or DownloadError if it cannot be had."""
     if name not in COLLECTIONS:
         near = difflib.get_close_matches(name, COLLECTIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COLLECTIONS)}"
@@ -63,14 +63,14 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
         raise ManifestError(f"{to}: is a file; --to is the folder to make")
     manifest, held_file, missing_file = to / "manifest.jsonl", to / leakage.FILE, to / "missing.txt"
     if manifest.exists() and not (held_file.is_file() and _first_line(held_file) == f"# {name}"):
-        raise ManifestError(f"{manifest}: is there already, and not of {name}; give another folder with --to")
+        raise ManifestError(f"{manifest}: exists and is not of {name}; give another folder with --to")
     held = leakage.evaluation_ids(*without)
     to.mkdir(parents=True, exist_ok=True)
     clips, more = COLLECTIONS[name](to, audio)
     own = set(more) | {clip.source for clip in clips if clip.split != "train" and clip.source}
     twice = [id for id, times in Counter(clip.id for clip in clips).items() if times > 1]
     if twice:
-        raise ManifestError(f"{to}: the id {twice[0]!r} is that of two clips of {name}")
+        raise ManifestError(f"{to}: two clips of {name} have the id {twice[0]!r}")
     missing = [clip for clip in clips if not clip.path]
     files.write(missing_file, "".join(f"{clip.id}\t{clip.source}\n" for clip in missing))
     there = [clip for clip in clips if clip.path]
@@ -80,7 +80,7 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
     if not kept:
         raise ManifestError(
             f"{audio or to}: none of the {len(clips)} recordings of {name} is left; "
-            f"{len(missing)} are missing (listed in {missing_file}), {len(out)} are evaluated on"
+            f"{len(missing)} are missing (listed in {missing_file}), {len(out)} are used for evaluation"
         )
     files.write(held_file, "".join(f"{line}\n" for line in (f"# {name}", *sorted(own))))
     write([replace(clip, path=_relative(clip.path, to)) for clip in kept], manifest)
@@ -88,7 +88,7 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
 
 
 def _relative(path: str, folder: Path) -> str:
-    """Relative within the folder, so that it can be moved as a whole; else absolute."""
+    """A path relative to the folder if it lies within, so that the folder can be moved; else absolute."""
     base = os.path.abspath(folder)
     return os.path.relpath(path, base) if path.startswith(base + os.sep) else os.path.abspath(path)
 

@@ -1,9 +1,9 @@
 """AudioCaps v1 (Kim et al., NAACL 2019): captions of 10 s of YouTube videos, for academic use.
 
 The publishers' tables train.csv, val.csv and test.csv have the columns audiocap_id, youtube_id, start_time and
-caption; one caption a training clip, five a clip of the others. The audio may not be passed on, so it is taken from a
-folder of clips that are cut already, under the names that downloaders commonly give them. No checksums of the tables
-are published.
+caption; one caption for each training clip, five for each of the others. The audio may not be redistributed, so it is
+taken from a folder of clips that are cut already, under the names that common downloaders give them. No check sums of
+the tables are published.
 """
 
 from pathlib import Path
@@ -41,7 +41,7 @@ def audiocaps(folder: Path, audio: Path | None) -> Published:
             )
     if not any(clip.path for clip in clips):
         raise ManifestError(
-            f"{audio or folder}: no clip of AudioCaps is here; its audio may not be passed on, so download clips of "
+            f"{audio or folder}: holds no clip of AudioCaps; its audio may not be redistributed, so download clips of "
             f"{SECONDS} s from YouTube (the tables in {folder} name them) as ID.wav or ID_START.wav, and give their "
             "folder with --audio"
         )

@@ -1,8 +1,8 @@
 """Clotho v2.1 (Drossos et al., ICASSP 2020; Zenodo 4783391): five captions each of sounds of 15-30 s from Freesound.
 
-A part of it is an archive of wav files, a table of captions (file_name, caption_1 ... caption_5) and one of metadata
-(file_name, keywords, sound_id, sound_link, start_end_samples, manufacturer, license), which is not UTF-8 everywhere
-and says "Not found" where a sound has left Freesound. MD5 sums as Zenodo publishes them.
+Each part has an archive of wav files, a table of captions (file_name, caption_1 ... caption_5) and one of metadata
+(file_name, keywords, sound_id, sound_link, start_end_samples, manufacturer, license), which is not always UTF-8 and
+says "Not found" where a sound is no longer on Freesound. MD5 sums as Zenodo publishes them.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 A table meta/esc50.csv (filename, fold, target, category, esc10, src_file, take), wav files in audio/. Fold 4 is for
 validation and 5 for test, as with the project's own recordings; clips of one sound share a fold. GitHub makes the
-archive anew when asked, so no checksum is published: the zip's own are checked.
+archive on request, so no check sum is published; those inside the zip are checked.
 """
 
 from pathlib import Path
@@ -34,6 +34,6 @@ def esc50(folder: Path, audio: Path | None) -> Published:
 
 
 def _place(name: str) -> str | None:
-    """ESC-50-master/audio/NAME.wav -> audio/NAME.wav, and the table; no more."""
+    """ESC-50-master/audio/NAME.wav -> audio/NAME.wav, and the table; nothing else."""
     inner = name.partition("/")[2]
     return inner if inner == "meta/esc50.csv" or (inner.startswith("audio/") and inner.endswith(".wav")) else None

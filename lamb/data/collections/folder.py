@@ -1,8 +1,8 @@
-"""Any folder of sounds with a caption table: CSV, TSV or JSONL, a row a file or a row a caption.
+"""Any folder of sounds with a caption table: CSV, TSV or JSONL, one row for each file or one for each caption.
 
 A column names the file, relative to the table's folder (file, file_name, path ...); one or several hold captions
-(caption, caption_1, caption_2, text, sentence ... or captions, a list, in CSV written as JSON). Others may say what
-`Clip` has: id, start, duration, label or labels, split (train where there is none), source. The rest is ignored.
+(caption, caption_1, caption_2, text, sentence ... or captions, a list, in CSV written as JSON). Other columns may give
+the fields of `Clip`: id, start, duration, label or labels, split (by default train), source. The rest is ignored.
 """
 
 import json
@@ -33,7 +33,7 @@ def folder(to: Path, audio: Path | None) -> Published:
         except ValueError as error:
             raise ManifestError(f"{table}, line {number}: {error}") from None
         key = (clip.path, clip.start, clip.duration)
-        if key in clips:  # a row a caption
+        if key in clips:  # one row for each caption
             values = {**vars(clips[key]), "captions": clips[key].captions + clip.captions}
             clip = Clip(**values)
         clips[key] = clip
@@ -41,14 +41,14 @@ def folder(to: Path, audio: Path | None) -> Published:
 
 
 def _table(place: Path, ours: Path) -> Path:
-    """`place` itself, or the one table in it, besides `ours` of an earlier run."""
+    """`place` itself, or the only table in it apart from `ours` of an earlier run."""
     if place.is_file():
         return place
     found = sorted(path for path in place.glob("*") if path.suffix.lower() in TABLES and path != ours)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise ManifestError(
-            f"{place}: one caption table ({', '.join(TABLES)}) is needed here, found {names}; give its folder, "
+            f"{place}: needs exactly one caption table ({', '.join(TABLES)}), found {names}; give its folder, "
             "or the table itself, with --audio"
         )
     return found[0]
@@ -64,7 +64,7 @@ def _clip(row: Any, base: Path) -> Clip:
     captions = [text for column, value in values.items() if CAPTION_COLUMN.fullmatch(column) for text in _texts(value)]
     labels = next((values[column] for column in LABEL_COLUMNS if column in values), ())
     known = {column: values[column] for column in OTHER_COLUMNS if column in values}
-    id = f"{file}@{known['start']}" if "start" in known else file  # of several stretches of a file
+    id = f"{file}@{known['start']}" if "start" in known else file  # a file may have several clips
     return parse({"id": id, "split": "train", **known, "path": file, "captions": captions, "labels": labels}, base)
 
 

@@ -1,4 +1,4 @@
-"""What a collection is on disk: its clips, the recordings found for them, and archives that are fetched once."""
+"""What the collections share: the published clips, the recordings found for them, and archives unpacked once."""
 
 import os
 from pathlib import Path
@@ -11,14 +11,14 @@ from ..manifest import Clip
 
 
 class Published(NamedTuple):
-    """All that was published, whether its audio is there or not."""
+    """All clips of a collection, whether their audio was found or not."""
 
     clips: list[Clip]  # with path "" where the recording was not found
-    held: frozenset[str] = frozenset()  # more sources that the publishers keep for evaluation, as in leakage.py
+    held: frozenset[str] = frozenset()  # further sources for evaluation only, named by the publishers; see leakage.py
 
 
 class Recordings:
-    """The sounds in a folder and those within it, found by name without ending: "dog" or, more exactly, "train/dog"."""
+    """The sounds in a folder and its subfolders, found by name without suffix: "dog" or, more exactly, "train/dog"."""
 
     def __init__(self, folder: Path) -> None:
         self._paths: dict[str, str] = {}
@@ -35,12 +35,12 @@ class Recordings:
         return len(self._paths)
 
     def find(self, *names: str) -> str:
-        """The path of the first of these names that is there; "" where none is."""
+        """The path of the first of these names that exists; "" if none does."""
         return next((self._paths[name] for name in names if name in self._paths), "")
 
 
 def fetch_archive(url: str, archive: Path, folder: Path, place: Place, md5: str | None = None) -> None:
-    """Fetches an archive and unpacks it, once: afterwards it may be deleted."""
+    """Download and unpack an archive, once; it may be deleted afterwards."""
     done = archive.with_name(archive.name + ".unpacked")
     if not done.exists():
         fetch(url, archive, md5)

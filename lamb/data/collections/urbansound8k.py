@@ -35,6 +35,6 @@ def urbansound8k(folder: Path, audio: Path | None) -> Published:
 
 
 def _place(name: str) -> str | None:
-    """UrbanSound8K/audio/fold1/NAME.wav -> audio/fold1/NAME.wav, and the table; no more."""
+    """UrbanSound8K/audio/fold1/NAME.wav -> audio/fold1/NAME.wav, and the table; nothing else."""
     inner = name.removeprefix("./").partition("/")[2]
     return inner if inner == "metadata/UrbanSound8K.csv" or inner.endswith(".wav") else None

@@ -2,8 +2,8 @@
 
 On the hub, cvssp/WavCaps has a JSON file for each source, {"data": [{"id", "caption", "duration", ...}]}, and its
 FLAC files as zip archives, most of them in volumes: some 800 GB in all. AudioSet's ids are "YID.wav", the others'
-the names of their files. It has lists of what must not be trained on, {"AudioSet": [...], "FreeSound": [...]}: here
-the validation and test clips of AudioCaps and Clotho, and the sounds of ESC-50 and UrbanSound8K. (In the second list
+the names of their files. It lists what must not be used for training, {"AudioSet": [...], "FreeSound": [...]}: here the
+validation and test clips of AudioCaps and Clotho, and the sounds of ESC-50 and UrbanSound8K. (In the second list
 AudioSet stands for VGGSound, which `lamb data` does not know.) The hub publishes no checksums besides its own.
 """
 
@@ -44,12 +44,12 @@ def wavcaps(folder: Path, audio: Path | None, sources: tuple[str, ...] = tuple(F
         rows = _read(table).get("data")
         if not isinstance(rows, list):
             raise ManifestError(f'{table}: no list "data"; delete it and run again')
-        # two sources may have files of one name, so that their folders must tell them apart
+        # two sources may have files of the same name: their folders tell them apart
         folders = [f"{source}/", f"{source}_flac/", *([""] if len(sources) == 1 else [])]
         for number, row in enumerate(rows, 1):
             clip = _clip(table, number, source, row)
             names = [parent + clip.id.rpartition("/")[2] for parent in folders]
-            # a few have no length: nothing was recorded
+            # a few have no duration: nothing was recorded
             clips.append(replace(clip, path=recordings.find(*names) if clip.duration else ""))
     held = {
         f"youtube:{_video(str(id))}" if site == "AudioSet" else f"freesound:{id}"
@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _fetch_sounds(folder: Path, source: str) -> None:
-    """Fetches and unpacks the archive of a source, once; then the archive may be deleted."""
+    """Download and unpack the archive of a source, once; it may be deleted afterwards."""
     archives, sounds = folder / "Zip_files" / source, folder / "audio" / source
     done = sounds / ".unpacked"
     if done.exists():
@@ -107,6 +107,6 @@ def _fetch_sounds(folder: Path, source: str) -> None:
         from_hub(REPO, [f"Zip_files/{source}/*"], folder)
     if not main.is_file():
         raise ManifestError(f"{archives}: no {main.name}; download the files of Zip_files/{source} from {REPO} again")
-    # members are mnt/.../FreeSound_flac/ID.flac: their folders tell of the publishers' disk only
+    # members are mnt/.../FreeSound_flac/ID.flac: the folders are those of the publishers' disk
     unpack(main, sounds, lambda name: name.rpartition("/")[2] if name.endswith(".flac") else None)
     done.touch()

@@ -17,14 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import published
+from .base import Encoder
 from .spec_augment import spec_augment
 
-SIZES = {
-    "tiny": {"dim": 192, "heads": 3},
-    "mini": {"dim": 256, "heads": 4},
-    "small": {"dim": 384, "heads": 6},
-    "base": {"dim": 768, "heads": 12},
-}
 SAMPLE_RATE, N_FFT, HOP, MELS, PATCH = 16000, 512, 160, 64, 16
 ROWS = MELS // PATCH  # 4 rows of patches along frequency
 HEAD_DIM = 64  # of every CED
@@ -101,8 +96,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class CED(nn.Module):
-    """Waveform at 16 kHz -> tokens at 6.25 Hz; satisfies `lamb.model.encoders.base.Encoder`.
+class CED(Encoder):
+    """Waveform at 16 kHz -> tokens at 6.25 Hz; see `Encoder`.
 
     A last incomplete patch of 16 frames is dropped, as in CED, unless it is a clip's only one: then it is
     filled with zeros (our choice).
@@ -111,7 +106,7 @@ class CED(nn.Module):
 
     sample_rate = SAMPLE_RATE  # Hz
     frame_rate = SAMPLE_RATE / HOP / PATCH  # tokens a second
-    spec_augment = False  # hide stretches of the spectrogram in training mode
+    can_spec_augment = True
 
     def __init__(
         self,
@@ -143,13 +138,6 @@ class CED(nn.Module):
         self.outputlayer = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, outputs))
         self.outputlayer.requires_grad_(False)  # no part of the tokens: nothing here trains it
         self.train(self.training)
-
-    @classmethod
-    def from_size(cls, size: str) -> Self:
-        """Random weights of one of CED's sizes: tiny, mini, small or base. ValueError for another."""
-        if size not in SIZES:
-            raise ValueError(f"CED has no size {size!r}; choose one of {', '.join(SIZES)}")
-        return cls(**SIZES[size])
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
@@ -253,15 +241,6 @@ class CED(nn.Module):
         """Means of the 4 frequency rows (our choice): (B, T), (B, T) bool -> tokens (B, N, D), mask (B, N)."""
         tokens, present = self.encode(waveform, mask)
         return tokens.mean(1), present
-
-    def probabilities(self, waveform: Tensor, mask: Tensor) -> Tensor:
-        """AudioSet classes: sigmoid(head(mean of all tokens)), (B, T), (B, T) -> (B, outputs).
-
-        The mean goes over all chunks of a long clip (our choice; CED takes the mean of the chunks' outputs).
-        """
-        tokens, present = self.forward(waveform, mask)
-        mean = tokens.sum(1) / present.sum(1, keepdim=True)  # padding is zero
-        return self.outputlayer(mean).sigmoid()
 
     def add_lora(self, rank: int, alpha: float, dropout: float) -> None:
         """Freezes the base and adds trainable low-rank updates to q and v of every block (paper section 1).

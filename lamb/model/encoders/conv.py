@@ -1,14 +1,10 @@
 """Small residual convolutional networks on log mels: the bundled model's encoder (our choice; the paper uses CED).
 
-A trunk: log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max over frequency -> LayerNorm: (B, N, D).
+A branch: log mel (B, 1, frames, mels) -> stem -> residual stages -> mean + max over frequency -> LayerNorm: (B, N, D).
 The level of a clip does not matter: the log mel is taken relative to the clip's own peak, at most 80 dB below it.
-A spectrogram is sharp in time or in frequency, not in both, so there may be several trunks, each with a window of its
-own length. They learn independently of each other but for the head that they share (`Tagger`), which makes
-their tokens comparable: their mean h (B, N, D) is an ensemble, and a linear head on it the mean of their opinions.
-With that head (w_c, b_c of label c) `draw` moves every token towards what it is taken for, which of two sounds at once
-is easier to read than the token alone:
-
-    h_a = h + sum_c p_c sqrt(D) w_c / |w_c|,   p = softmax(w h + b)
+A spectrogram is sharp in time or in frequency, not in both, so there can be several branches, each with a window of its
+own length. They learn independently of each other except for the head that they share (`lamb.training.tiny.Tagger`),
+which makes their tokens comparable: the mean of the branches' tokens is an ensemble.
 """
 
 import math
@@ -19,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .base import Encoder
 
 RANGE_DB = 80.0  # what lies further below the clip's peak is floor
 
@@ -53,7 +51,7 @@ class Block(nn.Module):
         return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)) * mask, mask
 
 
-class Trunk(nn.Module):
+class Branch(nn.Module):
     """One network on the log mel of windows of `n_fft` samples; the arguments are those of `ConvEncoder`."""
 
     window: Tensor
@@ -65,8 +63,8 @@ class Trunk(nn.Module):
         self.stem = nn.Conv2d(1, widths[0], 5, 2, 2, bias=False)
         self.stem_norm = nn.BatchNorm2d(widths[0])
         strides = [(1, 1), (2, 2), (2, 2)] + [(1, 2)] * len(widths)
-        # what a convolution sees does not tell it how high it is: a learnt map, added once
-        self.place = nn.Parameter(torch.zeros(1, widths[0], 1, (mels + 1) // 2))
+        # a convolution is blind to the frequency that it looks at: a learnt embedding of it is added once
+        self.frequency_embedding = nn.Parameter(torch.zeros(1, widths[0], 1, (mels + 1) // 2))
         self.blocks = nn.ModuleList(
             Block(i, o, s) for i, o, s in zip((widths[0], *widths), widths, strides, strict=False)
         )
@@ -105,22 +103,22 @@ class Trunk(nn.Module):
         m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
         x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
         m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
-        x = F.relu(self.stem_norm(x) + self.place.to(x.dtype)) * m
+        x = F.relu(self.stem_norm(x) + self.frequency_embedding.to(x.dtype)) * m
         for block in self.blocks:
             x, m = block(x, m)
         tokens = x.mean(3) + x.amax(3)  # (B, D, N)
         return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
 
 
-class ConvEncoder(nn.Module):
-    """waveform (B, T) at 16 kHz, mask (B, T) -> tokens (B, N, D), mask (B, N); see `lamb.model.encoders.base.Encoder`.
+class ConvEncoder(Encoder):
+    """waveform (B, T) at 16 kHz, mask (B, T) -> tokens (B, N, D), mask (B, N); see `Encoder`.
 
     Args:
         widths: channels of the stages; the last one is D. Every stage but the first halves the frequency axis;
             time is halved by the stem and by the first two of them, so a token stands for 8 hops.
         mels, hop: of the log mel front end, in bands and samples.
-        n_fft: length of its window in samples; several give a trunk each.
-        labels: outputs of the head that tokens are drawn by, which stage encoder of `lamb train` makes; 0: none.
+        n_fft: length of its window in samples; several give a branch each.
+        labels: outputs of `frame_head`, which stage encoder of `lamb train` makes; 0: none.
     """
 
     sample_rate = 16000
@@ -141,10 +139,14 @@ class ConvEncoder(nn.Module):
         if labels:
             self.options["labels"] = labels
         self.dim = widths[-1]
-        trunks = [Trunk(self.sample_rate, widths, mels, n, hop) for n in windows]
-        self.trunks = nn.ModuleList(trunks)
+        branches = [Branch(self.sample_rate, widths, mels, n, hop) for n in windows]
+        self.branches = nn.ModuleList(branches)
         self.head = nn.Linear(self.dim, labels) if labels else None
-        self.frame_rate = self.sample_rate / hop / trunks[0].hops
+        self.frame_rate = self.sample_rate / hop / branches[0].hops
+
+    @property
+    def frame_head(self) -> nn.Linear | None:
+        return self.head
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ConvEncoder":
@@ -168,12 +170,5 @@ class ConvEncoder(nn.Module):
         return encoder
 
     def forward(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        heard = [trunk(waveform, mask) for trunk in self.trunks]
-        return torch.stack([tokens for tokens, _ in heard]).mean(0), heard[0][1]
-
-    def draw(self, tokens: Tensor) -> Tensor:
-        """Tokens h (B, N, D) -> h_a (B, N, D); the same where there is no head."""
-        if self.head is None:
-            return tokens
-        taken_for = self.head(tokens).softmax(-1)  # (B, N, labels)
-        return tokens + taken_for @ F.normalize(self.head.weight, dim=1) * math.sqrt(self.dim)
+        tokens, masks = zip(*(branch(waveform, mask) for branch in self.branches), strict=True)
+        return torch.stack(tokens).mean(0), masks[0]

@@ -17,13 +17,14 @@ import math
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import published
+from .base import Encoder
 
 # (in, kernel, expanded, out, squeeze-and-excitation, activation, stride) at width 1: MobileNetV3-Large
 BLOCKS: list[tuple[int, int, int, int, bool, type[nn.Module], int]] = [
@@ -107,13 +108,13 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        gate = nn.Module()
+        gate: Any = nn.Module()
         gate.fc1 = nn.Linear(dim, channels(dim / 4))
         gate.fc2 = nn.Linear(channels(dim / 4), dim)
         self.conc_se_layers = nn.ModuleList([gate])  # the official name; the list is of one
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        (gate,) = self.conc_se_layers
+        gate: Any = self.conc_se_layers[0]
         opened = gate.fc2(F.relu(gate.fc1(mean(x, mask)))).sigmoid()  # (B, C)
         return x * opened[:, :, None, None].to(x.dtype), mask
 
@@ -158,8 +159,8 @@ class InvertedResidual(nn.Module):
         return x + h if self.residual else h, mask
 
 
-class EfficientAT(nn.Module):
-    """waveform (B, T), mask (B, T) -> tokens (B, N, D), mask (B, N); satisfies `lamb.model.encoders.base.Encoder`.
+class EfficientAT(Encoder):
+    """waveform (B, T), mask (B, T) -> tokens (B, N, D), mask (B, N); see `Encoder`.
 
     Args:
         width: factor of all channels; mn04 has 0.4, mn10 1.0, mn20 2.0.
@@ -319,6 +320,10 @@ class EfficientAT(nn.Module):
         """The AudioSet head on a feature map's `mean` (B, D) -> logits (B, outputs)."""
         return self.classifier["5"](F.hardswish(self.classifier["2"](embedding)))
 
+    @property
+    def frame_head(self) -> nn.Linear | None:
+        return cast(nn.Linear, self.heads["frame"]) if self.labels else None
+
     def tag(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """How probable each of `labels` is in a clip: tokens (B, N, D), mask (B, N) -> (B, labels), of sum 1."""
         pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
@@ -327,18 +332,6 @@ class EfficientAT(nn.Module):
     def tag_frames(self, tokens: Tensor) -> Tensor:
         """The same for every token: (B, N, D) -> (B, N, labels + 1), of sum 1; the last: nothing sounds."""
         return self.heads["frame"](tokens).float().softmax(-1)
-
-    def draw(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, D) moved towards what each is taken for, which of two sounds at once is easier to read:
-
-            h + sum_c p_c sqrt(D) w_c / |w_c|,   p = softmax(w h + b)
-
-        with the frame head's w and b; the same tokens where there are no heads (our choice).
-        """
-        if not self.labels:
-            return tokens
-        directions = F.normalize(self.heads["frame"].weight, dim=1)  # (labels + 1, D)
-        return tokens + self.tag_frames(tokens).to(tokens.dtype) @ directions * math.sqrt(self.dim)
 
 
 def _official_options(state: dict[str, Tensor], file: Path) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..padding import pad
+from .base import Encoder
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ FAMILIES: dict[str, Callable[[Any, Any], Family]] = {  # by the `model_type` of 
 }
 
 
-class HuggingFaceEncoder(nn.Module):
-    """Waveform -> time-ordered tokens of a frozen encoder; satisfies `lamb.model.encoders.base.Encoder`.
+class HuggingFaceEncoder(Encoder):
+    """Waveform -> time-ordered tokens of a frozen encoder; see `Encoder`.
 
     A clip longer than the encoder's fixed input is cut into pieces of that length, whose tokens follow each
     other; nothing is cropped. A shorter piece is filled up as its feature extractor does it, and of its n tokens

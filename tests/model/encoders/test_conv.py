@@ -15,7 +15,7 @@ from lamb.model.encoders.conv import ConvEncoder, mel_matrix
 
 @pytest.fixture
 def encoder() -> ConvEncoder:
-    """Two small trunks whose BatchNorms shift: zeros beyond a clip's end would not stay zero by themselves."""
+    """Two small branches whose BatchNorms shift: zeros beyond a clip's end would not stay zero by themselves."""
     torch.manual_seed(0)
     encoder = ConvEncoder(widths=(4, 8, 16, 32), mels=32, n_fft=(512, 1024)).eval()
     for module in encoder.modules():
@@ -52,9 +52,9 @@ def test_tokens_cover_the_clip_at_the_frame_rate(widths):
     assert valid.sum() - 1 <= 10 * encoder.frame_rate <= valid.sum()
 
 
-def test_the_trunks_are_averaged(encoder):
+def test_the_branches_are_averaged(encoder):
     waveform, mask = batch(20000, 32000)
-    (first, valid), (second, _) = (trunk(waveform, mask) for trunk in encoder.trunks)
+    (first, valid), (second, _) = (branch(waveform, mask) for branch in encoder.branches)
     assert not torch.allclose(first, second, atol=0.1)
     torch.testing.assert_close(encoder(waveform, mask)[0], (first + second) / 2)
     assert torch.equal(encoder(waveform, mask)[1], valid)
@@ -75,7 +75,7 @@ log_mel, valid = torch.randn(4, 51, 32), torch.ones(4, 51, dtype=torch.bool)
 gradients = []
 for dtype in (torch.float32, torch.float64):
     encoder.to(dtype).zero_grad()
-    tokens, _ = encoder.trunks[0].encode(log_mel.to(dtype), valid)
+    tokens, _ = encoder.branches[0].encode(log_mel.to(dtype), valid)
     (tokens * torch.linspace(-1, 1, tokens.numel()).view_as(tokens)).sum().backward()
     gradients.append([parameter.grad.double() for parameter in encoder.parameters()])
 for found, expected in zip(*gradients, strict=True):
@@ -86,7 +86,7 @@ for found, expected in zip(*gradients, strict=True):
     assert result.returncode == 0, result.stderr
 
 
-def test_one_trunk_at_least():
+def test_one_branch_at_least():
     with pytest.raises(ValueError, match="n_fft"):
         ConvEncoder(n_fft=())
 
@@ -94,9 +94,9 @@ def test_one_trunk_at_least():
 def test_a_click_shows_at_its_time(encoder):
     waveform = torch.zeros(1, 64000)
     waveform[:, 32000] = 1
-    for trunk in encoder.trunks:
-        log_mel, _ = trunk.log_mel(waveform, torch.ones_like(waveform, dtype=torch.bool))
-        assert log_mel[0].mean(1).argmax() == 32000 // trunk.hop
+    for branch in encoder.branches:
+        log_mel, _ = branch.log_mel(waveform, torch.ones_like(waveform, dtype=torch.bool))
+        assert log_mel[0].mean(1).argmax() == 32000 // branch.hop
 
 
 def test_the_level_does_not_matter(encoder):
@@ -124,26 +124,12 @@ def test_mel_filters_are_triangles_on_the_htk_scale():
 
 def test_a_tone_lies_in_its_band(encoder):
     tone = torch.sin(2 * torch.pi * 1000 / 16000 * torch.arange(16000))[None]
-    for trunk in encoder.trunks:
-        log_mel, _ = trunk.log_mel(tone, torch.ones_like(tone, dtype=torch.bool))
-        band = int(trunk.mel[round(1000 / 16000 * trunk.n_fft)].argmax())
+    for branch in encoder.branches:
+        log_mel, _ = branch.log_mel(tone, torch.ones_like(tone, dtype=torch.bool))
+        band = int(branch.mel[round(1000 / 16000 * branch.n_fft)].argmax())
         assert (log_mel[0].argmax(1) == band).all()
         assert log_mel.max() == pytest.approx(2, abs=1e-5)  # the peak
         assert log_mel.min() >= -2
-
-
-def test_tokens_are_drawn_to_what_they_are_taken_for(encoder):
-    drawn = ConvEncoder(**{**encoder.options, "labels": 3}).eval()
-    drawn.trunks.load_state_dict(encoder.trunks.state_dict())
-    waveform, mask = batch(20000)
-    plain, _ = encoder(waveform, mask)
-    assert encoder.draw(plain) is plain
-    for sure, label in ((0.0, None), (1e4, 1)):
-        drawn.head.bias.data = torch.tensor([0.0, sure, 0.0])
-        tokens = drawn.draw(drawn(waveform, mask)[0])
-        share = drawn.head(plain).softmax(-1) if label is None else torch.eye(3)[label]
-        towards = share @ (drawn.head.weight / drawn.head.weight.norm(dim=1, keepdim=True))
-        torch.testing.assert_close(tokens, plain + encoder.dim**0.5 * towards, atol=1e-4, rtol=1e-4)
 
 
 def test_loads_what_was_saved(encoder_folder):
@@ -162,9 +148,9 @@ def test_only_a_complete_checkpoint_loads(encoder_folder, tmp_path):
 
     missing, extra, shape, garbage, options = map(broken, ("missing", "extra", "shape", "garbage", "options"))
     weights = load_file(encoder_folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if k != "trunks.0.norm.weight"}, missing / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k != "branches.0.norm.weight"}, missing / "model.safetensors")
     save_file({**weights, "more": torch.zeros(1)}, extra / "model.safetensors")
-    save_file({**weights, "trunks.0.norm.weight": torch.zeros(3)}, shape / "model.safetensors")
+    save_file({**weights, "branches.0.norm.weight": torch.zeros(3)}, shape / "model.safetensors")
     (garbage / "model.safetensors").write_bytes(b"not safetensors")
     (options / "config.json").write_text(json.dumps({"width": 3}))
     for folder in (missing, extra, shape, garbage, options, tmp_path / "nowhere"):

@@ -1,0 +1,130 @@
+"""FENSE's two networks: Sentence-BERT, how alike two captions are in meaning, and a detector of fluency errors.
+
+    FENSE = mean cosine of the candidate and its references, divided by 10 where an error is likelier than THRESHOLD
+
+Zhou et al. 2022, "Can audio captions be evaluated with image caption metrics?". SPIDEr-FL takes the same detector.
+
+Letters: S clips, D width of the BERT.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import OptionError
+from .metrics import Floats
+from .reference_metrics import Round
+from .resources import DOWNLOAD, SBERT, Unavailable, detector_file
+
+THRESHOLD = 0.9  # a caption whose error is likelier than this loses ...
+PENALTY = 0.9  # ... this share of its score; both as in FENSE
+
+
+class Sentences:
+    """Sentence-BERT: how alike two captions are in meaning. Reimers and Gurevych 2019."""
+
+    def __init__(self, name: str = SBERT) -> None:
+        """`name`: a model of sentence-transformers that is on this machine, or a folder."""
+        if find_spec("sentence_transformers") is None:
+            raise Unavailable("sentence-transformers is not installed", "pip install 'lamb-aac[eval]'")
+        from sentence_transformers import SentenceTransformer
+
+        if os.sep in name and not os.path.isdir(name) and name.count("/") != 1:
+            raise OptionError(f"{name}: no such folder", "--sbert takes a model of sentence-transformers or a folder")
+        with _quiet():
+            try:
+                self.model = SentenceTransformer(name, local_files_only=True)
+            except (OSError, ValueError) as error:
+                remedy = DOWNLOAD if name == SBERT else f"{DOWNLOAD} --sbert {name}"
+                raise Unavailable(f"the sentence model {name} is not on this machine", remedy) from error
+
+    def similarity(self, rounds: Sequence[Round]) -> list[Floats]:
+        """Of each clip, (S,) a round: mean cosine of the candidate and its references; 0 for no words."""
+        texts = sorted({text for candidates, groups in rounds for text in (*candidates, *_flat(groups))})
+        vectors = self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=64)
+        of = dict(zip(texts, np.asarray(vectors, dtype=np.float64), strict=True))
+        return [
+            np.array(
+                [
+                    float(np.mean([of[text] @ of[candidate] for text in group])) if candidate else 0.0
+                    for candidate, group in zip(candidates, groups, strict=True)
+                ]
+            )
+            for candidates, groups in rounds
+        ]
+
+
+def _flat(groups: Iterable[Sequence[str]]) -> Iterator[str]:
+    return (text for group in groups for text in group)
+
+
+class FluencyDetector:
+    """FENSE's detector: a BERT with a linear layer on its first token tells what is wrong with a sentence; the last
+    class is "something". Zhou et al. 2022, "Can audio captions be evaluated with image caption metrics?"
+
+    A checkpoint holds `model_type` (the BERT's name, for its configuration and tokenizer), `num_classes`, `state_dict`.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        import torch
+
+        file = file or detector_file()
+        if not file.is_file():
+            raise Unavailable("FENSE's error detector is not here (440 MB)", DOWNLOAD)
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            kind, classes = str(state["model_type"]), int(state["num_classes"])
+            weights = {k: v for k, v in state["state_dict"].items() if k != "encoder.embeddings.position_ids"}
+        except Exception as error:  # whatever a file that is no such checkpoint makes of torch.load
+            raise Unavailable(f"{file} cannot be read as a detector", f"rm '{file}' && {DOWNLOAD}") from error
+        self.model = self._build(kind, classes)
+        self.model.load_state_dict(weights)
+        self.model.eval()
+
+    def _build(self, kind: str, classes: int, local: bool = True) -> Any:
+        """The network, its weights still random; with the configuration and tokenizer of `kind`."""
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        try:
+            config = AutoConfig.from_pretrained(kind, local_files_only=local)
+            self.tokenizer = AutoTokenizer.from_pretrained(kind, local_files_only=local)
+        except OSError as error:
+            raise Unavailable(f"the tokenizer of {kind}, for FENSE's error detector, is not here", DOWNLOAD) from error
+        encoder = AutoModel.from_config(config)
+        return torch.nn.ModuleDict({"encoder": encoder, "clf": torch.nn.Linear(config.hidden_size, classes)})
+
+    def probability(self, texts: Sequence[str], batch: int = 64) -> Floats:
+        """How likely each text has an error, (len(texts),)."""
+        import torch
+
+        found: list[float] = []
+        plain = [re.sub(r"[^\w\s]", "", text).lower() for text in texts]
+        for k in range(0, len(plain), batch):
+            tokens = self.tokenizer(
+                plain[k : k + batch], truncation=True, padding=True, max_length=64, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                first = self.model["encoder"](**tokens).last_hidden_state[:, 0]  # (B, D)
+                found += self.model["clf"](first)[:, -1].sigmoid().tolist()
+        return np.array(found)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of the libraries."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -1,0 +1,109 @@
+"""What the scores behind the published tables need besides packages: where it lies, and how it is fetched.
+
+What is not on this machine raises `Unavailable`, with the command that brings it; only `download` downloads anything.
+"""
+
+import hashlib
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+from ..audio.files import replacing
+from ..data.download import DownloadError, fetch
+from ..errors import LambError, reason
+
+SBERT = "paraphrase-TinyBERT-L6-v2"  # FENSE's sentence model
+DETECTOR = "echecker_clotho_audiocaps_base"  # FENSE's detector of fluency errors
+DETECTOR_URL = f"https://github.com/blmoistawinde/fense/releases/download/V0.1/{DETECTOR}.ckpt"
+DETECTOR_SHA256 = "1a719f090af70614bbdb9f9437530b7e133c48cfa4a58d964de0d47fc974a2fa"  # as aac-metrics has it
+CORENLP = "stanford-corenlp-full-2015-12-09"
+CORENLP_URL = f"https://nlp.stanford.edu/software/{CORENLP}.zip"
+CORENLP_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+DOWNLOAD = "lamb evaluate --download"
+
+
+class Unavailable(LambError):
+    """A score that cannot be had on this machine; the remedy is the command that changes it."""
+
+
+def jars() -> Path:
+    """The folder of pycocoevalcap, which holds the jars."""
+    spec = find_spec("pycocoevalcap")
+    if spec is None or not spec.submodule_search_locations:
+        raise Unavailable("pycocoevalcap is not installed", "pip install 'lamb-aac[eval]'")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def corenlp() -> list[Path]:
+    """The two jars of CoreNLP 3.6, from where pycocoevalcap or `download` puts them."""
+    for folder in (jars() / "spice" / "lib", _cache()):
+        found = [folder / name for name in CORENLP_JARS]
+        if all(path.is_file() for path in found):
+            return found
+    raise Unavailable("SPICE's CoreNLP 3.6 is not here (540 MB)", DOWNLOAD)
+
+
+def detector_file() -> Path:
+    """Where the detector lies: FENSE_DATA, else the folder that fense and aac-metrics use too."""
+    import torch
+
+    return Path(os.environ.get("FENSE_DATA") or Path(torch.hub.get_dir()) / "fense_data") / f"{DETECTOR}.ckpt"
+
+
+def download(sbert: str = SBERT) -> list[Path]:
+    """Fetch what is missing of SPICE's CoreNLP, the sentence model and FENSE's detector; DownloadError if it fails."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    here = []
+    try:
+        here += corenlp()
+    except Unavailable:
+        jars()  # of no use without
+        archive = fetch(CORENLP_URL, _cache() / f"{CORENLP}.zip")
+        here += [_unpacked(archive, f"{CORENLP}/{name}", _cache() / name) for name in CORENLP_JARS]
+        archive.unlink()
+    file = detector_file()
+    if not file.is_file():
+        part = fetch(DETECTOR_URL, file.with_name(file.name + ".unchecked"))
+        with part.open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() != DETECTOR_SHA256:
+                part.unlink()
+                raise DownloadError(f"{DETECTOR_URL}: what came is not the file that was published; run again")
+        part.replace(file)
+    here.append(file)
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        SentenceTransformer(sbert)
+        kind = torch.load(file, map_location="cpu", weights_only=True)["model_type"]
+        AutoConfig.from_pretrained(kind)
+        AutoTokenizer.from_pretrained(kind)
+    except Exception as error:  # the hub's client passes on whatever its HTTP library raises
+        raise DownloadError(
+            f"{sbert}: the Hugging Face hub does not give it ({reason(error)})", "check the network"
+        ) from error
+    return here
+
+
+def _unpacked(archive: Path, name: str, target: Path) -> Path:
+    """The file `name` of the archive as `target`, whole or not at all."""
+    try:
+        with (
+            ZipFile(archive) as zipped,
+            zipped.open(name) as source,
+            replacing(target) as part,
+            part.open("wb") as file,
+        ):
+            shutil.copyfileobj(source, file)
+    except (BadZipFile, KeyError) as error:
+        raise DownloadError(
+            f"{archive}: not the archive that was published ({error}); delete it and run again"
+        ) from None
+    return target
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamb"

@@ -1,0 +1,188 @@
+"""The stage in which an encoder learns from a published one: its losses, the teacher, two small runs in a row."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lamb.config import ConfigError, read_recipe
+from lamb.model.encoders.efficientat import EfficientAT, mean
+from lamb.training.distill import HINTS, DistillStage, Teacher, hint_loss, hinted, stretches, tag_losses
+from lamb.training.train import train
+
+# the mels of a teacher of 128 bands up to 15 kHz, less the last 24
+STUDENT = {
+    "width": 0.1,
+    "sample_rate": 16000,
+    "window": 400,
+    "hop": 160,
+    "mels": 104,
+    "f_max": 8102.128907291527,
+    "relative": True,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a small published network, with random weights."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("teacher") / "model.safetensors"
+    save_file({k: v.contiguous() for k, v in EfficientAT(width=0.1, outputs=5).state_dict().items()}, file)
+    return file
+
+
+def test_hints_do_not_depend_on_scale():
+    torch.manual_seed(0)
+    theirs = torch.randn(4, 3, 2, 10)
+    theirs = (theirs - theirs.mean((0, 2, 3), keepdim=True)) / theirs.std((0, 2, 3), unbiased=False, keepdim=True)
+    centre, spread = (torch.tensor(c)[None, :, None, None] for c in ([1.0, -2.0, 0.0], [0.1, 5.0, 1.0]))
+    scaled = theirs * spread + centre
+    valid = torch.ones(4, 20, dtype=torch.bool)
+    assert hint_loss(7 * theirs + 3, scaled, centre, spread, valid) < 1e-6
+    # unrelated: smooth L1 of the difference of two standard normal values, 0.72 on the average
+    unrelated = hint_loss(torch.randn(4, 3, 2, 10), scaled, centre, spread, valid)
+    assert unrelated == pytest.approx(0.72, abs=0.15)
+
+
+def test_hints_count_the_clip_alone():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(2, 3, 2, 10), torch.randn(2, 3, 2, 10)
+    zero, one = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+    valid = torch.arange(40) < torch.tensor([[40], [20]])  # four frames a position: the second clip has five of ten
+    elsewhere = theirs.clone()
+    elsewhere[1, :, :, 5:] = 100
+    expected = hint_loss(ours, theirs, zero, one, valid)
+    assert hint_loss(ours, elsewhere, zero, one, valid) == expected
+    assert hint_loss(ours, elsewhere, zero, one, torch.ones_like(valid)) > expected + 1
+
+
+def test_labels_of_even_logits():
+    target = torch.zeros(2, 6, 4)
+    target[0, :3, 1] = 1
+    target[1, 2:, :2] = 1
+    present = torch.arange(6) < torch.tensor([[6], [4]])
+    terms = tag_losses(target, torch.zeros(2, 6, 5), present, torch.zeros(2, 4))
+    assert float(terms["frame"]) == pytest.approx(math.log(5))
+    assert float(terms["clip"]) == pytest.approx(math.log(4))
+    sure = torch.zeros(2, 6, 5)
+    sure[0, :3, 1] = sure[0, 3:, 4] = sure[1, :2, 4] = sure[1, 2:, :2] = 50
+    assert float(tag_losses(target, sure, present, torch.zeros(2, 4))["frame"]) == pytest.approx(math.log(2) / 5)
+
+
+def test_stretches():
+    torch.manual_seed(0)
+    place = torch.arange(50.0).expand(300, 1, 2, 50)
+    valid = torch.arange(50) < torch.tensor([50, 12, 5])[:, None].repeat(100, 1)
+    cut, inside = stretches(place, valid, 10)
+    assert cut.shape == (300, 1, 2, 10)
+    assert inside.all()
+    starts = cut[:, 0, 0, 0].reshape(100, 3)
+    assert set(starts[:, 1].tolist()) == {0, 1, 2}
+    assert not starts[:, 2].any()
+    assert len(set(starts[:, 0].tolist())) > 30
+    assert torch.equal(cut[:, 0, 0, :5] - cut[:, 0, 0, :1], torch.arange(5.0).expand(300, 5))
+
+
+def test_a_teacher_hears_what_the_student_hears(teacher):
+    net = EfficientAT.from_pretrained(teacher).eval()
+    waveform, mask = torch.randn(2, 32000), torch.arange(32000) < torch.tensor([[32000], [20000]])
+    log_mel, valid = net.log_mel(waveform, mask)
+    maps, logits = Teacher(str(teacher), net)(log_mel, valid)
+    with torch.no_grad():
+        feature_map, present = net.encode(log_mel, valid)
+    assert len(maps) == len(HINTS)
+    tolerance = {"atol": 0.05 * float(feature_map.abs().max()), "rtol": 0}  # bfloat16, on processors that have it
+    torch.testing.assert_close(maps[-1].float() * present[:, None, None], feature_map, **tolerance)
+    expected = net.classify(mean(feature_map, present[:, None, None]))
+    torch.testing.assert_close(logits, expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    # a student of fewer bands: what it cannot hear is silence to the teacher
+    student = EfficientAT(**STUDENT)
+    log_mel, valid = student.log_mel(torch.zeros(1, 16000), torch.ones(1, 16000, dtype=torch.bool))
+    whole, _ = net.log_mel(torch.zeros(1, 32000), torch.ones(1, 32000, dtype=torch.bool))
+    expected, _ = hinted(net, whole, valid)
+    ours, _ = Teacher(str(teacher), student)(log_mel, valid)
+    expected = [t.detach() for t in expected]
+    for one, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(one.float(), other, atol=0.05 * float(other.abs().max()) + 1e-6, rtol=0)
+
+
+def settings(teacher: Path, **distill) -> dict:
+    return {
+        "model": {"encoder": {"name": "efficientat", "options": STUDENT}},
+        "distill": {"teacher": str(teacher), **distill},
+        "optim": {"steps": 4},
+    }
+
+
+def test_two_runs_in_a_row(recipe, tmp_path, teacher):
+    first, second = tmp_path / "imitate", tmp_path / "encoder"
+    train(recipe("distill", out=str(first), **settings(teacher, crop=40)))
+    train(recipe("distill", out=str(second), init=str(first), **settings(teacher)))
+    lines = [[json.loads(line) for line in (out / "log.jsonl").open()] for out in (first, second)]
+    assert {"hints", "classes"} <= lines[0][0].keys()
+    assert "frame" not in lines[0][0]
+    assert {"hints", "classes", "frame", "clip"} <= lines[1][0].keys()
+    assert 0 <= lines[1][-1]["development_accuracy"] <= 1
+    encoder = EfficientAT.from_pretrained(second).eval()
+    assert encoder.labels == ["dog", "rain", "rooster", "siren", "noise", "tone"]
+    waveform, mask = torch.randn(1, 16000), torch.ones(1, 16000, dtype=torch.bool)
+    assert encoder.tag(*encoder(waveform, mask)).shape == (1, 6)
+    theirs = load_file(teacher)
+    for key, value in encoder.state_dict().items():  # nothing of the teacher is in the result
+        if key in theirs and value.dtype.is_floating_point and value.ndim > 1:
+            assert not torch.equal(value, theirs[key])
+
+
+def test_random_weights_come_near_the_teacher(recipe, tmp_path, teacher):
+    optim = {"steps": 100, "lr": 1e-2, "warmup": 5, "batch": 8}
+    content = settings(teacher, crop=64, classes=0.0) | {"optim": optim, "save_every": 100}
+    train(recipe("distill", out=str(tmp_path / "out"), **content))
+    hints = [json.loads(line)["hints"] for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert sum(hints[-10:]) < 0.7 * sum(hints[:10])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"distill": {"teacher": None}}, "distill.teacher: the checkpoint that teaches is missing"),
+        ({"distill": {"teacher": "nowhere.pt"}}, "distill.teacher: no EfficientAT"),
+        ({"options": {"labels": ["dog"]}}, "model.encoder.options.labels"),
+        ({"options": {"strides": [2, 2, 2, 2, 1]}}, "the teacher's strides"),
+        ({"options": {"mels": 130}}, "no more mels"),
+        ({"options": {"window": [400, 800]}}, "one window"),
+        ({"name": "conv"}, "only 'efficientat' is"),
+    ],
+)
+def test_recipes_that_cannot_be(recipe, teacher, change, message):
+    content = settings(teacher)
+    content["distill"] |= change.get("distill", {})
+    content["model"]["encoder"]["options"] = STUDENT | change.get("options", {})
+    content["model"]["encoder"]["name"] = change.get("name", "efficientat")
+    with pytest.raises(ConfigError, match=message):
+        train(recipe("distill", **content))
+
+
+def leave(encoder: EfficientAT, folder: Path) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(encoder.options))
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+def test_init(recipe, tmp_path, teacher):
+    content = settings(teacher)
+    other = leave(EfficientAT(**STUDENT | {"relative": False}), tmp_path / "other")
+    config = read_recipe(recipe("distill", **content), [f"init={other}"])
+    with pytest.raises(ConfigError, match=r"init: .*other options: labels, relative"):
+        DistillStage(config)
+    begun = EfficientAT(**STUDENT | {"labels": ("a", "b")})
+    encoder = DistillStage(replace(config, init=leave(begun, tmp_path / "labels"))).module.encoder
+    assert encoder.labels[0] == "dog"
+    for key, value in begun.state_dict().items():
+        assert key.startswith("heads.") or torch.equal(encoder.state_dict()[key], value)
+    with pytest.raises(ConfigError, match="init: no EfficientAT"):
+        DistillStage(replace(config, init="nowhere"))
