@@ -43,9 +43,7 @@ class Settings:
     timeline: bool = False
     window: float | None = None  # seconds
     hop: float | None = None  # seconds
-    limits: DecodeLimits | None = field(
-        default_factory=DecodeLimits
-    )  # of the process that decodes a file; None: the worker itself does
+    limits: DecodeLimits | None = field(default_factory=DecodeLimits)  # None: no limits
 
 
 @dataclass(frozen=True)
@@ -94,9 +92,8 @@ def load(settings: Settings) -> str | None:
 def work(settings: Settings, inputs: list[Input]) -> Answer:
     """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
     captioner = _captioner(settings)
-    options = {
-        key: value for key, value in asdict(settings).items() if key not in ("model", "device", "threads", "limits")
-    }
+    loading = ("model", "device", "threads", "limits")
+    options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
         rate = captioner.model.encoder.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)

@@ -156,7 +156,7 @@ def windows(
 ) -> Windows:
     """`audio.windows` of `options.window` seconds, one every `options.hop`; AudioError at the first one, or later.
 
-    A constant is no sound: the mean of each window is taken off it. With `limits` a process of its own decodes.
+    With `limits` a process of its own decodes.
     """
     if isinstance(source, Clip):
         if source.start or source.duration is not None:
@@ -164,8 +164,7 @@ def windows(
         else:
             source = source.path
     by = partial(sandbox.windows, limits=limits) if limits else audio.windows
-    for start, x in by(source, sample_rate, options.window, options.hop, damage):
-        yield start, x - x.mean(dtype=np.float64).astype(np.float32)
+    yield from by(source, sample_rate, options.window, options.hop, damage)
 
 
 def name_of(source: Source) -> str:
