@@ -3,18 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AudioError", "Caption", "Captioner", "Segment", "__version__"]
+__all__ = ["AudioError", "Caption", "Captioner", "Library", "Segment", "__version__"]
 
 if TYPE_CHECKING:
     from .audio.reader import AudioError
     from .inference.captioner import Captioner
     from .inference.captions import Caption, Segment
+    from .library.library import Library
 
 _WHERE = {
     "AudioError": "audio.reader",
     "Captioner": "inference.captioner",
     "Caption": "inference.captions",
     "Segment": "inference.captions",
+    "Library": "library.library",
 }
 
 

@@ -369,6 +369,47 @@ class ServeConfig:
     drain: float = _option(30.0, "SECONDS", "Time to finish open requests at shutdown.", "Scheduling", min=0)
 
 
+@dataclass(frozen=True)
+class LibraryConfig:
+    """How sounds are indexed and found (`lamb index`, `lamb search`). [O]"""
+
+    window: float = 10.0  # seconds; a longer recording is cut into segments where its sound changes
+    group: int = 32  # recordings that are heard together, and written at once
+    compact: int = 50  # groups after which the files of the index are joined
+    candidates: int = 200  # segments that each of the two searches hands on, to be scored by both
+    words: float = 0.05  # what the best fitting caption adds to the cosine of a segment
+    approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
+    probes: int = 16  # neighbourhoods that are looked into
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """How a stream is heard (`lamb listen`). [O]"""
+
+    level: float = -60.0  # dBFS; a stretch whose peak is lower is silence
+    hop: float = 0.5  # seconds of new sound between two looks at it
+    sure: float = 1.0  # seconds that must follow a change in the sound before it counts
+    longest: float = 8.0  # seconds after which a sound that goes on is told, in parts
+    held: float = 20.0  # seconds of sound that wait for the model; more is dropped
+    patience: float = 10.0  # seconds without sound after which a stream counts as lost
+    first_wait: float = 1.0  # seconds before the first try to connect again; twice as long before each further one
+    last_wait: float = 60.0  # seconds at most
+
+
+@dataclass(frozen=True)
+class SdhConfig:
+    """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
+
+    Times and length are those of published guidelines: about 42 characters a line, 1 to 7 seconds, two frames between.
+    """
+
+    speech: bool = False  # tell speech too: "[man speaking]"
+    characters: int = 42  # of a description, its brackets included
+    shortest: float = 1.0  # seconds that a description is shown at least
+    longest: float = 7.0  # seconds that it is shown at most
+    pause: float = 0.083  # seconds between two cues
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
     return typing.cast(dict[str, Any], _plain(config))

@@ -21,6 +21,8 @@ ROOMS = [  # the one place where the order is stated: a room may use those befor
     "inference",
     "evaluation",
     "training",
+    "library",
+    "live",
     "serving",
     "bulk",
     "cli",
@@ -43,7 +45,7 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "audio.headers": set(),
     "audio.reader": {"numpy"},
     "audio.sandbox": {"numpy"},  # a decoding process starts at once, and has no model to lose
-    **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "serve")},
+    **{f"cli.{module}": {"typer"} for module in ("app", "options", "caption", "library", "listen", "serve")},
     "__main__": set(),
 }
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..audio.reader import AudioDamage, AudioError
+from ..audio.errors import AudioError
 from ..errors import LambError, reason
 from .listing import BulkError, Input, open_address
 
@@ -92,13 +92,10 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
     try:
         rate = captioner.model.encoder.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)
-        rows = []
-        with warnings.catch_warnings(record=True) as told:  # of timelines, which are made one by one
-            warnings.simplefilter("always", AudioDamage)
-            for item, caption in zip(inputs, captions, strict=True):
-                row = {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
-                rows.append({**row, "damage": [str(warning.message) for warning in told]} if told else row)
-                told.clear()
+        rows = [
+            {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
+            for item, caption in zip(inputs, captions, strict=True)
+        ]
     except Exception as error:  # a bug, or the memory of a GPU: for one input a failure, for many they are parted
         return Answer([], f"{type(error).__name__}: {reason(error)}")
     return Answer(rows)

@@ -18,11 +18,16 @@ from .errors import shown, tidy_process
 from .evaluate import evaluate
 from .gap import gap
 from .info import info, push
+from .library import index, search
+from .listen import listen
 from .options import Command
 from .serve import demo, serve
 from .train import ablate, train
 
-COMMANDS = (caption, bulk, serve, demo, info, push, evaluate, gap, data, train, ablate)  # in the order of the help
+COMMANDS = (  # in the order of the help
+    *(caption, index, search, listen, bulk, serve, demo, info, push),
+    *(evaluate, gap, data, train, ablate),
+)
 
 app = typer.Typer(
     help="Describe recordings in words: audio captioning with the LAMB method.",

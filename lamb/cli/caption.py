@@ -20,6 +20,7 @@ from .options import (
     INPUT,
     LONG,
     OUTPUT,
+    SUBTITLES,
     BatchSize,
     Beams,
     Device,
@@ -157,6 +158,22 @@ def caption(
             rich_help_panel=LONG,
         ),
     ] = None,
+    sdh: Annotated[
+        bool,
+        flag(
+            "--sdh", panel=SUBTITLES, help="Write descriptions such as [dog barking], for the deaf and hard of hearing."
+        ),
+    ] = False,
+    speech: Annotated[bool, flag("--speech", panel=SUBTITLES, help="With --sdh: also describe speech.")] = False,
+    merge: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).",
+            show_default=False,
+            rich_help_panel=SUBTITLES,
+        ),
+    ] = None,
     n_best: NBest = 1,
     beams: Beams = None,
     sample: Annotated[
@@ -189,6 +206,7 @@ def caption(
       lamb caption field/ --recursive --format jsonl
       lamb caption trip.mp4 --timeline --output trip.srt
       lamb caption field/ --timeline --format srt --output-dir subtitles
+      lamb caption film.mkv --sdh --merge film.srt --output film.sdh.srt
       lamb caption dog.wav --beams 8 --n-best 3
       curl -s https://example.org/dog.ogg | lamb caption -
     """
@@ -202,13 +220,15 @@ def caption(
             f"{hop:g} s is longer than the window, {window:g} s; the sound between two windows would be lost.",
             param_hint="--hop",
         )
+    film = _film(merge, sdh, speech, format)
+    timeline = timeline or sdh
     if plot and not timeline:
         raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
     if paths.count("-") > 1:
         raise typer.BadParameter("standard input (-) can be read only once.", param_hint="PATH")
     if output and output_dir:
         raise typer.BadParameter("give only one of --output and --output-dir.", param_hint="--output-dir")
-    format = format or format_of(output)
+    format = format or format_of(output, Format.srt if sdh else Format.text)
     target = output_dir / f"{{stem}}{SUFFIXES[format][0]}" if output_dir else output
     each = target is not None and is_template(target)
     if skip_existing and not each:
@@ -231,6 +251,8 @@ def caption(
         inputs, targets = [source for source, _ in kept], [path for _, path in kept]
     for path in filter(None, targets):
         refuse_to_replace(path, inputs, BEGINNINGS.get(format), "--output-dir" if output_dir else "--output")
+    if film and len(inputs) != 1:
+        raise typer.BadParameter(f"they belong to one film, and {len(inputs)} were given.", param_hint="--merge")
     options: dict[str, Any] = {
         "n_best": n_best,
         "beams": beams,
@@ -251,7 +273,8 @@ def caption(
             found = (_followed(result, progress, picture) for result in found)
         else:
             found = captioner.stream(inputs, **options)
-        return _watched(found, progress, failed)
+        watched = _watched(found, progress, failed)
+        return _described(watched, speech) if sdh else watched
 
     from ..inference.captions import select
 
@@ -262,7 +285,10 @@ def caption(
                 _write_own(selected([result]), own, format, progress)
         else:
             with destination(target) as out:
-                write(selected(results(progress)), format, out, progress)
+                if film:
+                    out.write(_merged(film, selected(results(progress)), failed))
+                else:
+                    write(selected(results(progress)), format, out, progress)
     if failed:
         raise typer.Exit(1)
 
@@ -301,6 +327,46 @@ def _standard_input() -> BinaryIO:
     raw = io.FileIO(0, closefd=False)
     raw.name = "-"  # type: ignore[misc]
     return io.BufferedReader(raw)
+
+
+def _film(merge: Path | None, sdh: bool, speech: bool, format: Format | None) -> str | None:
+    """The subtitles that descriptions are merged into."""
+    if (merge or speech) and not sdh:
+        raise typer.BadParameter("descriptions are what --sdh writes; add it.", param_hint="--merge, --speech")
+    if merge is None:
+        return None
+    from ..inference.subtitles import is_vtt, read
+
+    film = read(merge)
+    own = Format.vtt if is_vtt(film) else Format.srt
+    if format not in (None, own):
+        raise typer.BadParameter(f"{merge} is {own}, and what is merged into it too.", param_hint="--format")
+    return film
+
+
+def _described(results: Iterable[Caption | Timeline], speech: bool) -> Iterator[Caption | Timeline]:
+    """The same results with descriptions for the deaf and hard of hearing as their segments."""
+    from ..config import SdhConfig
+    from ..inference.subtitles import sdh
+
+    config = SdhConfig(speech=speech)
+    return (sdh(result, config) for result in results)
+
+
+def _merged(film: str, results: Iterable[Caption | Timeline], failed: list[str]) -> str:
+    """The subtitles `film` with the descriptions of the one result between their lines."""
+    from ..config import SdhConfig
+    from ..inference.captions import Caption
+    from ..inference.subtitles import merge
+
+    [result] = results
+    caption = result if isinstance(result, Caption) else result.finish()
+    if failed:
+        raise typer.Exit(1)  # the film's sound cannot be read: no file is better than one without descriptions
+    text, crowded = merge(film, caption.segments, SdhConfig())
+    if crowded:
+        say("warning", f"{crowded} of {len(caption.segments)} descriptions find no room between the lines")
+    return text
 
 
 def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:

@@ -19,6 +19,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 INPUT, OUTPUT, FILTERS, LONG = "Input", "Output", "Filters", "Long recordings"
 DECODING, MACHINE = "Decoding", "Model and machine"
+SUBTITLES = "Subtitles"
 
 
 class Command(TyperCommand):

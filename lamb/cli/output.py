@@ -35,6 +35,7 @@ class Format(StrEnum):
     vtt = "vtt"
     audacity = "audacity"
     raven = "raven"
+    label_studio = "label-studio"
     table = "table"
 
 
@@ -48,6 +49,7 @@ SUFFIXES = {  # of the files that a format is written to; the first is that of -
     Format.vtt: (".vtt",),
     Format.audacity: (".labels",),
     Format.raven: (".selections.txt",),
+    Format.label_studio: (".label-studio.json",),
     Format.table: (".txt",),
 }
 BEGINNINGS = {  # of a former result; text and tables begin with anything
@@ -58,15 +60,16 @@ BEGINNINGS = {  # of a former result; text and tables begin with anything
     Format.vtt: r"WEBVTT",
     Format.audacity: r"\d+\.\d+\t\d+\.\d+\t",
     Format.raven: r"Selection\tView\t",
+    Format.label_studio: r"\s*\[",
 }
 FIELDS = re.compile(r"\{(stem|name|parent)\}")
 
 
-def format_of(output: Path | None) -> Format:
-    """The format that the name of an output file asks for; text if none."""
+def format_of(output: Path | None, otherwise: Format = Format.text) -> Format:
+    """The format that the name of an output file asks for, or `otherwise`."""
     name = output.name.lower() if output else ""
     found = [format for format, suffixes in SUFFIXES.items() if format != Format.table and name.endswith(suffixes)]
-    return max(found, key=lambda format: len(SUFFIXES[format][0]), default=Format.text)
+    return max(found, key=lambda format: len(SUFFIXES[format][0]), default=otherwise)
 
 
 def is_template(output: Path | None) -> bool:
@@ -148,9 +151,12 @@ def destination(output: Path | None) -> Iterator[TextIO]:
 
 def write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, progress: Progress) -> None:
     """Write each result as soon as it is there."""
-    from ..inference.captions import WRITERS
+    from ..inference.captions import WRITERS, Writer
+    from ..inference.label_studio import write_label_studio
 
-    writer = partial(_write_table, out) if format is Format.table else WRITERS[format]
+    more: dict[str, Writer] = {Format.label_studio: write_label_studio, Format.table: partial(_write_table, out)}
+    writers: dict[str, Writer] = {**WRITERS, **more}
+    writer = writers[format]
     shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
     for chunk in writer(results):
         if shared:

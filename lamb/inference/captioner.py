@@ -14,7 +14,7 @@ import torch
 
 from .. import extensions
 from ..audio import reader as audio
-from ..config import DecodeConfig
+from ..config import DecodeConfig, DecodeLimits
 from ..errors import OptionError, reason
 from ..model import checkpoint
 from ..model.lamb import LambModel
@@ -34,13 +34,15 @@ class Captioner:
     'A dog barks.'
     """
 
-    def __init__(self, model: LambModel, options: DecodeConfig | None = None):
+    def __init__(self, model: LambModel, options: DecodeConfig | None = None, limits: DecodeLimits | None = None):
+        """`limits`: what decoding one file may cost, in a process of its own; None: files are decoded in this one."""
         self.model = model.eval()
         self.engine = Engine(model)
         self.options = options or model.config.decode
+        self.limits = limits
 
     @classmethod
-    def load(cls, name: str = "tiny", device: str | None = None) -> "Captioner":
+    def load(cls, name: str = "tiny", device: str | None = None, limits: DecodeLimits | None = None) -> "Captioner":
         """A bundled model by name, a folder, or a Hugging Face hub id, on `device`: "cpu", "cuda", ...
 
         None and "auto" stand for a GPU if there is one.
@@ -48,7 +50,7 @@ class Captioner:
         """
         model = extensions.load(name, _device(device))
         model.merge_lora()
-        return cls(model)
+        return cls(model, limits=limits)
 
     def caption(self, files: Iterable[Source], **options: Any) -> list[Caption]:
         """The captions of `files`, in their order; the keywords are those of `stream`."""
@@ -93,7 +95,7 @@ class Captioner:
         self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None
     ) -> Iterator[Caption]:
         """The captions of `files`; those of a group of recordings are generated together."""
-        for group in hear(self.engine, files, options):
+        for group in hear(self.engine, files, options, self.limits):
             tokens = [recording.h_a for recording in group if recording.h_a is not None]
             found = iter(self.engine.describe(tokens, options, n_best, seed))
             for r in group:
@@ -101,7 +103,7 @@ class Captioner:
                     yield Caption.failed(r.name, r.error)
                 else:
                     hypotheses = [] if r.h_a is None else next(found)
-                    yield Caption.of(r.name, r.duration, hypotheses, options)
+                    yield replace(Caption.of(r.name, r.duration, hypotheses, options), damage=r.told)
 
     def timeline(
         self, source: Source, window: float | None = None, hop: float | None = None, **options: Any
@@ -169,7 +171,7 @@ class Captioner:
         if not grid:
             hop = max(1, round(whole.window / 2 / CELL)) * CELL
             segments = replace(segments, window=2 * hop, hop=hop, beams=beams or SEGMENT_BEAMS)
-        return Plan(segments, whole, grid, n_best, _seed(sample, seed), listen)
+        return Plan(segments, whole, grid, n_best, _seed(sample, seed), listen, self.limits)
 
 
 def _seed(sample: bool, seed: int | None) -> int | None:

@@ -75,6 +75,7 @@ class Caption:
     segments: tuple[Segment, ...] = ()
     sounds: tuple[Sound, ...] = ()
     error: str | None = None
+    damage: tuple[str, ...] = ()  # what of it could not be decoded
 
     @classmethod
     def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
@@ -129,6 +130,7 @@ class Caption:
             **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
             **({"digest": [heard.to_dict() for heard in self.digest()]} if self.digest() else {}),
+            **({"damage": list(self.damage)} if self.damage else {}),
         }
 
     def digest(self) -> list[Heard]:

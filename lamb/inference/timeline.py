@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..audio import reader as audio
-from ..config import DecodeConfig
+from ..config import DecodeConfig, DecodeLimits
 from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Caption, Segment
 from .changes import CELL
@@ -42,6 +42,7 @@ class Plan:
     n_best: int = 1
     seed: int | None = None
     listen: Callable[[np.ndarray], None] | None = None  # called with all samples, in order
+    limits: DecodeLimits | None = None  # of the process that decodes; None: this one decodes
 
 
 def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, None, Caption]:
@@ -51,28 +52,35 @@ def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, N
     confidence 0, with an AudioDamage (a warning).
     """
     file, found = name_of(source), []
+    damage: list[str] = []
+
+    def told(problem: str) -> None:
+        warning = audio.AudioDamage(file, problem)
+        damage.append(str(warning))
+        warnings.warn(warning, stacklevel=4)
+
+    def final(segment: Segment) -> Segment:
+        if segment.caption == UNREADABLE:
+            told(f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over")
+        found.append(segment)
+        return segment
+
     sound = _Sound(engine, source, plan)
     joiner = _Joiner()
     count = 0
     for part in sound.parts():
         count += 1
         for segment in joiner.add(part):
-            found.append(_told(segment, file))
-            yield segment
+            yield final(segment)
     whole = Caption.of(file, sound.end, sound.whole(), plan.whole)
     last = joiner.end()
     if count == 1 and last.caption not in (SILENCE, UNREADABLE):  # the whole has a better search
         last = replace(last, caption=whole.text, confidence=whole.confidence)
-    found.append(_told(last, file))
+    last = final(last)
+    if sound.damage.truncated:
+        told(sound.damage.truncated)
     yield last
-    return replace(whole, segments=tuple(found))
-
-
-def _told(segment: Segment, file: str) -> Segment:
-    if segment.caption == UNREADABLE:
-        problem = f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over"
-        warnings.warn(audio.AudioDamage(file, problem), stacklevel=3)
-    return segment
+    return replace(whole, segments=tuple(found), damage=tuple(damage))
 
 
 class _Sound:
@@ -82,15 +90,16 @@ class _Sound:
         self.engine, self.source, self.plan = engine, source, plan
         self.rate = engine.sample_rate
         self.end = 0.0
+        self.damage = audio.Damage()
         self.summary, self.summarised = Summary(), 0.0  # of windows that do not overlap, up to this second
         self.rest: tuple[float, np.ndarray] | None = None  # start and tokens of a window that does overlap
 
     def parts(self) -> Iterator[Part]:
         """The parts in order, captioned group by group of windows."""
         options, engine = self.plan.options, self.engine
-        lost: list[tuple[float, float]] = []
+        lost = self.damage.spans
         cut = Grid(lost) if self.plan.grid else Cells(self.rate, engine.frame_rate, engine.dim, options, lost)
-        rest = windows(self.source, self.rate, options, lost)
+        rest = windows(self.source, self.rate, options, self.damage, self.plan.limits)
         size, limit = 1, LIVE if is_live(self.source) else options.batch_size
         while group := list(islice(rest, size)):
             size = min(2 * size, limit)  # the first segments soon, the rest fast

@@ -113,15 +113,15 @@ def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
 def test_one_file_is_one_sentence(lamb: Run, fake: types.ModuleType) -> None:
     assert lamb("caption", "dog.wav") == (0, "A dog barks.\n", "")
     left_out = dict.fromkeys(("beams", "seed", "batch_size", "window", "hop"))
-    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, **left_out}]
+    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, "detailed": False, **left_out}]
 
 
 def test_options_reach_the_captioner(lamb: Run, fake: types.ModuleType) -> None:
-    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --timeline --window 10 --hop 5"
+    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --detailed --timeline --window 10 --hop 5"
     assert lamb("caption", "a.wav", *options.split())[0] == 0
     assert fake.calls == [
         {"n_best": 2, "beams": 3, "sample": True, "seed": 7, "batch_size": 5, "timeline": True}
-        | {"window": 10.0, "hop": 5.0}
+        | {"detailed": True, "window": 10.0, "hop": 5.0}
     ]
 
 
@@ -210,13 +210,13 @@ def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
         assert lamb("caption", "holes.mp3", *options) == told
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "table"])
+@pytest.mark.parametrize("name", [*WRITERS, "label-studio", "table"])
 def test_formats(lamb: Run, name: str) -> None:
-    assert sorted(Format) == sorted([*WRITERS, "table"])
+    assert sorted(Format) == sorted([*WRITERS, "label-studio", "table"])
     files = ["a.wav"] if name in ONE_RECORDING else ["a.wav", "b.wav"]
     code, out, err = lamb("caption", *files, "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2}.get(name, 1)
+    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2, "label-studio": 2}.get(name, 1)
     if name in ONE_RECORDING:
         code, out, err = lamb("caption", "a.wav", "b.wav", "--format", name)
         assert (code, out) == (2, "")

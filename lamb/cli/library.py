@@ -1,0 +1,211 @@
+"""`lamb index` and `lamb search`: a collection of sounds that can be searched in words, or by a sound."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import one_line_warnings, say
+from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Device, Quiet, Threads
+from .terminal import print_table, progress_bar
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ..library.library import Library, Match, Tally
+
+FILTERS = "Where to look"
+
+
+class SearchFormat(StrEnum):
+    """The output formats: the writers of `lamb.library.formats`, and a table to read."""
+
+    table = "table"
+    jsonl = "jsonl"
+    m3u = "m3u"
+    audacity = "audacity"
+
+
+Database = Annotated[Path, typer.Argument(metavar="DB", help="The folder of an index.", show_default=False)]
+ItsModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+        help=MODEL_HELP,
+        show_default=f"that of the index, else {DEFAULT_MODEL}",
+    ),
+]
+
+
+def index(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="INPUT", help="A folder, with all below it, or a manifest (.jsonl, .csv).", show_default=False
+        ),
+    ],
+    to: Annotated[
+        Path,
+        typer.Option(metavar="DB", rich_help_panel=OUTPUT, help="The folder of the index.", show_default=False),
+    ],
+    model: ItsModel = None,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Index a collection of sounds, to be searched with `lamb search`.
+
+    The same command again brings the index up to date: what is new or has changed is heard, what is
+    gone is taken out. It also goes on where a run was interrupted, even by kill -9.
+
+    Exit code: 0 if everything succeeded; 1 if a recording could not be read (the others are indexed);
+    2 if the command was wrong.
+
+    \b
+    Example:
+      lamb index ~/sounds --to sounds.lamb
+    """
+    one_line_warnings(quiet)
+    library = _library(to, model, device, threads)
+    with progress_bar(None, quiet) as progress:
+        tally = library.index(source, lambda tally: _moved(progress, tally))
+    for name, problem in tally.failed.items():
+        say("error", problem if name in problem else f"{name}: {problem}")
+    if not quiet:
+        names = ("listed", "indexed", "unchanged", "moved", "removed", "segments")
+        say("done", ", ".join(f"{getattr(tally, name)} {name}" for name in names if getattr(tally, name)))
+    print(to)
+    if tally.failed:
+        raise typer.Exit(1)
+
+
+def search(
+    database: Database,
+    query: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="What is to be heard, in words.", show_default=False)
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            rich_help_panel=INPUT,
+            help="Look for sounds like this recording instead.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="How many to show.")] = 20,
+    format: Annotated[
+        SearchFormat, typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help=f"{', '.join(SearchFormat)}.")
+    ] = SearchFormat.table,
+    folder: Annotated[
+        str | None,
+        typer.Option(metavar="DIR", rich_help_panel=FILTERS, help="Only below this folder.", show_default=False),
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="WHEN",
+            rich_help_panel=FILTERS,
+            help="Only from here on: seconds into a recording (90, 1:30, 1:02:30), or a date of its file "
+            "(2026-11-26, 2026-11-26T08:00).",
+            show_default=False,
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--to", metavar="WHEN", rich_help_panel=FILTERS, help="Only up to here: the same.", show_default=False
+        ),
+    ] = None,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            rich_help_panel=FILTERS,
+            help="Only where the caption is at least this sure.",
+            show_default=False,
+        ),
+    ] = None,
+    model: ItsModel = None,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find sounds in an index, by words or by a sound, with the moments in long recordings.
+
+    \b
+    Examples:
+      lamb search sounds.lamb "glass breaks in a kitchen"
+      lamb search sounds.lamb --like bark.wav --limit 5
+      lamb search sounds.lamb thunder --format m3u > thunder.m3u
+    """
+    if (query is None) == (like is None):
+        raise typer.BadParameter("give either words or --like FILE.", param_hint="QUERY")
+    where: dict[str, Any] = {"folder": folder, "min_confidence": min_confidence}
+    where |= _when(since, "--from", "after", "since") | _when(until, "--to", "before", "until", end=True)
+    one_line_warnings(quiet)
+    library = _library(database, model, device, threads)
+    found = library.search(query, limit, **where) if like is None else library.like(like, limit, **where)  # type: ignore[arg-type]
+    _print(found, format)
+
+
+def _library(folder: Path, model: str | None, device: str | None, threads: int | None) -> Library:
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    from ..library.library import Library
+
+    return Library(folder, model, device)
+
+
+def _print(found: list[Match], format: SearchFormat) -> None:
+    import sys
+
+    from ..inference.captions import one_line, span
+    from ..library.formats import WRITERS
+
+    if format is SearchFormat.table:
+        rows = []
+        for match in found:
+            sure = "" if match.confidence is None else f"{match.confidence:.2f}"
+            rows.append((one_line(match.file), span(match.start, match.end), one_line(match.caption), sure))
+        print_table(("file", "when", "caption", "confidence"), rows)
+        return
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    for chunk in WRITERS[format](found):
+        sys.stdout.write(chunk)
+
+
+def _moved(progress: Progress, tally: Tally) -> None:
+    """Move the bar of `lamb index`."""
+    told = f"{tally.segments:,} segments" + (f", {len(tally.failed)} failed" if tally.failed else "")
+    progress.update(progress.task_ids[0], total=tally.listed, completed=tally.done, description=told)
+
+
+def _when(text: str | None, option: str, place: str, date: str, end: bool = False) -> dict[str, Any]:
+    """A place in a recording in seconds, or a date in nanoseconds since 1970 (at its `end` if it names a day)."""
+    if text is None:
+        return {}
+    if re.fullmatch(r"(\d+:){0,2}\d+(\.\d+)?", text):
+        seconds = 0.0
+        for part in text.split(":"):
+            seconds = 60 * seconds + float(part)
+        return {place: seconds}
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        remedy = "give seconds (90), a time (1:30) or a date (2026-11-26, 2026-11-26T08:00)"
+        raise typer.BadParameter(f"{text!r} is neither a time nor a date; {remedy}.", param_hint=option) from None
+    if end and len(text) <= 10:
+        moment = moment.replace(hour=23, minute=59, second=59, microsecond=999_999)
+    return {date: round(moment.timestamp() * 1e9)}

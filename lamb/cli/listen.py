@@ -1,0 +1,184 @@
+"""`lamb listen`: a microphone or a stream in, a line of JSON for each sound out, on and on."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .errors import one_line_warnings, say
+from .options import DEFAULT_MODEL, OUTPUT, Device, Model, Quiet, Threads
+
+if TYPE_CHECKING:
+    from ..live.events import Event
+
+WHICH = "Which events"
+
+
+def listen(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="mic, mic:NAME, rtsp://..., http(s)://..., or - for standard input.",
+            show_default=False,
+        ),
+    ],
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="P", min=0, max=1, rich_help_panel=WHICH, help="Only if the caption is at least this sure."
+        ),
+    ] = 0.0,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            rich_help_panel=WHICH,
+            help='Only if the caption has one of these words, or one that begins so: "bark,siren".',
+            show_default=False,
+        ),
+    ] = None,
+    ignore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS", rich_help_panel=WHICH, help="Not if the caption has one of these.", show_default=False
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            rich_help_panel=OUTPUT,
+            help="Keep the sound of each event in this folder.",
+            show_default=False,
+        ),
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            rich_help_panel=OUTPUT,
+            help="Also publish to mqtt://[USER:PASSWORD@]HOST/TOPIC, with discovery by Home Assistant.",
+            show_default=False,
+        ),
+    ] = None,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="How often to connect again, in a row, once the stream is lost.",
+            show_default="for ever; 0 for standard input",
+        ),
+    ] = None,
+    model: Model = DEFAULT_MODEL,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Listen to a microphone or a stream and print each sound as a line of JSON, soon after it is over.
+
+    A lost stream is connected to again. Ctrl-C, or SIGTERM, ends it cleanly.
+    A password for MQTT can also be given in the environment, as LAMB_MQTT_PASSWORD.
+
+    Exit code: 0 if it was stopped or the stream ended; 1 if the stream could not be opened or was lost for good;
+    2 if the command was wrong.
+
+    \b
+    Examples:
+      lamb listen mic --min-confidence 0.5
+      lamb listen rtsp://camera.local/stream --only "glass,alarm,siren" --save heard/
+      lamb listen rtsp://camera.local/stream --mqtt mqtt://homeassistant.local/lamb/yard
+    """
+    from ..config import ListenConfig
+    from ..live.listen import Listener
+    from ..live.sources import opener, told
+    from .caption import load_captioner
+
+    one_line_warnings(quiet)
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+    wanted, unwanted = _words(only, "--only"), _words(ignore, "--ignore")
+
+    def warn(message: str) -> None:
+        if not quiet:
+            say("warning", message)
+
+    config = ListenConfig()
+    opener(source, 16_000, config.patience, sys.stdin.buffer)  # a wrong source is told before a model is loaded
+    with ExitStack() as stack:
+        publisher = None
+        if mqtt is not None:
+            from ..live.mqtt import Publisher
+
+            publisher = Publisher(mqtt, told(source), warn)
+            stack.callback(publisher.close)
+        captioner = load_captioner(model, device, threads)
+        listener = Listener(
+            captioner.engine,
+            captioner.options,
+            opener(source, captioner.engine.sample_rate, config.patience, sys.stdin.buffer),
+            config,
+            say=warn,
+            changed=publisher.changed if publisher else lambda state: None,
+            tries=0 if source == "-" and retries is None else retries,
+            live=source != "-",
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: listener.stop()))
+        began = datetime.now(UTC)
+        for event in listener:
+            if event.confidence < min_confidence or not _passes(event.caption, wanted, unwanted):
+                continue
+            told_event = _told(event, began)
+            if save is not None:
+                told_event["clip"] = _saved(save, event, began, captioner.engine.sample_rate)
+            print(json.dumps(told_event, ensure_ascii=False), flush=True)
+            if publisher:
+                publisher.publish(told_event)
+
+
+def _told(event: Event, began: datetime) -> dict[str, Any]:
+    """The JSON object of an event; `time` is the clock's when it began, `start` and `end` are since listening began."""
+    return {
+        "time": (began + timedelta(seconds=event.start)).isoformat(timespec="milliseconds"),
+        "start": round(event.start, 2),
+        "end": round(event.end, 2),
+        "caption": event.caption,
+        "confidence": round(event.confidence, 4),
+    }
+
+
+def _saved(folder: Path, event: Event, began: datetime, rate: int) -> str | None:
+    """The file that the event's sound is kept in; a full disk does not end the listening."""
+    from ..errors import LambError
+    from ..live.clips import save
+
+    try:
+        return str(save(folder, began + timedelta(seconds=event.start), event.caption, event.samples, rate))
+    except (LambError, OSError) as error:
+        say("error", error)
+        return None
+
+
+def _words(text: str | None, option: str) -> re.Pattern[str] | None:
+    """A pattern of the words in `text`, between commas or blanks, each with any ending."""
+    if text is None:
+        return None
+    words = [re.escape(word) for word in re.split(r"[,\s]+", text.lower()) if word]
+    if not words:
+        raise typer.BadParameter("names no word.", param_hint=option)
+    return re.compile(rf"\b(?:{'|'.join(words)})")
+
+
+def _passes(caption: str, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> bool:
+    text = caption.lower()
+    return (wanted is None or bool(wanted.search(text))) and not (unwanted is not None and unwanted.search(text))

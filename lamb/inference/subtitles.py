@@ -1,0 +1,240 @@
+"""Subtitles for the deaf and hard of hearing (SDH): `[dog barking]`, alone or between the lines of a film. [O]
+
+A caption becomes a description: lower case, without articles and full stop, in square brackets, and no longer than
+a line. What is speech is left out, as the film's own lines tell it. Times and the length of a line follow the
+published guidelines of broadcasters: see `SdhConfig`.
+
+`merge` puts descriptions into SubRip (.srt) or WebVTT (.vtt) subtitles where no line is shown. Nothing of the film's
+own cues changes; in SubRip the numbers in front of them, which only count the cues, count on.
+"""
+
+import re
+from bisect import insort
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..config import SdhConfig
+from .captions import Caption, Result, Segment, Timeline, timestamp
+
+UNTOLD = ("Silence.", "(unreadable)")  # segments that describe no sound
+LARGEST = 20 * 2**20  # bytes of a subtitle file; a film has 0.2 MB
+
+_SPEECH = re.compile(r"\b(speak|talk|speech|convers|narrat|says?\b|saying|voice|dialogue|announc|whisper)", re.ASCII)
+_BETWEEN = re.compile(r",\s*|\s+(?:followed by|and then|then|while|as|with|before|and)\s+")
+_FILLER = re.compile(
+    r"^(?:there (?:is|are)|we hear|and|then|while|with)\s+|\b(?:the )?sounds? of\s+|\s+(?:can be|is|are) heard\b"
+    r"|\s+in the background\b|\b(?:a|an|the|some)\s+|\b(?:is|are|was|were)\s+(?=\w+ing\b)"
+)
+_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
+_TIMES = re.compile(rf"^[ \t]*{_TIME}[ \t]+-->[ \t]+{_TIME}(?![\d:])[^\r\n]*\r?$", re.MULTILINE)
+
+
+class SubtitleError(ValueError):
+    """Subtitles that cannot be merged into: the file, what is wrong, and the remedy."""
+
+
+def description(caption: str, config: SdhConfig) -> str | None:
+    """`caption` in brackets, such as "[dog barking]"; None where it tells of nothing but speech, or of no sound."""
+    if caption in UNTOLD:
+        return None
+    told: list[str] = []
+    for clause in _clauses(caption):
+        room = config.characters - 2 - len(", ".join([*told, ""]))
+        if clause in told or (not config.speech and _SPEECH.search(clause)):
+            continue
+        if len(clause) > room:
+            if told:
+                break
+            clause = clause[: room + 1].rsplit(" ", 1)[0][:room]
+        told.append(clause)
+    return f"[{', '.join(told)}]" if told else None
+
+
+def sdh(result: Result, config: SdhConfig) -> Result:
+    """The same result with descriptions as its segments, shown as long as can be read and never two at once."""
+    if isinstance(result, Caption):
+        return replace(result, segments=tuple(_shown(result.segments, config)))
+    timeline = result
+
+    def cues() -> Generator[Segment, None, Caption]:
+        found: list[Segment] = []
+        for cue in _shown(timeline, config):
+            found.append(cue)
+            yield cue
+        return replace(timeline.finish(), segments=tuple(found))
+
+    return Timeline(result.file, cues())
+
+
+def _clauses(caption: str) -> Iterator[str]:
+    """What `caption` tells, one thing after the other, without what tells nothing."""
+    text = " ".join(caption.lower().split()).rstrip(" .!?")
+    parts = [part for part in _BETWEEN.split(text) if part]
+    joins = _BETWEEN.findall(text)
+    held = ""
+    for k, part in enumerate(parts):
+        part = " ".join(_FILLER.sub(" ", f"{part} ").split())
+        held = f"{held} and {part}" if held else part
+        # "a woman and a man talk" is one thing, "a dog barks and growls" two
+        if k < len(joins) and joins[k].strip() == "and" and len(held.split()) < 2:
+            continue
+        if held:
+            yield held
+        held = ""
+
+
+def _shown(segments: Iterable[Segment], config: SdhConfig) -> Iterator[Segment]:
+    """The segments that have a description, with the times at which it is shown."""
+    held: Segment | None = None
+    free = 0.0  # no other cue is shown from here on
+    for segment in segments:
+        text = description(segment.caption, config)
+        if text is None:
+            continue
+        if held and held.caption == text and segment.start - held.end < config.shortest:
+            held = replace(held, end=segment.end)  # it goes on
+            continue
+        if held:
+            yield (shown := _timed(held, segment.start, config))
+            held, free = None, shown.end + config.pause
+        if segment.end > free:  # else it is over before it could be shown
+            held = replace(segment, caption=text, start=max(segment.start, free))
+    if held:
+        yield _timed(held, float("inf"), config)
+
+
+def _timed(cue: Segment, following: float, config: SdhConfig) -> Segment:
+    """`cue` shown for `shortest` to `longest` seconds, and until `following`, where another begins, if it may."""
+    end = min(max(cue.end, cue.start + config.shortest), cue.start + config.longest)
+    return replace(cue, end=max(min(end, following - config.pause), cue.start + config.shortest))
+
+
+# ---- between the lines of a film -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A piece of a subtitle file, byte for byte; a cue if it has times (seconds), else what stands before one."""
+
+    text: str
+    start: float | None = None
+    end: float = 0.0
+
+
+def read(path: Path) -> str:
+    """The text of the subtitle file `path`; bytes that are not UTF-8 are kept as surrogates. Raises SubtitleError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise SubtitleError(f"{path}: {error.strerror}; name a file with subtitles (.srt, .vtt)") from None
+    if len(content) > LARGEST:
+        raise SubtitleError(f"{path}: larger than {LARGEST >> 20} MB; name a file with subtitles (.srt, .vtt)")
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise SubtitleError(f"{path}: is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.srt")
+    text = content.decode("utf-8", "surrogateescape")
+    if "\0" in text or not _TIMES.search(text):
+        raise SubtitleError(
+            f"{path}: holds no subtitles in SubRip or WebVTT; convert others: ffmpeg -i {path.name} film.srt"
+        )
+    return text
+
+
+def is_vtt(film: str) -> bool:
+    """Whether subtitles that were `read` are in WebVTT; else they are in SubRip."""
+    return film.lstrip("\ufeff").startswith("WEBVTT")
+
+
+def merge(film: str, cues: Iterable[Segment], config: SdhConfig) -> tuple[str, int]:
+    """Subtitles `film`, as from `read`, with `cues` where none of its own is shown; how many found no room there.
+
+    A cue may be shown later than it begins, and for a shorter time, but never for less than `config.shortest` nor once
+    its sound is over.
+    """
+    mark, film = film[: film.startswith("\ufeff")], film.removeprefix("\ufeff")
+    blocks, vtt = list(_blocks(film)), is_vtt(film)
+    newline = "\r\n" if "\r\n" in film else "\n"
+    taken = sorted((b.start, b.end) for b in blocks if b.start is not None)
+    fitted, crowded = [], 0
+    for cue in cues:
+        if (placed := _placed(cue, taken, config)) is None:
+            crowded += 1
+            continue
+        fitted.append(placed)
+        insort(taken, (placed.start, placed.end))
+    if fitted:
+        film = _woven(blocks, sorted(fitted, key=lambda cue: cue.start), vtt, newline)
+    return mark + film, crowded
+
+
+def _placed(cue: Segment, taken: list[tuple[float, float]], config: SdhConfig) -> Segment | None:
+    """`cue` in the first gap between the times `taken`, in their order, that it fits into while it sounds."""
+    start, last = cue.start, max(cue.end, cue.start + config.shortest)
+    for begin, end in [*taken, (float("inf"), float("inf"))]:
+        stop = min(last, begin - config.pause)
+        if stop - start >= config.shortest - 1e-6:
+            return replace(cue, start=start, end=stop)
+        if begin >= last:
+            return None
+        start = max(start, end + config.pause)
+    return None
+
+
+def _blocks(film: str) -> Iterator[_Block]:
+    """`film` in pieces, which joined are `film` again: cues, each with its number or name, and what is between them."""
+    times = list(_TIMES.finditer(film))
+    at = 0
+    for k, match in enumerate(times):
+        begin, limit = match.start(), times[k + 1].start() if k + 1 < len(times) else len(film)
+        # the cue's text ends at the first empty line
+        gap = re.compile(r"\r?\n[ \t]*(?:\r?\n[ \t]*)+").search(film, match.end() - 1, limit)
+        stop = gap.end() if gap else limit
+        if gap is None and k + 1 < len(times):  # no empty line: the next cue's number is the last line before its times
+            stop = film.rfind("\n", 0, film.rfind("\n", 0, limit)) + 1
+            stop = max(stop, match.end())
+        head = re.compile(r"[^\n]*\n\Z").search(film, at, begin)  # number or identifier
+        lead = head.start() if head and head[0].strip() else begin
+        if lead > at:
+            yield _Block(film[at:lead])
+        yield _Block(film[lead:stop], _seconds(match.groups()[:4]), _seconds(match.groups()[4:]))
+        at = stop
+    if at < len(film):
+        yield _Block(film[at:])
+
+
+def _seconds(groups: tuple[str | None, ...]) -> float:
+    hours, minutes, seconds, fraction = groups
+    return (
+        int(hours or 0) * 3600 + int(minutes or 0) * 60 + int(seconds or 0) + int((fraction or "0").ljust(3, "0")) / 1e3
+    )
+
+
+def _woven(blocks: list[_Block], cues: list[Segment], vtt: bool, newline: str) -> str:
+    """The blocks, with `cues` before the first one that begins later."""
+    out, todo, number = "", list(cues), 0
+    notes = ""  # in WebVTT what stands between two cues is said of the second
+
+    def tell(until: float) -> None:
+        nonlocal out, number
+        while todo and todo[0].start < until:
+            cue, number = todo.pop(0), number + 1
+            if out and not re.search(r"\n[ \t]*\r?\n\Z", out):
+                out += newline if out.endswith("\n") else 2 * newline
+            point = "." if vtt else ","
+            times = f"{timestamp(cue.start, point)} --> {timestamp(cue.end, point)}"
+            out += f"{'' if vtt else f'{number}{newline}'}{times}{newline}{cue.caption}{newline}{newline}"
+
+    for k, block in enumerate(blocks):
+        if block.start is None:
+            if vtt and k:
+                notes += block.text
+            else:
+                out += block.text
+            continue
+        tell(block.start)
+        number += 1
+        out += notes + (block.text if vtt else re.sub(r"\A\d+(?=[ \t]*\r?\n)", str(number), block.text))
+        notes = ""
+    tell(float("inf"))
+    return out + notes

@@ -1,0 +1,41 @@
+"""Queries in the aligned space: words as a vector to be compared with the mean of z_a. [O]
+
+    q = Σ_t e_t / |e_t|^2,  of length 1
+
+The aligner draws the mean of a clip's z_a to the mean of its caption's input embeddings e_t, in direction, and its
+kernel sees every token as a vector of length 1. In a mean of raw embeddings "a", "in" and "the" prevail, as the longest
+of a trained table are those of the words that go with every sound. Dividing by the length makes all tokens alike, and
+dividing twice gives the less weight to a token the longer it is: a weighting by how common it is, without a list of
+stop words or of frequencies (benchmarks/search.py has the plain mean beside it).
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from ..model.lamb import LambModel
+
+
+class Words:
+    """Words as vectors of `model`'s aligned space."""
+
+    def __init__(self, model: LambModel):
+        self.model = model
+
+    @torch.inference_mode()
+    def vector(self, query: str) -> np.ndarray:
+        """The direction of `query` (D_llm,), of length 1; zeros where the tokenizer knows nothing of it."""
+        ids, mask = self.model.llm.tokenize([query.lower()])  # (1, L)
+        e = self.model.llm.embed(ids[mask]).float()  # (L, D_llm)
+        q = (e / e.square().sum(-1, keepdim=True).clamp_min(1e-12)).sum(0)  # (D_llm,)
+        return torch.nn.functional.normalize(q, dim=0).cpu().numpy()
+
+
+@torch.inference_mode()
+def space(model: LambModel) -> str:
+    """A name for the space that `model` puts sounds and words in: equal for the same adapter and embedding table."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in [*model.adapter.state_dict().values(), model.llm.table]:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

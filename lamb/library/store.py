@@ -1,0 +1,201 @@
+"""Where an index lies: one LanceDB table in a folder, a row a segment. [O]
+
+Every change is one commit of LanceDB: a process that dies leaves the state before or after it, nothing in between. All
+segments of a recording are written in one commit, so that a recording is in the index whole or not at all.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import LibraryConfig
+from ..errors import LambError
+from .moments import Moment
+
+TABLE = "segments"
+VERSION = 1
+KEPT = timedelta(minutes=10)  # that a state of before stays readable, for a search that has just begun
+DELETED = 500  # keys that are named in one deletion
+
+
+class LibraryError(LambError, ValueError):
+    """An index that cannot be used or made: the folder, what is wrong, and the remedy."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A recording, or a clip of one (`clip` is its media fragment such as "#t=10,20"), as it lies on disk."""
+
+    path: str
+    clip: str
+    source: str  # the folder or manifest that it was indexed from
+    size: int  # bytes
+    modified: int  # nanoseconds since 1970
+    digest: str  # BLAKE2b of the content
+
+    @property
+    def key(self) -> str:
+        """What names it in the index."""
+        return self.path + self.clip
+
+
+class Store:
+    """The table of an index; `model` and `space` say which aligned space its vectors lie in."""
+
+    def __init__(self, folder: Path, table: Any, config: LibraryConfig):
+        self.folder, self.table, self.config = folder, table, config
+        facts = json.loads((table.schema.metadata or {}).get(b"lamb", b"{}"))
+        if facts.get("version") != VERSION:
+            raise LibraryError(f"{folder}: not an index that this lamb can read", "make it anew with: lamb index")
+        self.model: str = facts["model"]
+        self.space: str = facts["space"]
+
+    @classmethod
+    def open(cls, folder: Path, config: LibraryConfig) -> "Store":
+        """The index in `folder`. Raises LibraryError where there is none."""
+        lancedb = _lancedb()
+        if not (folder / f"{TABLE}.lance").is_dir():
+            raise LibraryError(f"{folder}: no index of sounds", f"make one with: lamb index FOLDER --to {folder}")
+        try:
+            return cls(folder, lancedb.connect(folder).open_table(TABLE), config)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            if isinstance(error, LibraryError):
+                raise
+            raise LibraryError(f"{folder}: the index cannot be opened ({_line(error)})", "make it anew") from None
+
+    @classmethod
+    def create(cls, folder: Path, dim: int, model: str, space: str, config: LibraryConfig) -> "Store":
+        """A new, empty index in `folder`, which may not hold anything else. Raises LibraryError."""
+        import pyarrow as pa
+
+        lancedb = _lancedb()
+        if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
+            raise LibraryError(f"{folder}: exists, and is not an index of sounds", "choose another name for --to")
+        columns: list[tuple[str, Any]] = [
+            *((name, pa.string()) for name in ("path", "clip", "source", "digest", "caption")),
+            *((name, pa.int64()) for name in ("size", "modified")),
+            *((name, pa.float64()) for name in ("start", "end", "duration")),
+            ("confidence", pa.float32()),
+            ("vector", pa.list_(pa.float32(), dim)),
+        ]
+        facts = {"version": VERSION, "model": model, "space": space}
+        schema = pa.schema(columns, metadata={b"lamb": json.dumps(facts).encode()})
+        table = lancedb.connect(folder).create_table(TABLE, schema=schema)
+        _index_captions(table)
+        return cls(folder, table, config)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around all changes: only one process makes them at a time. Raises LibraryError if another one does."""
+        with (self.folder / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                remedy = "wait for it, or end it"
+                raise LibraryError(f"{self.folder}: another lamb index writes here", remedy) from None
+            self.table.checkout_latest()
+            yield
+
+    @property
+    def dim(self) -> int:
+        """D_llm, the length of a vector."""
+        return self.table.schema.field("vector").type.list_size
+
+    def __len__(self) -> int:
+        return self.table.count_rows()
+
+    def files(self) -> Iterator[File]:
+        """What is indexed, once for each of its segments."""
+        names = ["path", "clip", "source", "size", "modified", "digest"]
+        query = self.table.search(None).select(names).limit(max(1, len(self)))
+        for batch in query.to_batches(4096):
+            yield from (File(**row) for row in batch.to_pylist())
+
+    def add(self, found: Sequence[tuple[File, float, list[Moment]]]) -> None:
+        """Write recordings with their length in seconds and moments, in one commit."""
+        import pyarrow as pa
+
+        rows = [
+            {
+                **vars(file),
+                "caption": m.caption,
+                "start": m.start,
+                "end": m.end,
+                "duration": duration,
+                "confidence": m.confidence,
+                "vector": m.vector.astype(np.float32),
+            }
+            for file, duration, moments in found
+            for m in moments
+        ]
+        if rows:
+            self.table.add(pa.Table.from_pylist(rows, schema=self.table.schema))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Take recordings out, by their keys."""
+        for begin in range(0, len(keys), DELETED):
+            named = ", ".join(map(quoted, keys[begin : begin + DELETED]))
+            self.table.delete(f"concat(path, clip) IN ({named})")
+
+    def update(self, key: str, file: File) -> None:
+        """Take note that what was `key` lies elsewhere now, or is of another time."""
+        self.table.update(where=f"concat(path, clip) = {quoted(key)}", values=vars(file))
+
+    def compact(self) -> None:
+        """Join the small files that many commits leave, and bring the indices up to date."""
+        kinds = {index.index_type for index in self.table.list_indices()}
+        if len(self) >= self.config.approximate and not any(kind.startswith("Ivf") for kind in kinds):
+            from lancedb.index import IvfFlat
+
+            self.table.create_index("vector", config=IvfFlat(distance_type="dot"))
+        self.table.optimize(cleanup_older_than=KEPT)
+
+    def near(self, vector: np.ndarray, where: str | None, count: int) -> Any:
+        """The `count` segments with the largest dot product with `vector` (D_llm,), an Arrow table, nearest first."""
+        query = self.table.search(vector.astype(np.float32), vector_column_name="vector").distance_type("dot")
+        return self._found(query.nprobes(self.config.probes), where, count, "_distance")
+
+    def worded(self, query: str, where: str | None, count: int) -> Any:
+        """The `count` segments whose captions have words of `query`, best first (BM25), with their vectors."""
+        from lancedb.query import MatchQuery
+
+        return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score", "vector")
+
+    def _found(self, query: Any, where: str | None, count: int, *more: str) -> Any:
+        query = query.select(["path", "clip", "start", "end", "caption", "confidence", *more]).with_row_id(True)
+        return (query.where(where, prefilter=True) if where else query).limit(count).to_arrow()
+
+
+def quoted(text: str) -> str:
+    """`text` as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _index_captions(table: Any) -> None:
+    """Full-text search that knows "barks" for "barking", and leaves out "a" and "the"."""
+    from lancedb.index import FTS
+
+    table.create_index("caption", config=FTS(stem=True, remove_stop_words=True))
+
+
+def _lancedb() -> Any:
+    os.environ.setdefault("LANCE_LOG", "error")  # its warnings are for programmers
+    try:
+        import lancedb
+    except ImportError:
+        raise LibraryError("an index of sounds needs LanceDB", "pip install 'lamb-aac[library]'") from None
+    return lancedb
+
+
+def _line(error: Exception) -> str:
+    with suppress(IndexError):
+        return str(error).strip().splitlines()[0][:200]
+    return type(error).__name__

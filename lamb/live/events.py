@@ -1,0 +1,124 @@
+"""Sound events in a stream: samples in, events out, each soon after it is over. [O]
+
+Time runs in cells of `changes.CELL` seconds. What is heard since the last event is encoded anew at every look at it,
+and cut where it changes, by `changes`; a cut counts once `ListenConfig.sure` seconds have followed it. Silence ends an
+event too. Memory holds the samples since the last event, `longest` seconds and a hop at most.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from ..audio.reader import level
+from ..config import DecodeConfig, ListenConfig
+from ..inference.changes import CELL, PAUSE, changes, features
+from ..inference.confidence import confidence
+from ..inference.engine import Engine
+
+
+@dataclass(frozen=True)
+class Event:
+    """What is heard from `start` to `end`, in seconds since listening began, and its samples (T,)."""
+
+    start: float
+    end: float
+    caption: str
+    confidence: float
+    samples: np.ndarray
+
+
+class Ear:
+    """Hears a stream of samples at `engine.sample_rate`."""
+
+    def __init__(self, engine: Engine, options: DecodeConfig, config: ListenConfig):
+        self.engine, self.options, self.config = engine, options, config
+        self.cell = round(CELL * engine.sample_rate)  # samples
+        self.x = np.zeros(0, np.float32)  # samples since the last event, or since the sound began
+        self.at = 0  # samples that came before them
+        self.looked = 0  # cells of `x` at the last look
+
+    @property
+    def heard(self) -> float:
+        """Seconds of sound that have been heard."""
+        return (self.at + len(self.x)) / self.engine.sample_rate
+
+    def push(self, x: np.ndarray) -> list[Event]:
+        """The next samples (T,): the events that are over now."""
+        self.x = np.concatenate([self.x, x])
+        return list(self._look(end=False))
+
+    def skip(self, seconds: float) -> list[Event]:
+        """Some of the stream was not heard: the event before it is over."""
+        events = self.finish()
+        self.at += round(seconds * self.engine.sample_rate)
+        return events
+
+    def finish(self) -> list[Event]:
+        """The stream is over: the events that are left."""
+        events = list(self._look(end=True))
+        self.x, self.at, self.looked = self.x[:0], self.at + len(self.x), 0
+        return events
+
+    def _look(self, end: bool) -> Iterator[Event]:
+        hop = max(1, round(self.config.hop / CELL))
+        while (count := len(self.x) // self.cell) and (end or count - self.looked >= hop):
+            quiet = [level(c) < self.config.level for c in self.x[: count * self.cell].reshape(count, self.cell)]
+            silent = next((k for k, is_quiet in enumerate(quiet) if not is_quiet), count)
+            if silent:
+                self._drop(silent)
+                continue
+            sound = _until_pause(quiet)
+            closed = end or sound < count
+            h_a, ends = self._cut(sound, closed)
+            yield from self._told(h_a, sound, ends)
+            if closed:
+                self._drop(sound)
+            elif ends:
+                self._drop(ends[-1])
+                self.looked = count - ends[-1]
+            else:
+                self.looked = count
+
+    def _cut(self, count: int, closed: bool) -> tuple[np.ndarray, list[int]]:
+        """Tokens h_a (N_a, D) of the first `count` cells, and the ends of the events in them that are certain: all of
+        them if the sound is `closed`."""
+        x = self.x[: count * self.cell]
+        [h_a] = self.engine.encode([x], 1)
+        cells = np.stack([part.mean(0) for part in _shares(h_a, range(count + 1), count)])  # (count, D)
+        power = np.square(x.reshape(count, self.cell)).mean(1)
+        ends = changes(features(cells, 10 * np.log10(np.maximum(power, 1e-12))))
+        if closed:
+            return h_a, ends
+        certain = count - math.ceil(self.config.sure / CELL)
+        ends = [k for k in ends if k <= certain]
+        if not ends and count >= round(self.config.longest / CELL):
+            ends = [certain]
+        return h_a, ends
+
+    def _told(self, h_a: np.ndarray, count: int, ends: list[int]) -> Iterator[Event]:
+        """The events that end at the cells `ends`, each captioned from its own of the tokens of `count` cells."""
+        edges = [0, *ends]
+        found = self.engine.describe(_shares(h_a, edges, count), self.options) if ends else []
+        begin = self.at / self.engine.sample_rate
+        for (start, until), (best, *_) in zip(pairwise(edges), found, strict=True):
+            samples = self.x[start * self.cell : until * self.cell].copy()
+            sure = confidence(best.score, self.options.confidence)
+            yield Event(begin + start * CELL, begin + until * CELL, best.text, sure, samples)
+
+    def _drop(self, cells: int) -> None:
+        self.x, self.at = self.x[cells * self.cell :].copy(), self.at + min(cells * self.cell, len(self.x))
+        self.looked = 0
+
+
+def _shares(h_a: np.ndarray, edges: Sequence[int], count: int) -> list[np.ndarray]:
+    """The tokens (N_a, D) of `count` cells that belong to the cells between two `edges`; one at least."""
+    places = [round(k * len(h_a) / count) for k in edges]
+    return [h_a[min(a, len(h_a) - 1) : max(b, a + 1)] for a, b in pairwise(places)]
+
+
+def _until_pause(quiet: list[bool]) -> int:
+    """The first cell of a silence of PAUSE cells; the number of cells where there is none."""
+    return next((k for k in range(len(quiet) - PAUSE + 1) if all(quiet[k : k + PAUSE])), len(quiet))
