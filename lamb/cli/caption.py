@@ -371,8 +371,8 @@ def _write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, p
     from ..inference.captions import WRITERS, Writer
     from ..inference.label_studio import write_label_studio
 
-    more = {Format.label_studio: write_label_studio, Format.table: partial(_write_table, out)}
-    writers: dict[str, Writer] = {**WRITERS, **more}
+    table_writer: Writer = partial(_write_table, out)
+    writers = {**WRITERS, "label-studio": write_label_studio, "table": table_writer}
     writer = writers[format]
     shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
     for chunk in writer(results):
