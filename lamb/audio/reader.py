@@ -148,8 +148,12 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def level(x: np.ndarray) -> float:
-    """Peak level of samples `x` in dBFS: 0 at full scale, -inf for zeros."""
-    peak = float(np.abs(x).max(initial=0.0))
+    """Peak level of samples `x` around their mean, in dBFS: 0 at full scale, -inf for a constant."""
+    if not len(x):
+        return -math.inf
+    mean = float(x.mean(dtype=np.float64))
+    peak = max(float(x.max()) - mean, mean - float(x.min()))
+    peak = 0.0 if peak < 1e-6 else peak  # rounding
     return 20 * math.log10(peak) if peak else -math.inf
 
 

@@ -63,6 +63,7 @@ def server(*answers):
                 return
             self.send_response(200)
             self.send_header("Content-Type", "audio/flac")
+            self.send_header("Content-Length", str(len(left[0])))
             self.end_headers()
             self.wfile.write(left.pop(0))
 

@@ -1,0 +1,189 @@
+"""When each word of a caption was heard: a map of words by time. [O]
+
+A stretch of the recording explains a word as far as the word is likely when that stretch alone is heard, and less
+likely when it alone is hidden:
+
+    support(word, stretch) = log p(word | stretch alone) - log p(word | all but the stretch)
+
+Stretches are cut out of the encoder's tokens, which are in the order of time; p is that of the guided model for the
+word's first token, after the words before it. Both halves are needed: hiding one bark of three changes little, and
+a stretch alone makes likely whatever a small model likes to say.
+
+Letters: N_a encoder tokens, D encoder width, L caption tokens, W words, K stretches.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..config import DecodeConfig, ExplainConfig
+from ..errors import LambError
+from .captions import SILENCE
+from .recording import Source, has_sound, name_of, windows
+
+if TYPE_CHECKING:
+    from .engine import Engine
+    from .picture import Picture
+
+
+class ExplainError(LambError, ValueError):
+    """A recording whose caption cannot be explained: which, why, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of the caption, and the stretch (seconds) that explains it best."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A caption and when its words were heard; `support` (W, K) is of each word and stretch, `stretches` in seconds."""
+
+    file: str
+    duration: float
+    caption: str
+    words: tuple[Word, ...]
+    stretches: tuple[tuple[float, float], ...]
+    support: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object that `lamb explain` prints."""
+        return {
+            "file": self.file,
+            "duration": round(self.duration, 3),
+            "caption": self.caption,
+            "words": [{"word": w.text, "start": round(w.start, 2), "end": round(w.end, 2)} for w in self.words],
+            "stretches": [[round(a, 2), round(b, 2)] for a, b in self.stretches],
+            "support": np.round(self.support, 3).tolist(),
+        }
+
+
+def explain(
+    engine: Engine,
+    source: Source,
+    options: DecodeConfig,
+    config: ExplainConfig | None = None,
+    listen: Callable[[np.ndarray], None] = lambda x: None,
+) -> Explanation:
+    """The caption of `source` and when its words were heard; `listen` is handed the samples, in order.
+
+    Raises AudioError for what cannot be read, ExplainError for silence and for a recording that is too long.
+    """
+    config = config or ExplainConfig()
+    file, parts, times, duration, end = name_of(source), [], [], 0.0, 0.0
+    for start, x in windows(source, engine.sample_rate, options):
+        duration = start + len(x) / engine.sample_rate
+        if duration > config.longest:
+            remedy = "explain a part of it, as a clip of a manifest, or use: lamb caption --timeline"
+            raise ExplainError(f"{file}: longer than {config.longest:g} s", remedy)
+        listen(x[len(x) - round((duration - end) * engine.sample_rate) :])
+        end = duration
+        if has_sound(start, x, engine.sample_rate):
+            [h_a] = engine.encode([x], 1)
+            parts.append(h_a)
+            times.append(start + (np.arange(len(h_a)) + 0.5) * (duration - start) / len(h_a))
+    if not parts:
+        raise ExplainError(f"{file}: {SILENCE} There is nothing to explain", "give a recording with some sound")
+    h_a, time = np.concatenate(parts), np.concatenate(times)  # (N_a, D), (N_a,) seconds
+    [[best, *_]] = engine.describe([h_a], options)
+    words = [(m[0], m.start()) for m in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", best.text)]
+    stretches = _stretches(duration, config)
+    support = _support(engine, h_a, time, best.text, [place for _, place in words], stretches, options)  # (W, K)
+    chosen = [stretches[k] for k in support.argmax(1)]
+    return Explanation(
+        file=file,
+        duration=duration,
+        caption=best.text,
+        words=tuple(Word(text, *span) for (text, _), span in zip(words, chosen, strict=True)),
+        stretches=tuple(stretches),
+        support=support,
+    )
+
+
+def draw(found: Explanation, picture: Picture) -> None:
+    """Draw the words by time below the spectrogram of `picture`, which has listened to the recording.
+
+    A row is a word; the darker, the better a stretch explains it. The frame is around the best one.
+    """
+    upper, lower = picture.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
+    picture.draw_spectrogram(upper)
+    upper.set_title(found.caption, loc="left", parse_math=False)
+    # the stretches overlap: each is shown around its middle
+    edges = [0.0, *((a + b) / 2 for a, b in pairwise((a + b) / 2 for a, b in found.stretches)), found.duration]
+    low, high = found.support.min(1, keepdims=True), found.support.max(1, keepdims=True)
+    shades = (found.support - low) / np.maximum(high - low, 1e-6)  # (W, K) in 0 to 1
+    lower.pcolormesh(edges, np.arange(len(found.words) + 1) - 0.5, shades, cmap="Greens", vmin=0, vmax=1.2)
+    for row, word in enumerate(found.words):
+        lower.broken_barh([(word.start, word.end - word.start)], (row - 0.45, 0.9), facecolor="none", edgecolor="0.1")
+    lower.set_yticks(range(len(found.words)), [word.text for word in found.words], parse_math=False)
+    lower.set_ylim(len(found.words) - 0.5, -0.5)
+    lower.set_xlim(0, found.duration)
+    lower.set_xlabel("seconds")
+    picture.save()
+
+
+def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, float]]:
+    """Stretches of `config.stretch` seconds, one every `config.hop`, the last one at the end."""
+    last = max(0.0, duration - config.stretch)
+    starts = [*np.arange(0.0, last - config.hop / 2, config.hop).tolist(), last]
+    return [(start, min(duration, start + config.stretch)) for start in starts]
+
+
+def _support(
+    engine: Engine,
+    h_a: np.ndarray,
+    time: np.ndarray,
+    text: str,
+    places: list[int],
+    stretches: list[tuple[float, float]],
+    options: DecodeConfig,
+) -> np.ndarray:
+    """(W, K): see the module."""
+    inside = [(time >= a) & (time < b) for a, b in stretches]
+    alone = [h_a[here] if here.any() else h_a[:0] for here in inside]
+    without = [h_a[~here] for here in inside]
+    known = [part for part in [*alone, *without] if len(part)]
+    scores = iter(_log_probabilities(engine, known, text, places, options))  # (W,) each
+    nothing = np.full(len(places), np.nan)
+    found = [next(scores) if len(part) else nothing for part in [*alone, *without]]
+    k = len(stretches)
+    support = np.stack(found[:k], 1) - np.stack(found[k:], 1)  # (W, K)
+    lowest = np.nanmin(support) if np.isfinite(support).any() else 0.0
+    return np.nan_to_num(support, nan=float(lowest))
+
+
+def _log_probabilities(
+    engine: Engine, parts: Sequence[np.ndarray], text: str, places: Sequence[int], options: DecodeConfig
+) -> list[np.ndarray]:
+    """Tokens h_a (N_a, D) -> log probability (W,) of the tokens of `text` that hold the characters at `places`."""
+    import torch
+
+    from ..model.padding import pad
+    from .generation import log_probabilities
+
+    model, found = engine.model, []
+    tokenizer = model.llm.tokenizer
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ends = [end for _, end in encoded["offset_mapping"]]
+    tokens = [next(k for k, end in enumerate(ends) if end > place) for place in places]
+    with torch.inference_mode():
+        row = torch.tensor([encoded["input_ids"]], device=model.device)  # (1, L)
+        for begin in range(0, len(parts), options.batch_size):
+            h_a, mask = pad(list(parts[begin : begin + options.batch_size]))  # (B, N_a, D), (B, N_a)
+            z_a, z_a_mask = model.audio_tokens(h_a.to(model.device), mask.to(model.device))
+            prefix, prefix_mask = model.llm.prefix(z_a, z_a_mask)
+            ids = row.expand(len(h_a), -1)
+            bias = model.bias(z_a, z_a_mask) if options.guide else None
+            log_p, _ = log_probabilities(model, prefix, prefix_mask, ids, torch.ones_like(ids).bool(), bias, options)
+            found += list(log_p[:, tokens].cpu().numpy())  # (B, W)
+    return found
