@@ -107,15 +107,15 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class WeighConfig:
-    """Every sound that a candidate caption names is weighed on its own, see lamb.inference.weighing. [O]"""
+    """Candidate captions are ranked by the confidence of each sound that they name; see lamb.inference.weighing. [O]"""
 
     enabled: bool = False  # needs an encoder with label heads
-    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w: of a sound's confidence
-    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u): of the caption's
-    doubt: float = 1.0  # price of a sound that is not there; 0: all that was found is told
-    upper: float = 0.5  # worth of an upper class, of a kind 1
-    wording: float = 0.1  # of the mean log probability of the tokens
-    offered: int = 2  # upper classes that are candidates in any case, the most probable ones
+    sound: tuple[float, ...] = (0.0, 0.4, 0.4, 0.4, 0.0, 0.0)  # w, the weights in the confidence of a sound
+    caption: tuple[float, float, float] = (0.0, 1.0, 0.0)  # (a, b, u), the weights in the confidence of the caption
+    doubt: float = 1.0  # cost of naming a sound that is absent; 0: every sound that was found is named
+    upper: float = 0.5  # value of naming an upper class, where its exact class has the value 1
+    wording: float = 0.1  # weight of the mean log probability of the tokens
+    offered: int = 2  # how many of the most probable upper classes are always candidates
 
 
 @dataclass(frozen=True)
@@ -208,22 +208,22 @@ class LambConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained on."""
+    """The training data."""
 
     sounds: str | tuple[str, ...] | None = None  # folder or folders of labelled recordings, see lamb.data.sources
     texts: str | None = None  # folder of caption texts, for the language model
-    manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), in place of `sounds`
-    split: str = "train"  # of the manifest, to train on
-    validation: str | None = "val"  # of the manifest, to check on; None: no check
+    manifest: str | None = None  # captioned clips, JSONL or CSV (see lamb.data.manifest), instead of `sounds`
+    split: str = "train"  # the split of the manifest to train on
+    validation: str | None = "val"  # the split of the manifest to validate on; None: no validation
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
-    spec_augment: bool = (
-        False  # hide stretches of the spectrogram of an encoder that learns, CED's (encoders.spec_augment) [A]
-    )
-    unreadable: int = 10  # clips that may be unreadable before training stops
+    # SpecAugment (lamb.model.encoders.spec_augment) for an encoder that learns, such as CED [A]
+    spec_augment: bool = False
+    unreadable: int = 10  # training stops when more clips than this cannot be read
     seconds: float = 10.0  # longest training clip [O]
-    shares: tuple[float, float, float] = (0.5, 0.27, 0.23)  # of scenes: one recording, in sequence, at once [O]
-    parents: float = 0.0  # share of sounds that are made hard to make out and told by an upper class [O]
-    composed: float = 0.5  # language model: share of captions composed from the phrase bank [O]
+    # shares of scenes with one recording, several in sequence, several at the same time [O]
+    shares: tuple[float, float, float] = (0.5, 0.27, 0.23)
+    parents: float = 0.0  # share of sounds that are degraded, and named by an upper class [O]
+    composed: float = 0.5  # stage language_model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 
 
@@ -240,12 +240,12 @@ class LanguageModelConfig:
 
 @dataclass(frozen=True)
 class DistillConfig:
-    """What an encoder is taught by (stage distill), see lamb.training.distill. [O]"""
+    """The teacher of an encoder and its losses (stage distill); see lamb.training.distill. [O]"""
 
     teacher: str | None = None  # official EfficientAT checkpoint; nothing of it becomes part of the result
-    hints: float = 1.5  # weight of coming near its feature maps
-    classes: float = 30.0  # weight of its probabilities of AudioSet's classes
-    crop: int | None = None  # frames of a scene that are heard, without our labels; None: all of it, with them
+    hints: float = 1.5  # weight of the distance to its feature maps
+    classes: float = 30.0  # weight of the distance to its probabilities of AudioSet's classes
+    crop: int | None = None  # frames of each scene to train on, without our labels; None: whole scenes, with them
 
 
 @dataclass(frozen=True)
@@ -253,17 +253,17 @@ class OptimConfig:
     """AdamW and a cosine schedule. [P]"""
 
     lr: float = 5e-5  # [P] pretraining; 3e-6 when fine-tuning
-    llm_lr: float | None = None  # of a language model or encoder that trains in full; None: as lr [O]
+    llm_lr: float | None = None  # of the language model and the encoder; None: as lr [O]
     weight_decay: float = 1e-6  # [P]; none on parameters with fewer than 2 dimensions [O]
     grad_clip: float = 1.0  # largest norm of the gradient [O]
-    batch: int = 32  # [P], of all processes together
-    accumulate: int = 1  # batches whose gradients make one step; see lamb.training.loop
+    batch: int = 32  # clips, over all processes [P]
+    accumulate: int = 1  # batches whose gradients are summed in a step; see lamb.training.loop
     steps: int = 1000  # [O]
     warmup: int = 50  # steps [O]
-    epochs: int | None = None  # of a manifest, in place of steps; the paper: 30 [P]
-    warmup_epochs: int = 2  # in place of warmup, where epochs are given [P]
-    shard: bool = False  # the LLM's blocks shared out over the processes (FSDP), where it is too large for each
-    ema_decay: float = 0.0  # of an exponential moving average of the weights, which is the result; 0: off [O]
+    epochs: int | None = None  # of a manifest, instead of steps; 30 in the paper [P]
+    warmup_epochs: int = 2  # instead of warmup, where epochs are given [P]
+    shard: bool = False  # distribute the LLM's blocks over the processes (FSDP), if it is too large for each of them
+    ema_decay: float = 0.0  # of the exponential moving average of the weights, which is saved; 0: off [O]
 
 
 @dataclass(frozen=True)
@@ -274,18 +274,20 @@ class TrainConfig:
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
-    # stage lamb: a model to go on from, in place of `model`; stage encoder: an encoder to add branches to, its own stay
+    # stage lamb: a model to continue from, instead of `model`; stage encoder: an encoder that gets more branches
     init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
-    save_every: int = 200  # steps between two saved states; a check comes with each, or with optim.epochs every epoch
-    keep_states: int = 2  # saved states that stay, the last ones
+    save_every: int = (
+        200  # steps between saved states; each comes with a check, which optim.epochs moves to every epoch
+    )
+    keep_states: int = 2  # how many of the latest states are kept
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
     data: DataConfig = DataConfig()
     distill: DistillConfig = DistillConfig()
     optim: OptimConfig = OptimConfig()
-    card: Mapping[str, str] = field(default_factory=dict)  # facts kept in the checkpoint: trained_on, licence, ...
+    card: Mapping[str, str] = field(default_factory=dict)  # facts for the checkpoint: trained_on, licence, ...
 
 
 @dataclass(frozen=True)
@@ -293,11 +295,11 @@ class ScenesConfig:
     """Captioned scenes rendered to disk (see lamb.data.render). [O]"""
 
     sounds: str  # folder of labelled recordings with a manifest.csv
-    train: int = 6000  # scenes of its training recordings
-    test: int = 600  # scenes of its development recordings
+    train: int = 6000  # number of scenes made of its training recordings
+    test: int = 600  # number of scenes made of its development recordings
     seconds: float = 6.0  # longest scene
-    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # of one recording, in sequence, at once
-    wordings: int = 5  # captions of a scene, at most
+    shares: tuple[float, float, float] = (1.0, 1.0, 1.0)  # as in DataConfig
+    wordings: int = 5  # most captions of a scene
     seed: int = 1
 
 
@@ -306,16 +308,9 @@ class TableConfig:
     """A table of an ablation: its rows, and what they are compared with."""
 
     title: str
-    rows: Mapping[str, str]  # what a row is called: the variant that it shows
-    against: str | None = None  # the variant that differences are taken from; None: the first one of the recipe
-    columns: tuple[str, ...] = (
-        "l2",
-        "cosine",
-        "bleu_4",
-        "rouge_l",
-        "cider_d",
-        "named",
-    )  # see lamb.training.ablate.COLUMNS
+    rows: Mapping[str, str]  # the label of a row: the variant that it shows
+    against: str | None = None  # the variant that the others are compared with; None: the first one of the recipe
+    columns: tuple[str, ...] = ("l2", "cosine", "bleu_4", "rouge_l", "cider_d", "named")  # see lamb.training.tables
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ from lamb.model.padding import pad
 
 SEEDS = (101, 102)  # of the pairs
 PAIRS = 150  # of each kind and seed
+SEARCH = {
+    "guide": float,
+    "said": float,
+    "length_penalty": float,
+    "beams": int,
+}  # of the search
 UNHEARD = ("donkey", "theremin", "camera", "velcro", "stapler", "vomiting", "can_opener", "whale")  # seen by the fit
 
 
@@ -66,12 +72,12 @@ def waveforms(folders: list[str], rate: int) -> list[tuple[str, tuple[str, ...],
     return found
 
 
-def collect(model_name: str, folders: list[str]) -> list[Item]:
-    """Candidates of every sound, with what is measured of them."""
+def collect(model_name: str, folders: list[str], search: dict[str, float]) -> list[Item]:
+    """Candidates of every sound, with what is measured of them, found with these settings of the search."""
     model = load(model_name)
     model.config = replace(model.config, extensions=replace(model.config.extensions, reranking=RerankingConfig()))
     model.eval()
-    options = model.config.decode
+    options = replace(model.config.decode, **search)
     sounds = waveforms(folders, model.encoder.sample_rate)
     tokens = Engine(model).encode([x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
     weigher, items = Weigher(model, options), []
@@ -158,7 +164,8 @@ def scores(items: list[Item], options: WeighConfig) -> dict[str, float]:
 def main() -> None:
     model, *rest = sys.argv[1:]
     given = {key: float(value) for key, _, value in (word.partition("=") for word in rest if "=" in word)}
-    items = collect(model, [word for word in rest if "=" not in word])
+    search = {key: SEARCH[key](given.pop(key)) for key in list(given) if key in SEARCH}
+    items = collect(model, [word for word in rest if "=" not in word], search)
     options = replace(WeighConfig(), enabled=True, sound=fit_sounds(items))
     grid = [] if given else list(product((0.5, 1.0, 1.5), (0.3, 0.6), (0.05, 0.2), (0, 2)))
     for doubt, upper, wording, offered in grid:
@@ -173,7 +180,7 @@ def main() -> None:
         file = Path(model) / "lamb.json"
         facts = json.loads(file.read_text())
         decode: DecodeConfig = replace(DecodeConfig(), weigh=options)
-        facts["config"]["decode"]["weigh"] = to_dict(decode)["weigh"]
+        facts["config"]["decode"] |= {**search, "weigh": to_dict(decode)["weigh"]}
         file.write_text(json.dumps(facts, indent=1))
 
 

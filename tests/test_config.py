@@ -67,7 +67,7 @@ def test_defaults_are_what_nothing_means():
         ({"out": 3}, r"^out: expected str, found 3"),
         ({"threads": "two"}, r"^threads: expected int \| None, found 'two'"),
         ({"threads": True}, r"^threads: expected int \| None, found True"),
-        ({"stage": "lam"}, r"^stage: 'lam' is not one of 'encoder', 'language_model', 'lamb'"),
+        ({"stage": "lam"}, r"^stage: 'lam' is not one of 'encoder', 'distill', 'language_model', 'lamb'"),
         ({"model": {"adapter": {"semantic": 1}}}, r"^model\.adapter\.semantic: expected bool, found 1"),
         ({"model": {"adapter": {"kernels": 3}}}, r"^model\.adapter\.kernels: expected tuple"),
         ({"model": {"adapter": {"kernels": [3, "5"]}}}, r"^model\.adapter\.kernels\[1\]: expected int, found '5'"),

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import BinaryIO
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import AudioError
+from .errors import AudioError, Damage
 from .headers import mp3_says_length
 
 BLOCK = 65_536  # frames decoded at a time
@@ -34,7 +34,9 @@ class Sound:
     frames: int | None  # as the header says; None where it does not
     format: str
     read: Callable[[int], Iterator[np.ndarray]]
-    lost: list[tuple[float, float]] | None = None  # where damage is noted, in seconds, in place of an error
+    damage: Damage = field(default_factory=Damage)  # is noted on the way
+    tolerant: bool = False  # damage is passed over, not refused
+    exact: bool = True  # `frames` is what there must be, not what there may be
     is_cut: Callable[[], bool] = lambda: False  # at the end: whether there should be more
 
     @property
@@ -53,7 +55,23 @@ def scaled(x: np.ndarray) -> np.ndarray:
     return ((x.astype(np.float64) - (half if x.dtype.kind == "u" else 0)) / half).astype(np.float32)
 
 
-def array(called: str, x: np.ndarray, rate: int, lost: list[tuple[float, float]] | None) -> Sound:
+def resampled(rate: int, target: int) -> Callable[[np.ndarray], np.ndarray]:
+    """From blocks (n, channels) at `rate` Hz to blocks at `target` Hz, continuous from one to the next."""
+    import soxr
+
+    streams: dict[int, Any] = {}
+
+    def convert(x: np.ndarray) -> np.ndarray:
+        channels = x.shape[1]
+        if channels not in streams:
+            streams.clear()
+            streams[channels] = soxr.ResampleStream(rate, target, num_channels=channels, dtype="float32")
+        return streams[channels].resample_chunk(np.ascontiguousarray(x)).reshape(-1, channels)
+
+    return convert
+
+
+def array(called: str, x: np.ndarray, rate: int) -> Sound:
     """Samples (T,) or (T, channels) that the caller has already."""
     x = np.asarray(x)
     if x.ndim not in (1, 2) or x.dtype.kind not in "fiu":
@@ -64,12 +82,10 @@ def array(called: str, x: np.ndarray, rate: int, lost: list[tuple[float, float]]
     def read(first: int) -> Iterator[np.ndarray]:
         return (scaled(x[at : at + BLOCK]) for at in range(first, len(x), BLOCK))
 
-    return Sound(called, int(rate), x.shape[1], len(x), "array", read, lost)
+    return Sound(called, int(rate), x.shape[1], len(x), "array", read)
 
 
-def libsndfile(
-    called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None = None
-) -> Sound | None:
+def libsndfile(called: str, file: BinaryIO, stack: ExitStack) -> Sound | None:
     """Decode by libsndfile; None for what it cannot read, or reads only in part."""
     import soundfile
 
@@ -107,4 +123,4 @@ def libsndfile(
             at += len(block)
 
     kind = f"{sound.format} {sound.subtype}".lower()
-    return Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read, lost)
+    return Sound(called, sound.samplerate, sound.channels, sound.frames, kind, read)

@@ -1,5 +1,6 @@
 """What can be wrong with sound: an error for what cannot be read, warnings for what was repaired or left out."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import LambError
@@ -44,3 +45,19 @@ class AudioDamage(AudioRepair):
 
     def __str__(self) -> str:
         return f"{super().__str__()}; {REPLACE}"
+
+
+@dataclass
+class Damage:
+    """What is lost of a sound that is read all the same."""
+
+    spans: list[tuple[float, float]] = field(default_factory=list)  # seconds that cannot be decoded; zeros stand there
+    truncated: str | None = None  # what shows that the file ends too early
+
+    def told(self) -> str:
+        """What is lost, in words; empty where nothing is."""
+        said = [f"{start:.2f} to {end:.2f} s" for start, end in self.spans[:3]]
+        if len(self.spans) > 3:
+            said.append(f"{len(self.spans) - 3} more stretches")
+        lost = f"damaged: {', '.join(said)} cannot be decoded" if said else ""
+        return "; ".join(filter(None, [self.truncated, lost]))

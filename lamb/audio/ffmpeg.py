@@ -1,33 +1,48 @@
 """Decoding by ffmpeg, through PyAV: what libsndfile cannot read, and whatever is damaged.
 
+Every frame is put where its time stamp says. Where frames are missing there are zeros: a gap in the time stamps is
+silence, as recorders leave it when they are paused; only what is there and cannot be decoded is damage.
+
 Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg open other files or addresses.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .decoders import BLOCK, Sound, scaled
-from .errors import CONVERT, REPLACE, RESCUE, AudioError
+from .decoders import BLOCK, Sound, resampled, scaled
+from .errors import CONVERT, REPLACE, RESCUE, AudioError, Damage
 from .headers import read_at
 from .sources import Stream
 
 _DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
 _TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the length; for others ffmpeg guesses it
-_BELIEVED = 3600.0  # seconds that a clock in a damaged file may jump
+# containers whose packets have time stamps of their own: one that is missing need not be lost
+_CLOCKED = ("mov", "matroska", "asf", "mpegts", "mpeg", "flv", "avi")
+_CLOCKLESS = ("mp3", "aac")  # the bytes that cannot be decoded are as much time as the others, at the mean rate
+_GAP = 0.1  # seconds; time stamps that differ by less are rounded, or a codec's delay
+_BELIEVED = 3600.0  # seconds that a clock may jump
 _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _TAGS = 1.0  # seconds that tags at the end of an mp3 may look like
 _PLANES = 8  # channels that a frame of PyAV can have one by one
 
 
-def ffmpeg(
-    called: str, file: BinaryIO | Stream, stack: ExitStack, lost: list[tuple[float, float]] | None = None
-) -> Sound:
-    """Decode the first audio stream by ffmpeg. Raises AudioError for what it cannot, unless it goes into `lost`."""
+@dataclass(frozen=True)
+class _Piece:
+    """A frame, its time in seconds, and whether something before it could not be decoded; no frame: at the end."""
+
+    time: float | None
+    frame: Any
+    broken: bool
+
+
+def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage) -> Sound:
+    """Decode the first audio stream. Raises AudioError; what cannot be decoded later on is noted in `damage`."""
     import av
 
     if not isinstance(file, Stream):
@@ -46,63 +61,51 @@ def ffmpeg(
     stream = container.streams.audio[0]
     if stream.codec_context is None:
         raise AudioError(called, "its audio is in an unsupported codec", CONVERT)
-    codec = stream.codec_context.name
-    frames, intact = container.decode(stream), _intact(container, stream)  # the one or, with `lost`, the other
+    codec, name = stream.codec_context.name, container.format.name.split(",")[0]
+    pieces = _pieces(container, stream)
     try:
-        time, head = next(intact, (None, None)) if lost is not None else (None, next(frames, None))
+        head = next(pieces, None)
     except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
         raise AudioError(called, f"its audio is in an unsupported codec ({codec})", CONVERT) from None
-    except av.FFmpegError as error:
-        problem = f"truncated or damaged: nothing of it can be decoded ({error.strerror})"
-        raise AudioError(called, problem, RESCUE) from None
-    if head is None and time is not None:
-        raise AudioError(called, "truncated or damaged: nothing of it can be decoded", RESCUE)
     if head is None:
         raise AudioError(called, "holds zero samples", "record or export it again")
-    rate = head.sample_rate  # the frame's: a stream's header gives half of it for HE-AAC
-    if _is_unsafe(head):
-        raise AudioError(called, f"{head.layout.nb_channels} channels of {codec}, more than {_PLANES}", CONVERT)
-
-    def samples(frame: av.AudioFrame) -> np.ndarray:
-        if frame.sample_rate != rate or _is_unsafe(frame):
-            now = f"{frame.sample_rate} Hz and {frame.layout.nb_channels} channels"
-            raise AudioError(called, f"its rate changes, or it is damaged: from {rate} Hz to {now}", CONVERT)
-        x = frame.to_ndarray()
-        return scaled(x.T if frame.format.is_planar else x.reshape(-1, frame.layout.nb_channels))
-
-    container_name = container.format.name.split(",")[0]
+    if head.frame is None:
+        raise AudioError(called, "truncated or damaged: nothing of it can be decoded", RESCUE)
+    rate = head.frame.sample_rate  # the frame's: a stream's header gives half of it for HE-AAC
+    if _is_unsafe(head.frame):
+        channels = head.frame.layout.nb_channels
+        raise AudioError(called, f"{channels} channels of {codec}, more than {_PLANES}", CONVERT)
+    begin = head.time
+    if head.time is not None and len(container.streams) > 1 and container.start_time is not None:
+        begin = container.start_time / 1e6
+        begin = head.time if head.time - begin < _GAP else begin
 
     def read(first: int) -> Iterator[np.ndarray]:
-        if lost is not None:
-            found = chain([(time, head)], intact)
-            yield from _with_holes(((t, None if f is None else samples(f)) for t, f in found), rate, lost)
-            return
-        at, todo = 0, chain([head], frames)
-        if first > rate and container_name in _SEEKABLE and head.time is not None:
+        at, todo = 0, chain([head], pieces)
+        if first > rate and name in _SEEKABLE and begin is not None:
             assert stream.time_base is not None  # ffmpeg sets it for every stream that it opens
-            target = head.time + first / rate - 0.5  # seconds; half a second for the codec to settle
+            target = begin + first / rate - 0.5  # seconds; half a second for the codec to settle
             container.seek(round(target / stream.time_base), stream=stream)
-            again = container.decode(stream)
-            if (landed := next(again, None)) is None:
+            again = _pieces(container, stream)
+            if (landed := next(again, None)) is None or landed.frame is None:
                 return
-            at = -1 if landed.time is None else round((landed.time - head.time) * rate)
+            at = -1 if landed.time is None else round((landed.time - begin) * rate)
             if not 0 <= at <= first:
                 raise AudioError(called, f"its index is damaged: {first / rate:g} s is not found", CONVERT)
             todo = chain([landed], again)
-        for frame in todo:
-            x = samples(frame)
-            if at + len(x) > first:
-                yield x[max(0, first - at) :]
-            at += len(x)
+        for block in _placed(todo, rate, begin, at, damage, silent_gaps=name in _CLOCKED):
+            if at + len(block) > first:
+                yield block[max(0, first - at) :]
+            at += len(block)
 
     seconds = None
-    if container_name in _TIMED and stream.duration and stream.time_base:
+    if name in _TIMED and stream.duration and stream.time_base:
         seconds = float(stream.duration * stream.time_base)
-    elif container_name in _TIMED and container.duration and len(container.streams) == 1:
+    elif name in _TIMED and container.duration and len(container.streams) == 1:
         seconds = container.duration / 1e6  # of the longest stream, which is the only one
     stated = None if seconds is None else round(seconds * rate)
-    kind = f"{container_name} {codec}"
-    return Sound(called, rate, head.layout.nb_channels, stated, kind, read, lost)
+    channels = head.frame.layout.nb_channels
+    return Sound(called, rate, channels, stated, f"{name} {codec}", read, damage, exact=False)
 
 
 def _is_unsafe(frame: Any) -> bool:
@@ -110,19 +113,22 @@ def _is_unsafe(frame: Any) -> bool:
     return frame.format.is_planar and frame.layout.nb_channels > _PLANES
 
 
-def _intact(container: Any, stream: Any) -> Iterator[tuple[float | None, Any]]:
-    """The frames of a stream that can be decoded, with the times in seconds where they belong.
+def _samples(frame: Any) -> np.ndarray:
+    """The samples (n, channels) of a frame."""
+    x = frame.to_ndarray()
+    return scaled(x.T if frame.format.is_planar else x.reshape(-1, frame.layout.nb_channels))
 
-    mp3 and aac have no clock: the bytes that cannot be decoded are as much time as the others, at the mean rate.
-    What cannot be decoded at the very end is told by the time of the end and None.
-    """
+
+def _pieces(container: Any, stream: Any) -> Iterator[_Piece]:
+    """The frames of a stream that can be decoded; what cannot at the very end has the time of the end, and no frame."""
     import av
 
     decoder = _Decoder(stream)
-    clockless = container.format.name in ("mp3", "aac")
+    clockless = container.format.name in _CLOCKLESS
     patience = 100  # errors of the container, not of a packet, that do not lead on
     end, sizes, count, late = 0, 0, 0, 0.0  # bytes; of what could be decoded: bytes, packets; units of the clock
     over: float | None = None  # where that ends which could not be decoded since the last frame
+    broken = False
     while patience:
         try:
             for packet in container.demux(stream):
@@ -134,18 +140,24 @@ def _intact(container: Any, stream: Any) -> Iterator[tuple[float | None, Any]]:
                 if clockless and size:
                     if count and (size > _LARGEST or not intact):
                         late += (size * count / sizes - 1) * (packet.duration or 0)
+                        broken = True
                     else:
                         sizes, count = sizes + size, count + 1
+                broken = broken or not intact or packet.is_corrupt
                 if not intact and packet.pts is not None:
                     over = float((packet.pts + (packet.duration or 0) + late) * packet.time_base)
                 for frame in frames:
-                    patience, over = 100, None
-                    yield None if frame.time is None else frame.time + late * float(frame.time_base), frame
+                    time = None if frame.time is None else frame.time + late * float(frame.time_base)
+                    yield _Piece(time, frame, broken)
+                    patience, over, broken = 100, None, False
             break
+        except av.error.DecoderNotFoundError:
+            raise
         except av.FFmpegError:
             patience -= 1
-    if over is not None:
-        yield over - (_TAGS if clockless else 0.0), None
+            broken = True
+    if broken:
+        yield _Piece(None if over is None else over - (_TAGS if clockless else 0.0), None, True)
 
 
 class _Decoder:
@@ -164,6 +176,8 @@ class _Decoder:
 
         try:
             frames = self.codec.decode(packet)
+        except (av.error.DecoderNotFoundError, av.error.PatchWelcomeError):
+            raise
         except av.FFmpegError:
             return [], not packet.size
         good = [frame for frame in frames if self._belongs(frame)]
@@ -185,34 +199,40 @@ class _Decoder:
     def _belongs(self, frame: Any) -> bool:
         kind = frame.sample_rate, frame.layout.nb_channels
         self.kind = self.kind or kind
-        safe = kind[0] == self.kind[0] and not _is_unsafe(frame)
-        # the channels may really change: between packets that say what they are, or if it stays so
-        if kind == self.kind or (safe and (not self.stream.codec_context.extradata or self.strange[-3:] == [kind] * 3)):
+        # the kind may really change: between packets that say what they are, or if it stays so
+        changes = not self.stream.codec_context.extradata or self.strange[-3:] == [kind] * 3
+        if kind == self.kind or (changes and not _is_unsafe(frame)):
             self.kind, self.strange = kind, []
             return True
         self.strange = [*self.strange[-2:], kind]
         return False
 
 
-def _with_holes(
-    frames: Iterable[tuple[float | None, np.ndarray | None]], rate: int, lost: list[tuple[float, float]]
+def _placed(
+    pieces: Iterable[_Piece], rate: int, begin: float | None, at: int, damage: Damage, silent_gaps: bool
 ) -> Iterator[np.ndarray]:
-    """Blocks of (time in seconds, samples (n, channels)), with zeros where the times say that some are missing."""
-    at, channels = 0, 1
-    origin: float | None = None
-    for time, x in frames:
-        if origin is None:
-            origin = time
-        hole = 0 if time is None or origin is None else round((time - origin) * rate) - at
-        if 0.1 * rate < hole < _BELIEVED * rate:
-            if lost and at / rate - lost[-1][1] < 1.0:  # what little was decoded in between may be anything
-                lost[-1] = (lost[-1][0], (at + hole) / rate)
+    """Blocks (n, channels) at `rate` Hz from frame `at` on: each piece where its time says, and zeros in between."""
+    channels = 1
+    convert: Any = None  # to `rate`, where the pieces have another
+    for piece in pieces:
+        hole = 0 if piece.time is None or begin is None else round((piece.time - begin) * rate) - at
+        if not (_GAP / 20 if piece.broken else _GAP) * rate < hole < _BELIEVED * rate:
+            hole = 0
+        if hole and (piece.broken or not silent_gaps):
+            if damage.spans and at / rate - damage.spans[-1][1] < 1.0:  # what was decoded in between may be anything
+                damage.spans[-1] = (damage.spans[-1][0], (at + hole) / rate)
             else:
-                lost.append((at / rate, (at + hole) / rate))
-            at += hole
-            for begin in range(0, hole, BLOCK):
-                yield np.zeros((min(BLOCK, hole - begin), channels), np.float32)
-        if x is not None:
+                damage.spans.append((at / rate, (at + hole) / rate))
+        for zeros in range(0, hole, BLOCK):
+            yield np.zeros((min(BLOCK, hole - zeros), channels), np.float32)
+        at += hole
+        if piece.frame is not None:
+            x = _samples(piece.frame)
             channels = x.shape[1]
+            if piece.frame.sample_rate != rate:
+                convert = convert or resampled(piece.frame.sample_rate, rate)
+                x = convert(x)
+            else:
+                convert = None
             yield x
             at += len(x)

@@ -14,27 +14,32 @@ Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg op
 libsndfile is known to crash the process on some broken files: a service reads strangers' files in a worker process.
 """
 
+import io
 import math
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from typing import BinaryIO
 
 import numpy as np
 
-from .decoders import AudioInfo, Sound, array, libsndfile
-from .errors import REPLACE, RESCUE, SAFE, AudioDamage, AudioError, AudioRepair, AudioWarning
+from .decoders import AudioInfo, Sound, array, libsndfile, resampled
+from .downmix import downmix
+from .errors import REPLACE, RESCUE, SAFE, AudioDamage, AudioError, AudioRepair, AudioWarning, Damage
 from .ffmpeg import ffmpeg
-from .headers import is_cut, is_mp3, read_at
+from .headers import Part, is_cut, is_mp3, joined_at, read_at
 from .sources import Source, Stream, is_live, name, open_source
 
 __all__ = [
+    "RESCUE",
     "AudioDamage",
     "AudioError",
     "AudioInfo",
     "AudioWarning",
+    "Damage",
     "Source",
     "is_live",
     "is_silent",
@@ -49,6 +54,7 @@ RATES = (4_000, 192_000)  # Hz
 CHANNELS = (1, 32)
 MIN_DURATION = 0.1  # seconds; shorter than one frame of most encoders
 MAX_DURATION = 3600.0  # seconds that `load` holds unless told otherwise: 230 MB at 16 kHz
+TRUNCATED = "truncated: it ends before its own header says"
 NO_MEMORY = "needs more memory to decode than there is for it"
 SILENCE_DBFS = -70.0  # a peak below this is digital silence
 
@@ -107,20 +113,20 @@ def load(
 
 
 def windows(
-    source: Source, sample_rate: int, window: float, hop: float, lost: list[tuple[float, float]] | None = None
+    source: Source, sample_rate: int, window: float, hop: float, damage: Damage | None = None
 ) -> Iterator[tuple[float, np.ndarray]]:
     """Cut `source` in one pass and constant memory: (start in seconds, samples (T,) as from `load`), every `hop` s.
 
     Each holds `window` seconds, the last one what is left; it stops before a window that lies within the previous
     one. Raises AudioError; for a sound that breaks off, after the windows before the break.
 
-    With a list `lost` damage costs what is damaged: zeros are in its place, and their (start, end) in seconds is in the
-    list when the window that holds them comes. A file that ends early gives an AudioDamage. A pipe is read as it
-    comes, not copied, if its format can be read forwards: wav, flac, ogg, opus, mp3, aac, webm, mka, au.
+    With `damage` it costs what is damaged: zeros are in its place, and its times are noted when the window that holds
+    them comes; so is an end that comes too early. A pipe is read as it comes, not copied, if its format can be read
+    forwards: wav, flac, ogg, opus, mp3, aac, webm, mka, au.
     """
     if not 0 < hop <= window:
         raise ValueError(f"hop must be > 0 and at most the window of {window} s, not {hop}")
-    with opened(source, lost) as sound:
+    with opened(source, damage) as sound:
         yield from cut(sound, sample_rate, window, hop)
 
 
@@ -142,8 +148,12 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def level(x: np.ndarray) -> float:
-    """Peak level of samples `x` in dBFS: 0 at full scale, -inf for zeros."""
-    peak = float(np.abs(x).max(initial=0.0))
+    """Peak level of samples `x` around their mean, in dBFS: 0 at full scale, -inf for a constant."""
+    if not len(x):
+        return -math.inf
+    mean = float(x.mean(dtype=np.float64))
+    peak = max(float(x.max()) - mean, mean - float(x.min()))
+    peak = 0.0 if peak < 1e-6 else peak  # rounding
     return 20 * math.log10(peak) if peak else -math.inf
 
 
@@ -156,19 +166,16 @@ def is_silent(x: np.ndarray) -> bool:
 
 
 @contextmanager
-def opened(source: Source, lost: list[tuple[float, float]] | None = None) -> Iterator[Sound]:
-    """Open whatever `source` is, and refuse what is out of bounds."""
+def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
+    """Open whatever `source` is, and refuse what is out of bounds. Damage is noted, or without `damage` refused."""
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
-            sound = array(called, *source, lost)
+            sound = array(called, *source)
         else:
-            file = open_source(source, stack, streamed=lost is not None)
+            file = open_source(source, stack, streamed=damage is not None)
             try:
-                if isinstance(file, Stream):
-                    sound = replace(ffmpeg(called, file, stack, lost), is_cut=file.is_cut)
-                else:
-                    sound = _seekable_sound(called, file, stack, lost)
+                sound = _decoded(called, file, stack, damage)
             except AudioError:
                 raise
             except Exception as error:  # whatever a decoder raises is the file's error
@@ -180,29 +187,65 @@ def opened(source: Source, lost: list[tuple[float, float]] | None = None) -> Ite
                     remedy = f"give an array (T, channels) with {low} to {high} {what}"
                 raise AudioError(called, f"{value} {what}, outside {low} to {high}", remedy)
         if sound.frames is not None:
-            check_length(sound, sound.frames)
-        yield sound
+            _check_length(sound, sound.frames)
+        yield replace(sound, tolerant=damage is not None)
+
+
+def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage | None) -> Sound:
+    """A file's sound, by the decoder that suits it, and all of it where files were joined to one."""
+    noted = damage or Damage()
+    if isinstance(file, Stream):
+        return replace(ffmpeg(called, file, stack, noted), is_cut=file.is_cut)
+    if not file.seek(0, os.SEEK_END):
+        raise AudioError(called, "empty (0 bytes)", REPLACE)
+    if is_cut(file):
+        noted.truncated = TRUNCATED
+        if damage is None:
+            raise AudioError(called, TRUNCATED, RESCUE)
+
+    def one(part: BinaryIO, within: ExitStack, own: Damage) -> Sound:
+        head = read_at(part, 0, 4)
+        # libsndfile closes over a hole in these, and all that follows is too early
+        if damage is not None and (head in (b"fLaC", b"OggS") or is_mp3(head)):
+            return ffmpeg(called, part, within, own)
+        return libsndfile(called, part, within) or ffmpeg(called, part, within, own)
+
+    joints = joined_at(file)
+    return _joined(file, joints, one, stack, noted) if joints else one(file, stack, noted)
+
+
+def _joined(
+    file: BinaryIO,
+    joints: list[int],
+    one: Callable[[BinaryIO, ExitStack, Damage], Sound],
+    stack: ExitStack,
+    damage: Damage,
+) -> Sound:
+    """The sound of files that follow one another in one, at the rate of the first. `joints` are where others begin."""
+    parts = [io.BufferedReader(Part(file, *bounds)) for bounds in pairwise([0, *joints, file.seek(0, os.SEEK_END)])]
+    head = one(parts[0], stack, damage)
+
+    def read(first: int) -> Iterator[np.ndarray]:
+        at = 0
+        for part in parts:
+            begin, own = at / head.rate, Damage()
+            with ExitStack() as within:
+                sound = head if part is parts[0] else one(part, within, own)
+                convert = (lambda x: x) if sound.rate == head.rate else resampled(sound.rate, head.rate)
+                for block in map(convert, sound.read(0)):
+                    if at + len(block) > first:
+                        yield block[max(0, first - at) :]
+                    at += len(block)
+            damage.spans += [(begin + start, begin + end) for start, end in own.spans]
+
+    return replace(head, frames=None, read=read, damage=damage)
 
 
 def _problem(error: Exception, problem: str) -> str:
     return NO_MEMORY if isinstance(error, MemoryError) else problem
 
 
-def _seekable_sound(called: str, file: BinaryIO, stack: ExitStack, lost: list[tuple[float, float]] | None) -> Sound:
-    if not file.seek(0, os.SEEK_END):
-        raise AudioError(called, "empty (0 bytes)", REPLACE)
-    if is_cut(file):
-        problem = "truncated: it ends before its own header says"
-        if lost is None:
-            raise AudioError(called, problem, RESCUE)
-        warnings.warn(AudioDamage(called, problem), stacklevel=2)
-    head = read_at(file, 0, 4)
-    if lost is not None and (head in (b"fLaC", b"OggS") or is_mp3(head)):
-        return ffmpeg(called, file, stack, lost)  # libsndfile closes over a hole, and all that follows is too early
-    return libsndfile(called, file, stack, lost) or ffmpeg(called, file, stack, lost)
-
-
-def check_length(sound: Sound, frames: int) -> None:
+def _check_length(sound: Sound, frames: int) -> None:
     if frames == 0:
         raise AudioError(sound.name, "holds zero samples", "record or export it again")
     if frames < MIN_DURATION * sound.rate:
@@ -211,16 +254,16 @@ def check_length(sound: Sound, frames: int) -> None:
 
 
 def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
-    """Frames [first, stop) as the mean of the channels: blocks (n,). Raises AudioError for what is wrong on the way."""
-    at, repaired = first, False
+    """Frames [first, stop) in one channel: blocks (n,). Raises AudioError for what is wrong on the way."""
+    at, repaired, problem = first, False, ""
     try:
-        for block in sound.read(first):
-            with np.errstate(invalid="ignore", over="ignore"):  # inf - inf, to be found by the next lines
-                x = block[: None if stop is None else stop - at].mean(axis=1, dtype=np.float32)
+        for x in downmix(sound.read(first)):
+            _refuse_loss(sound)
+            x = x[: None if stop is None else stop - at].copy()
             bad = ~np.isfinite(x)
             count = int(bad.sum())
-            if (many := count > max(64, len(x) // 10)) and sound.lost is not None:
-                sound.lost.append((at / sound.rate, (at + len(x)) / sound.rate))
+            if (many := count > max(64, len(x) // 10)) and sound.tolerant:
+                sound.damage.spans.append((at / sound.rate, (at + len(x)) / sound.rate))
                 x, count = np.zeros_like(x), 0
             elif many:
                 problem = f"{count} of {len(x)} samples near {at / sound.rate:.1f} s are NaN or infinite"
@@ -229,32 +272,39 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
                 good = np.flatnonzero(~bad)
                 x[bad] = np.interp(np.flatnonzero(bad), good, x[good]) if len(good) else 0
                 if not repaired:
-                    problem = f"samples near {at / sound.rate:.1f} s are NaN or infinite, replaced by interpolation"
-                    warnings.warn(AudioRepair(sound.name, problem), stacklevel=2)
+                    told = f"samples near {at / sound.rate:.1f} s are NaN or infinite, replaced by interpolation"
+                    warnings.warn(AudioRepair(sound.name, told), stacklevel=2)
                 repaired = True
             yield x
             at += len(x)
             if at == stop:
                 return
+        _refuse_loss(sound)
     except AudioError:
-        raise
+        if not sound.tolerant or not at:
+            raise
+        problem = f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s"
     except Exception as error:  # whatever a decoder raises is the file's error
         problem = _problem(error, f"truncated or damaged: decoding stops at {at / sound.rate:.2f} s")
-        if sound.lost is None or not at:
+        if not sound.tolerant or not at:
             raise AudioError(sound.name, problem, RESCUE) from error
-        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
-        return
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
-    if sound.frames is not None and sound.frames - at > max(0.2 * sound.rate, sound.frames / 100):
-        problem = f"truncated: {at / sound.rate:.2f} s of the {sound.frames / sound.rate:.2f} s in its header"
-        if sound.lost is None or not at:
-            raise AudioError(sound.name, problem, RESCUE)
-        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
-    elif sound.is_cut():
-        problem = f"truncated: it ends before its own header says, at {at / sound.rate:.2f} s"
-        warnings.warn(AudioDamage(sound.name, problem), stacklevel=2)
-    if first == 0:
-        check_length(sound, at)
+    promised = sound.frames if sound.exact and sound.frames is not None else 0
+    if not problem and promised - at > max(0.2 * sound.rate, promised / 100):
+        problem = f"truncated: {at / sound.rate:.2f} s of the {promised / sound.rate:.2f} s in its header"
+    if not problem and sound.is_cut():
+        problem = f"{TRUNCATED}, at {at / sound.rate:.2f} s"
+    if problem and (not sound.tolerant or not at):
+        raise AudioError(sound.name, problem, RESCUE)
+    sound.damage.truncated = problem or sound.damage.truncated
+    if first == 0 and not problem:
+        _check_length(sound, at)
+
+
+def _refuse_loss(sound: Sound) -> None:
+    """Raise AudioError for what could not be decoded, where it is not to be passed over."""
+    if sound.damage.spans and not sound.tolerant:
+        raise AudioError(sound.name, sound.damage.told(), RESCUE)
 
 
 def _resampled(sound: Sound, rate: int, first: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:

@@ -42,13 +42,14 @@ import numpy as np
 from ..config import DecodeLimits
 from ..errors import LambError
 from . import reader
-from .errors import SAFE, AudioDamage, AudioError, AudioRepair
+from .errors import SAFE, AudioError, AudioRepair, Damage
 from .sources import Source, check_file, name, open_path, seekable
 
 USES = 500  # files after which a decoder is let go, with what it may have lost of its memory
 IDLE = 4  # decoders that are kept for the next files
-INFO, WINDOW, LOST, WARNING, REFUSED, DIED, END = range(7)  # kinds of messages
+INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END = range(7)  # kinds of messages
 DEATH = "so damaged that its decoder died"
+SLOW = "takes longer to decode than is allowed"
 _TRY = "try: python -m lamb.audio.sandbox < /dev/null"
 _REQUEST = struct.Struct("<5d?")  # rate in Hz, window and hop in s, limits in s and bytes, whether damage is told
 _MESSAGE = struct.Struct("<BQ")
@@ -65,14 +66,14 @@ def windows(
     sample_rate: int,
     window: float,
     hop: float,
-    lost: list[tuple[float, float]] | None = None,
+    damage: Damage | None = None,
     limits: DecodeLimits | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """As `reader.windows`, decoded in a process of its own within `limits`. Arrays need none."""
     if isinstance(source, tuple):
-        yield from reader.windows(source, sample_rate, window, hop, lost)
+        yield from reader.windows(source, sample_rate, window, hop, damage)
         return
-    with Decoding(source, sample_rate, window, hop, lost, limits) as decoding:
+    with Decoding(source, sample_rate, window, hop, damage, limits) as decoding:
         decoding.info()
         yield from decoding.windows()
 
@@ -97,17 +98,17 @@ class Decoding:
         sample_rate: int,
         window: float = 10.0,
         hop: float = 10.0,
-        lost: list[tuple[float, float]] | None = None,
+        damage: Damage | None = None,
         limits: DecodeLimits | None = None,
         called: str | None = None,
     ) -> None:
-        self.name, self.sample_rate, self.lost = called or name(source), sample_rate, lost
+        self.name, self.sample_rate, self.damage = called or name(source), sample_rate, damage
         self._through = False  # whether the decoder is free for another file
         limits = limits or DecodeLimits()
         with ExitStack() as stack:
             file = _descriptor(source, stack)
             seconds = limits.seconds + limits.seconds_per_mb * os.fstat(file).st_size / 1e6
-            request = _REQUEST.pack(sample_rate, window, hop, seconds, limits.memory * 1e6, lost is not None)
+            request = _REQUEST.pack(sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None)
             self._decoder = _decoder()
             with contextlib.suppress(ConnectionError):  # one that has just died: the end of its line says so
                 socket.send_fds(self._decoder.line, [request], [file])
@@ -173,15 +174,18 @@ class Decoding:
             if kind in (INFO, WINDOW, END):
                 return kind, content
             said = json.loads(content)
-            if kind == LOST and self.lost is not None:
-                self.lost[:] = [(begin, end) for begin, end in said]
+            if kind == DAMAGE and self.damage is not None:
+                for begin, end in said["spans"]:  # the first may be the last one, grown
+                    if self.damage.spans and self.damage.spans[-1][0] == begin:
+                        self.damage.spans.pop()
+                    self.damage.spans.append((begin, end))
+                self.damage.truncated = said["truncated"]
             elif kind == WARNING:
-                category = AudioDamage if said["damage"] else AudioRepair
-                warnings.warn(category(self.name, said["problem"]), stacklevel=3)
+                warnings.warn(AudioRepair(self.name, said), stacklevel=3)
             elif kind == REFUSED:
                 raise AudioError(self.name, said["problem"], said["remedy"])
             elif kind == DIED:
-                problem = "takes longer to decode than is allowed" if said == signal.SIGXCPU else DEATH
+                problem = SLOW if said == signal.SIGXCPU else DEATH
                 raise AudioError(self.name, problem, SAFE)
 
 
@@ -348,30 +352,41 @@ def _watch(line: socket.socket) -> NoReturn:
 
 
 def _decode(
-    file: int, line: socket.socket, rate: float, window: float, hop: float, seconds: float, memory: float, lose: bool
+    file: int,
+    line: socket.socket,
+    rate: float,
+    window: float,
+    hop: float,
+    seconds: float,
+    memory: float,
+    tolerant: bool,
 ) -> None:
     """Send the windows of one file, within the limits. Raises OSError when nobody listens any more."""
-    lost: list[tuple[float, float]] | None = [] if lose else None
-    said: list[tuple[float, float]] = []
+    damage = Damage() if tolerant else None
+    said = Damage()
 
     def warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if isinstance(message, AudioRepair):
-            _say(line, WARNING, {"damage": isinstance(message, AudioDamage), "problem": message.problem})
+            _say(line, WARNING, message.problem)
+
+    def tell() -> None:
+        if damage and damage != said:
+            new = damage.spans[max(0, len(said.spans) - 1) :]
+            said.spans, said.truncated = list(damage.spans), damage.truncated
+            _say(line, DAMAGE, {"spans": new, "truncated": damage.truncated})
 
     warnings.showwarning = warn
     warnings.simplefilter("always")
     try:
         with open(file, "rb") as content:
             _limit(content.fileno(), seconds, int(memory))
-            with reader.opened(content, lost) as sound:
+            with reader.opened(content, damage) as sound:
                 _say(line, INFO, asdict(sound.info))
                 for start, x in reader.cut(sound, int(rate), window, hop):
-                    if lost is not None and lost != said:
-                        lost[:] = [(begin, end) for begin, end in lost if end > start - 60]  # enough for any window
-                        said = list(lost)
-                        _say(line, LOST, said)
+                    tell()
                     samples = x.astype("<f4", copy=False).tobytes()
                     line.sendall(_MESSAGE.pack(WINDOW, 8 + len(samples)) + struct.pack("<d", start) + samples)
+        tell()
         line.sendall(_MESSAGE.pack(END, 0))
     except AudioError as error:
         _say(line, REFUSED, {"problem": error.problem, "remedy": error.remedy})

@@ -14,7 +14,7 @@ import typer
 from .bulk import bulk
 from .caption import caption
 from .data import data
-from .errors import shown
+from .errors import shown, tidy_process
 from .evaluate import evaluate
 from .explain import explain
 from .gap import gap
@@ -33,7 +33,6 @@ COMMANDS = (  # in the order of the help
 app = typer.Typer(
     help="Describe recordings in words: audio captioning with the LAMB method.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # see options.Command
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,5 +61,6 @@ def _lamb(
 
 def main() -> None:
     """The `lamb` command. A user's mistake ends in one line on standard error, a mistake of ours in a traceback."""
+    tidy_process()
     with shown():
         app(prog_name="lamb")

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from enum import StrEnum
+from contextlib import suppress
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from ..config import DecodeLimits
 from .errors import loading, one_line_warnings, say
 from .options import (
     DECODING,
     DEFAULT_MODEL,
+    FILTERS,
     INPUT,
     LONG,
     OUTPUT,
     SUBTITLES,
     BatchSize,
     Beams,
+    DecodeMemory,
+    DecodeTimeout,
     Device,
     Model,
     NBest,
@@ -32,8 +33,21 @@ from .options import (
     Threads,
     flag,
     positive_seconds,
+    words,
 )
-from .terminal import progress_bar, table
+from .output import (
+    BEGINNINGS,
+    ONE_RECORDING,
+    SUFFIXES,
+    Format,
+    destination,
+    format_of,
+    is_template,
+    outputs_of,
+    refuse_to_replace,
+    write,
+)
+from .terminal import progress_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,31 +57,19 @@ if TYPE_CHECKING:
     from ..inference.picture import Picture
 
 
-class Format(StrEnum):
-    """The output formats: the writers of `lamb.inference.captions`, and a table to read."""
-
-    text = "text"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    srt = "srt"
-    vtt = "vtt"
-    audacity = "audacity"
-    label_studio = "label-studio"
-    table = "table"
-
-
 def caption(
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input."),
     ],
     recursive: Annotated[
-        bool, flag("--recursive", panel=INPUT, help="Also search the folders within folders.")
+        bool, flag("--recursive", "-r", panel=INPUT, help="Also search the folders within folders.")
     ] = False,
     format: Annotated[
         Format | None,
         typer.Option(
+            "--format",
+            "-f",
             metavar="NAME",
             help=f"The output format: {', '.join(Format)}.",
             show_default="by the suffix of --output, else text",
@@ -77,13 +79,56 @@ def caption(
     output: Annotated[
         Path | None,
         typer.Option(
+            "--output",
+            "-o",
             metavar="FILE",
-            help="Write to this file, which appears only once it is complete.",
+            help="Write to this file, which appears only once it is complete. With {stem}, {name} or {parent}, which "
+            "stand for parts of the path of a recording, one file is written per recording.",
             show_default="standard output",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write one file per recording into this folder: --output DIR/{stem}.SUFFIX.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    skip_existing: Annotated[
+        bool, flag("--skip-existing", panel=OUTPUT, help="With one file per recording: skip those that have one.")
+    ] = False,
     quiet: Quiet = False,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="Leave out captions (with --timeline: segments) with a lower confidence.",
+            rich_help_panel=FILTERS,
+        ),
+    ] = 0.0,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Keep only captions (or segments) with one of these words, separated by commas; endings may follow.",
+            show_default=False,
+            rich_help_panel=FILTERS,
+        ),
+    ] = None,
+    ignore: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS",
+            help="Leave out captions (or segments) with one of these words.",
+            show_default=False,
+            rich_help_panel=FILTERS,
+        ),
+    ] = None,
     timeline: Annotated[
         bool, flag("--timeline", panel=LONG, help="Caption segments with times; their borders follow the sound.")
     ] = False,
@@ -148,6 +193,8 @@ def caption(
     device: Device = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    decode_timeout: DecodeTimeout = DecodeLimits.seconds,
+    decode_memory: DecodeMemory = DecodeLimits.memory,
 ) -> None:
     """Describe each recording in one sentence.
 
@@ -163,6 +210,7 @@ def caption(
       lamb caption dog.wav
       lamb caption field/ --recursive --format jsonl
       lamb caption trip.mp4 --timeline --output trip.srt
+      lamb caption field/ --timeline --format srt --output-dir subtitles
       lamb caption film.mkv --sdh --merge film.srt --output film.sdh.srt
       lamb caption dog.wav --beams 8 --n-best 3
       curl -s https://example.org/dog.ogg | lamb caption -
@@ -183,11 +231,31 @@ def caption(
         raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
     if paths.count("-") > 1:
         raise typer.BadParameter("standard input (-) can be read only once.", param_hint="PATH")
+    if output and output_dir:
+        raise typer.BadParameter("give only one of --output and --output-dir.", param_hint="--output-dir")
+    format = format or format_of(output, Format.srt if sdh else Format.text)
+    target = output_dir / f"{{stem}}{SUFFIXES[format][0]}" if output_dir else output
+    each = target is not None and is_template(target)
+    if skip_existing and not each:
+        raise typer.BadParameter("it needs one file per recording; see --output-dir.", param_hint="--skip-existing")
     failed: list[str] = []
     one_line_warnings(quiet, failed)
     inputs = _inputs(paths, recursive, failed)
     if plot and len(inputs) != 1:
         raise typer.BadParameter(f"a picture shows one recording, and {len(inputs)} were given.", param_hint="--plot")
+    if format in ONE_RECORDING and len(inputs) > 1 and not each:
+        raise typer.BadParameter(
+            f"{format} has the times of one recording; add --output-dir DIR for one file per recording.",
+            param_hint="--format",
+        )
+    targets = outputs_of(inputs, target) if target and each else [target]
+    if skip_existing:
+        kept = [(source, path) for source, path in zip(inputs, targets, strict=True) if path and not path.exists()]
+        if len(kept) < len(inputs) and not quiet:
+            say("note", f"{len(inputs) - len(kept)} of {len(inputs)} recordings were skipped, as their output exists")
+        inputs, targets = [source for source, _ in kept], [path for _, path in kept]
+    for path in filter(None, targets):
+        refuse_to_replace(path, inputs, BEGINNINGS.get(format), "--output-dir" if output_dir else "--output")
     if film and len(inputs) != 1:
         raise typer.BadParameter(f"they belong to one film, and {len(inputs)} were given.", param_hint="--merge")
     options: dict[str, Any] = {
@@ -200,22 +268,39 @@ def caption(
         "window": window,
         "hop": hop,
     }
-    with destination(output) as out, progress_bar(len(inputs), quiet) as progress:
+
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory) if decode_timeout else None
+    if limits:
+        from ..audio import sandbox
+
+        sandbox.start()  # while the model is loaded
+
+    def results(progress: Progress) -> Iterator[Caption | Timeline]:
+        """Load the model, and caption the inputs."""
         captioner = load_captioner(model, device, threads)
-        results: Iterable[Caption | Timeline]
+        captioner.limits = limits
         if timeline:
             picture = _picture(captioner, plot)
             found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
-            results = (_followed(result, progress, picture) for result in found)
+            found = (_followed(result, progress, picture) for result in found)
         else:
-            results = captioner.stream(inputs, **options)
-        results = _watched(results, progress, failed)
-        if sdh:
-            results = _described(results, speech)
-        if film:
-            out.write(_merged(film, results, failed))
+            found = captioner.stream(inputs, **options)
+        watched = _watched(found, progress, failed)
+        return _described(watched, speech) if sdh else watched
+
+    from ..inference.captions import select
+
+    selected = partial(select, min_confidence=min_confidence, only=words(only), ignore=words(ignore))
+    with progress_bar(len(inputs), quiet) as progress:
+        if each:
+            for result, own in zip(results(progress), targets, strict=True):
+                _write_own(selected([result]), own, format, progress)
         else:
-            _write(results, format or _format_of(output, Format.srt if sdh else Format.text), out, progress)
+            with destination(target) as out:
+                if film:
+                    out.write(_merged(film, selected(results(progress)), failed))
+                else:
+                    write(selected(results(progress)), format, out, progress)
     if failed:
         raise typer.Exit(1)
 
@@ -296,28 +381,6 @@ def _merged(film: str, results: Iterable[Caption | Timeline], failed: list[str])
     return text
 
 
-def _format_of(output: Path | None, otherwise: Format) -> Format:
-    """The format that a file's suffix asks for, or `otherwise`."""
-    suffix = output.suffix[1:].lower() if output else ""
-    return Format.audacity if suffix == "labels" else Format(suffix) if suffix in list(Format) else otherwise
-
-
-@contextmanager
-def destination(output: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name only when complete; UTF-8, and file names byte for byte."""
-    from ..audio.files import replacing
-
-    if output is None:
-        stdout = cast("Any", sys.stdout)
-        stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-        yield stdout
-    elif not output.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
-    else:
-        with replacing(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-
-
 def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
     if plot is None:
         return None
@@ -328,15 +391,16 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
 
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
-    from ..audio.reader import AudioError, probe
+    from ..audio.errors import AudioError
+    from ..audio.sandbox import Decoding
     from ..inference.captions import Caption, Segment, Timeline
 
     if isinstance(result, Caption):
         return result
     task, before, length = progress.tasks[0], progress.tasks[0].completed, None
     if not progress.disable and os.path.isfile(result.file):
-        with suppress(AudioError):  # damaged, which is reported elsewhere
-            length = probe(result.file).duration
+        with suppress(AudioError), Decoding(result.file, 16_000) as decoding:  # damage is reported elsewhere
+            length = decoding.info().duration
 
     def segments() -> Generator[Segment, None, Caption]:
         for segment in result:
@@ -360,48 +424,17 @@ def _watched(
     for result in results:
         if isinstance(result, Caption) and result.error is not None:
             failed.append(result.file)
-            named = result.file in result.error
-            say("error", result.error if named else f"{result.file}: {result.error}")
+            say("error", f"{result.file}: {result.error}")
         yield result
         progress.advance(progress.task_ids[0])
 
 
-def _write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, progress: Progress) -> None:
-    """Write each result as soon as it is there."""
-    from ..inference.captions import WRITERS, Writer
-    from ..inference.label_studio import write_label_studio
+def _write_own(selected: Iterator[Caption | Timeline], target: Path | None, format: Format, progress: Progress) -> None:
+    """Write the result of one recording to a file of its own; there is none if it failed or was not selected."""
+    from ..inference.captions import Caption
 
-    table_writer: Writer = partial(_write_table, out)
-    writers = {**WRITERS, "label-studio": write_label_studio, "table": table_writer}
-    writer = writers[format]
-    shared = out.isatty() and not progress.disable  # one terminal shows both: the bar makes way for captions
-    for chunk in writer(results):
-        if shared:
-            progress.stop()
-        out.write(chunk)
-        out.flush()
-        if shared:
-            progress.start()
-
-
-def _write_table(out: TextIO, results: Iterable[Caption | Timeline]) -> Iterator[str]:
-    """A writer like those of `lamb.inference.captions`, of a table to read; it needs all results at once."""
-    from ..inference.captions import Timeline, one_line, span
-
-    rows: list[tuple[str, str, str, str]] = []
-    for result in results:
-        if isinstance(result, Timeline):
-            result = result.finish()
-        length = "" if result.duration is None else f"{result.duration:.1f} s"
-        lines: list[tuple[str, str, float | None]]
-        if result.error is not None:
-            lines = [("", "(failed)", None)]
-        elif result.segments:
-            lines = [(span(s.start, s.end), s.caption, s.confidence) for s in result.segments]
-        else:
-            lines = [(length, text, None) for text, _ in result.n_best()]
-            lines[0] = (length, result.text, result.confidence)
-        names = chain([one_line(result.file)], repeat(""))
-        for name, (time, text, confidence) in zip(names, lines, strict=False):
-            rows.append((name, time, one_line(text), "" if confidence is None else f"{confidence:.2f}"))
-    yield table(out, ("file", "length", "caption", "confidence"), rows)
+    for result in selected:
+        if target and not (isinstance(result, Caption) and result.error is not None):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with destination(target) as out:
+                write([result], format, out, progress)

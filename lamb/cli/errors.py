@@ -36,6 +36,25 @@ def say(kind: str, message: object) -> None:
     print(f"lamb: {kind}: {one_line(str(message))}", file=sys.stderr, flush=True)
 
 
+def tidy_process() -> None:
+    """Open the standard streams that the shell closed (`2>&-`), and ignore an empty OMP_NUM_THREADS.
+
+    Without this, the next file that is opened would get the number of the closed stream, and messages would end up in
+    it. `sys.__stdout__` stays None if standard output was closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if os.environ.get("OMP_NUM_THREADS") == "":  # libgomp would complain
+        del os.environ["OMP_NUM_THREADS"]
+
+
 @contextmanager
 def shown() -> Iterator[None]:
     """Around a command: end with one line for a mistake of the user's or a refusal by the operating system.

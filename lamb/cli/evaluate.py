@@ -10,6 +10,7 @@ import typer
 
 from .errors import one_line_warnings, say
 from .options import INPUT, MACHINE, OUTPUT, AsJson, Device, Quiet, Split, flag
+from .output import refuse_to_replace
 from .terminal import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def evaluate(
     for option, target in (("--csv", csv), ("--report", report), ("--out", out)):
         if target and target.exists() and target.is_dir() == (option == "--csv"):
             raise typer.BadParameter(f"{target} is a {'folder' if target.is_dir() else 'file'}.", param_hint=option)
+    if csv:
+        refuse_to_replace(csv, [*(compare or ()), *([predictions] if predictions else []), data], "system,id,", "--csv")
     one_line_warnings(quiet)
 
     from ..evaluation import evaluate as evaluation
@@ -139,7 +142,11 @@ def evaluate(
     if human:
         found = [evaluation.evaluate_people(data, split, sbert=sbert)]
     else:
-        outs = [evaluation.folder_of(system, data, split, out or report, len(systems) > 1) for system in systems]
+        outs: list[Path | None] = [
+            evaluation.folder_of(system, data, split, out or report, len(systems) > 1) for system in systems
+        ]
+        if not (out or report):
+            outs = [folder and _writable(folder, quiet) for folder in outs]
         with progress_bar(1, quiet) as progress:
             found = evaluation.evaluate_models(
                 systems,
@@ -173,6 +180,17 @@ def evaluate(
         say("warning", f"{system}: {failed} of {clips} clips could not be captioned; they count as empty captions")
     if failures:
         raise typer.Exit(1)
+
+
+def _writable(folder: Path, quiet: bool) -> Path | None:
+    """The folder that keeps predictions by default, or None where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if not quiet:
+            say("note", f"predictions are not kept: {folder} cannot be made ({error.strerror}); see --out")
+        return None
+    return folder
 
 
 def _positional(given: list[str], expected: int) -> list[str]:

@@ -60,7 +60,7 @@ def index(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Index a collection of sounds, to be searched with `lamb search`.
+    """Index a collection of sounds for `lamb search`.
 
     The same command again brings the index up to date: what is new or has changed is heard, what is
     gone is taken out. It also goes on where a run was interrupted, even by kill -9.
@@ -141,7 +141,7 @@ def search(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find sounds in an index, by words or by a sound, with the moments in long recordings.
+    """Find sounds in an index, by words or by a sound.
 
     \b
     Examples:

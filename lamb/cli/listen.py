@@ -84,7 +84,9 @@ def listen(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Listen to a microphone or a stream and print each sound as a line of JSON, soon after it is over.
+    """Listen to a microphone or a stream.
+
+    Each sound is printed as a line of JSON, soon after it is over.
 
     A lost stream is connected to again. Ctrl-C, or SIGTERM, ends it cleanly.
     A password for MQTT can also be given in the environment, as LAMB_MQTT_PASSWORD.

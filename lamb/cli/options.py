@@ -17,7 +17,8 @@ OWN = "the model's own"
 A_GPU = "a GPU if there is one"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-INPUT, OUTPUT, LONG, DECODING, MACHINE = "Input", "Output", "Long recordings", "Decoding", "Model and machine"
+INPUT, OUTPUT, FILTERS, LONG = "Input", "Output", "Filters", "Long recordings"
+DECODING, MACHINE = "Decoding", "Model and machine"
 SUBTITLES = "Subtitles"
 
 
@@ -44,6 +45,11 @@ def positive_seconds(value: float | None) -> float | None:
     if value is not None and not 0 < value < float("inf"):
         raise typer.BadParameter(f"{value:g} is not a length of time in seconds; it must be above 0.")
     return value
+
+
+def words(text: str | None) -> tuple[str, ...]:
+    """The words of an option that takes several, separated by commas."""
+    return tuple(word.strip() for word in (text or "").split(",") if word.strip())
 
 
 def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -76,12 +82,30 @@ ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Model = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MACHINE, help=MODEL_HELP)]
 Device = Annotated[
     str | None,
-    typer.Option(metavar="NAME", show_default=A_GPU, rich_help_panel=MACHINE, help="cpu, cuda, cuda:1, mps ..."),
+    typer.Option(metavar="NAME", show_default=A_GPU, rich_help_panel=MACHINE, help="auto, cpu, cuda, cuda:1, mps ..."),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
         metavar="N", min=1, show_default="one for each core", rich_help_panel=MACHINE, help="Processor threads."
+    ),
+]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        rich_help_panel=MACHINE,
+        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limits.",
+    ),
+]
+DecodeMemory = Annotated[
+    float,
+    typer.Option(
+        metavar="MB",
+        min=256,
+        rich_help_panel=MACHINE,
+        help="Address space of a process that decodes, of which 210 MB are used at its start.",
     ),
 ]
 BatchSize = Annotated[
@@ -111,7 +135,8 @@ Split = Annotated[
     str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="The part of the data, such as test.")
 ]
 Quiet = Annotated[
-    bool, flag("--quiet", panel=OUTPUT, help="Print neither progress nor warnings to standard error, only errors.")
+    bool,
+    flag("--quiet", "-q", panel=OUTPUT, help="Print no progress and no warnings, only errors."),
 ]
 AsJson = Annotated[bool, flag("--json", panel=OUTPUT, help="Print JSON instead of a table.")]
 Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A YAML recipe; see the folder recipes/.")]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+MIN_WIDTH = 60  # columns of a table; a narrower terminal wraps its lines
 NUMERIC = {"length", "confidence", "parameters", "trained", "difference", "p", "95 % interval"}
 
 
@@ -39,15 +40,17 @@ def table(out: TextIO, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(file=out)
+    console = Console(file=out, width=max(console.width, MIN_WIDTH))
     shown = Table(box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
     rows = list(rows)
     for column in columns:
         numeric = column.startswith("score") or column in NUMERIC
-        short = column == "file" and all(len(row[0]) <= 40 for row in rows)  # names to copy, while there is room
+        # names can be copied, while there is room for them
+        short = column == "file" and all(len(row[0]) <= min(40, console.width // 3) for row in rows)
         shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=short)
     for row in rows:
         shown.add_row(*map(Text, row))  # not str: a file name is not markup
-    console = Console(file=out)
     with console.capture() as capture:
         console.print(shown)
     return capture.get()

@@ -1,5 +1,6 @@
 """Manifests, the lists of clips for training and evaluation: one `Clip` for each line of JSONL or row of CSV."""
 
+import codecs
 import csv
 import dataclasses
 import io
@@ -36,24 +37,20 @@ class Clip:
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}
 _LISTS = ("captions", "labels")
 _NUMBERS = ("start", "duration")
+ALIASES = {"file": "path", "file_name": "path", "filename": "path", "caption": "captions", "label": "labels"}
 
 
 def read(path: str | Path, split: str | None = None) -> list[Clip]:
     """The clips of a JSONL or CSV manifest (lists in CSV are JSON), or of one split of it. Raises ManifestError."""
     path = Path(path).absolute()
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such manifest") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as a manifest: {error}") from None
+    text = text_of(path)
     clips: list[Clip] = []
     lines: dict[str, int] = {}
     for number, row in rows(text, path):
         try:
             clip = parse(json.loads(row) if isinstance(row, str) else row, path.parent)
             if clip.id in lines:
-                raise ValueError(f"the id {clip.id!r} is also in line {lines[clip.id]}")
+                raise ValueError(f"the id {clip.id!r} is also in line {lines[clip.id]}; each clip needs its own id")
         except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
         lines[clip.id] = number
@@ -61,9 +58,31 @@ def read(path: str | Path, split: str | None = None) -> list[Clip]:
     return select(clips, split, path)
 
 
+def text_of(path: Path, encoding: str | None = None) -> str:
+    """The text of a table or manifest, UTF-8 or UTF-16 if no encoding is given; ManifestError for what is neither."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: does not exist", "check the path") from None
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror})", "check the path and its permissions"
+        ) from None
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        remedy = f"save it as UTF-8, for instance with: iconv -f cp1252 -t utf-8 {path.name} > utf8{path.suffix}"
+        raise ManifestError(f"{path}, line {line}: neither UTF-8 nor UTF-16", remedy) from None
+
+
 def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """The line number and content of every row that is not blank: a dict in CSV and TSV, the line itself in JSONL."""
-    delimiter = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    """The line number and content of each row that is not blank: a dict in CSV and TSV, the line itself in JSONL.
+
+    A CSV file may separate its columns by commas, semicolons or tabs; the first line decides.
+    """
+    delimiter = {".csv": max(",;\t", key=text.partition("\n")[0].count), ".tsv": "\t"}.get(path.suffix.lower())
     if delimiter is None:
         # not splitlines(): a caption may hold a character that Unicode calls a line break
         yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
@@ -78,13 +97,9 @@ def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         raise ManifestError(f"{path}, line {reader.reader.line_num}: {error}") from None
 
 
-def table(path: Path, columns: Collection[str], encoding: str = "utf-8-sig") -> Iterator[tuple[int, dict[str, str]]]:
+def table(path: Path, columns: Collection[str], encoding: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """The line number and cells of every row of a CSV file; ManifestError if it lacks one of `columns`."""
-    try:
-        text = path.read_text(encoding=encoding)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read: {error}") from None
-    for number, row in rows(text, path):
+    for number, row in rows(text_of(path, encoding), path):
         absent = [column for column in columns if row.get(column) is None]
         if absent:
             raise ManifestError(f"{path}, line {number}: no {', '.join(absent)}")
@@ -92,19 +107,26 @@ def table(path: Path, columns: Collection[str], encoding: str = "utf-8-sig") -> 
 
 
 def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
-    """The clips of `split`, or all of them; ManifestError if there are none."""
+    """The clips of `split` (several, separated by commas), or all of them; ManifestError if there are none."""
     if not clips:
         raise ManifestError(f"{path}: no clips")
-    chosen = [clip for clip in clips if split is None or clip.split == split]
+    chosen = [clip for clip in clips if split is None or clip.split in split.split(",")]
     if not chosen:
         raise ManifestError(f"{path}: no clips of split {split!r}; there are {sorted({c.split for c in clips})}")
     return chosen
 
 
 def parse(row: Any, folder: Path) -> Clip:
-    """A row as a clip, with a path relative to `folder`; ValueError for anything that is not a field of a clip."""
+    """A row as a clip, with a path relative to `folder`; ValueError for anything that is not a field of a clip.
+
+    Other common names of a field are accepted (`ALIASES`), in upper case too. Without an id, the path is the id.
+    """
     if not isinstance(row, dict):
         raise ValueError("expected an object with the keys id and path")
+    row = renamed(row)
+    if isinstance(row.get("id"), int) and not isinstance(row["id"], bool):
+        row["id"] = str(row["id"])
+    row.setdefault("id", row.get("path"))
     unknown = set(row) - _FIELDS
     if unknown:
         raise ValueError(f"unknown keys {sorted(map(str, unknown))}; known: {sorted(_FIELDS)}")
@@ -130,6 +152,12 @@ def parse(row: Any, folder: Path) -> Clip:
             values[key] = _seconds(key, values[key])
     values["path"] = str(folder / values["path"])  # an absolute path stays as it is
     return Clip(**values)
+
+
+def renamed(row: dict[Any, Any]) -> dict[Any, Any]:
+    """The same row with the names of the fields as `Clip` has them."""
+    names = {key: str(key).strip().lower() for key in row}
+    return {ALIASES.get(name, name) if name in {*_FIELDS, *ALIASES} else key: row[key] for key, name in names.items()}
 
 
 def _seconds(key: str, value: Any) -> float:

@@ -34,7 +34,7 @@ def clips(data: str | Path, split: str | None = None) -> list[Clip]:
         return read(manifest, split) if manifest.is_file() else select(sounds(path), split, path)
     if path.suffix.lower() == ".csv" and path.is_file():
         _, first = next(table(path, ()), (0, {}))
-        if "path" not in first and ("caption" in first or "caption_1" in first):
+        if {"youtube_id", "caption_1"} & first.keys():
             return select(caption_table(path), split, path)
     return read(path, split)
 

@@ -1,4 +1,4 @@
-"""How sure a score is, and whether one system is better than another: the bootstrap over clips."""
+"""The uncertainty of a score, and whether one system is better than another: the bootstrap over clips."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from .metrics import Floats
 
 Total = Callable[[Floats], Floats]
-"""From sums over clips of what is counted in each, (..., F), to the score, (...,)."""
+"""From counts summed over clips, (..., F), to the score, (...,)."""
 
 
 def _per_clip(values: ArrayLike, ndim: int = 1) -> Floats:

@@ -1,4 +1,4 @@
-"""`lamb evaluate`: how good a model's captions, or anybody's, are on a list of clips.
+"""`lamb evaluate`: the scores of the captions of a model, or of any other system, on a list of clips.
 
 Clips with human captions give the caption scores (`scores`), clips with labels the label measures (`labels`);
 a list may have both. A clip that could not be captioned counts as one with an empty caption.
@@ -29,7 +29,7 @@ from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out for one system. Of the clips of a published test set, `coverage` tells which are not there."""
+    """The result for one system. `coverage` lists the missing clips of a published test set."""
 
     system: str
     data: str
@@ -44,11 +44,11 @@ class Evaluation:
 
     @property
     def failed(self) -> int:
-        """Clips that could not be captioned."""
+        """The number of clips that could not be captioned."""
         return sum(not result.ok for result in self.results)
 
     def reasons(self) -> dict[str, list[str]]:
-        """Why measures were left out, and which ones."""
+        """The measures that were left out, by the reason why."""
         found: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             found.setdefault(reason, []).append(name)
@@ -97,12 +97,12 @@ def evaluate_models(
     """Score models, or files of predictions (CSV, JSONL), on the same clips.
 
     Args:
-        outs: for each system, the folder that keeps the predictions of a model; None keeps them nowhere.
+        outs: for each system, the folder for the predictions of a model; None: they are not kept.
         sbert: the sentence model of SBERT similarity and FENSE.
-        partial: clips that a file of predictions does not have are left out, for all systems.
+        partial: leave out, for all systems, the clips that a file of predictions does not have.
         probe_seeds: also ask models about pairs of the labelled clips drawn from each of these seeds, and about nothing
             (`lamb.evaluation.probes`).
-        progress, say: told how many clips are captioned, and what is worth knowing on the way.
+        progress, say: called with the number of clips that are done, and with messages for the user.
 
     Raises ManifestError for data that cannot be used, ValueError for clips with neither captions nor known labels.
     """
@@ -143,7 +143,7 @@ def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str
 
 
 def folder_of(system: str, data: str, split: str | None, out: Path | None = None, several: bool = False) -> Path:
-    """Where a model's predictions are kept: `out`, in a folder of their own if there are `several` systems; else
+    """The folder for the predictions of a model: `out`, or a folder in it if there are `several` systems; without `out`
     runs/evaluate/MODEL-DATA-SPLIT."""
 
     def name(*paths: str) -> str:
@@ -160,9 +160,9 @@ def is_predictions(system: str) -> bool:
 
 
 def evaluate_people(data: str, split: str | None = None, *, sbert: str = SBERT) -> Evaluation:
-    """People as a yardstick: each human caption against the others of its clip, leave-one-out.
+    """Score people for comparison: each human caption against the others of its clip, leave-one-out.
 
-    Round k takes caption k of every clip that has one and another; scores are means over rounds.
+    Round k takes caption k of every clip that has it and another one; scores are means over rounds.
     """
     clips = [clip for clip in sources.clips(data, split) if len(clip.captions) > 1]
     if not clips:
@@ -194,7 +194,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]
 
 
 def _check(clips: Sequence[Clip], data: str) -> None:
-    """ValueError where there is nothing to score."""
+    """Raise an error if there is nothing to score."""
     if any(clip.captions for clip in clips):
         return
     if unknown := _unknown(clips):
@@ -211,7 +211,7 @@ def _unknown(clips: Sequence[Clip]) -> list[str]:
 
 
 def _scored(clips: Sequence[Clip], results: Sequence[Sequence[Caption]], sbert: str) -> Scored:
-    """The caption scores of each system, of the clips with human captions; each over all clips, nan where without."""
+    """The caption scores of each system; per clip they are nan for clips without human captions."""
     there = [n for n, clip in enumerate(clips) if clip.captions]
     if not there:
         return Scored([{} for _ in results])
@@ -268,7 +268,7 @@ def _label_measures(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[s
 
 
 def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """A row a clip and system: system, id, caption, error, and the clip's own score in every measure that has one.
+    """Write one row per clip and system: system, id, caption, error, and the clip's score in each measure that has one.
 
     A spreadsheet would run a text that begins with one of `=+-@` as a formula: it gets an apostrophe in front.
     """

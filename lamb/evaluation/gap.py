@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,19 +46,20 @@ from ..model.padding import pad
 
 RANKS = (1, 5, 10)
 SET = 1000  # clips whose pooled vectors the global divergence compares at once
-SHOWN = 300  # clips in a picture, evenly spaced in the list; more are a blot
+SHOWN = 300  # clips in a picture, evenly spaced in the list; more would hide each other
 FORMATS = ("png", "svg", "pdf")
-TOLERANCE = 1e-6  # similarities this close are equal: the same caption comes out alike to rounding only
-AUDIO, TEXT = "#0072b2", "#d55e00"  # told apart by colour-blind readers too
+TOLERANCE = 1e-6  # similarities this close count as equal: those of the same caption differ by rounding
+Vectors = Literal["unit", "raw", "both"]
+AUDIO, TEXT = "#0072b2", "#d55e00"  # colour-blind readers can tell them apart
 
 
 class PlotError(LambError, ValueError):
-    """A picture that cannot be made: the file or the missing part, and the remedy."""
+    """A picture that cannot be drawn: the file or the missing package, and the remedy."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Clips and their captions, mean-pooled in the language model's input space, on the CPU in float32."""
+    """Clips and their captions, mean-pooled in the input space of the language model, on the CPU in float32."""
 
     audio: Tensor  # (S, D_llm)
     text: Tensor  # (C, D_llm), the captions of one clip next to each other
@@ -73,9 +74,9 @@ class Embeddings:
 
 
 def captioned(clips: Sequence[Clip]) -> list[Clip]:
-    """`clips`, those without captions with one composed from their labels, the same at every call.
+    """`clips`, where one without captions gets a caption composed from its labels, the same at every call.
 
-    ManifestError for a clip that has neither a caption nor a label of the phrase bank.
+    ManifestError for a clip that has neither a caption nor labels with phrases.
     """
     return [clip if any(map(str.strip, clip.captions)) else _composed(clip) for clip in clips]
 
@@ -167,7 +168,7 @@ def _named(direction: str, shares: Sequence[float]) -> dict[str, float]:
 
 
 def _cs_global(found: Embeddings) -> float:
-    """The global divergence, the mean over as few sets of about the same size as SET allows, by their clips."""
+    """The global divergence: the mean over sets of about the same size, at most SET, weighted by their clips."""
     yardstick, parts = AlignerConfig(), math.ceil(len(found.audio) / SET)
     pairs = zip(found.audio.tensor_split(parts), found.text[found.first].tensor_split(parts), strict=True)
     terms = [
@@ -179,8 +180,8 @@ def _cs_global(found: Embeddings) -> float:
 def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor) -> list[float]:
     """Share of queries (Q, D) that find an item (C, D) of their own clip among the first 1, 5, 10 by inner product.
 
-    Items that are alike come in random order, and the share is what is expected then: a model that maps everything to
-    one point finds by chance, and captions in the same words share their place.
+    Items of equal similarity count as in random order, and the result is the expected share: a model that maps
+    everything to one point scores at chance, and equal captions share their rank.
     """
     found = torch.zeros(len(RANKS), dtype=torch.float64)
     for rows, clips in zip(queries.split(1024), query_clip.split(1024), strict=True):
@@ -201,13 +202,13 @@ def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor
 
 
 def scores(model: LambModel, clips: Sequence[Clip]) -> dict[str, float]:
-    """The measures of `clips` under names that begin with gap_, for the log of a training."""
+    """The measures of `clips` with gap_ before their names, for the log of a training run."""
     found = measures(embed(model, clips))
     return {f"gap_{name}": value for name, value in found.items() if name not in ("clips", "captions", "failed")}
 
 
 def format_of(file: Path, umap: bool = False) -> str:
-    """The format that the ending of `file` names; PlotError for another one, or without what draws it."""
+    """The format that the ending of `file` names; PlotError for another one, or if a package is missing."""
     ending = file.suffix[1:].lower()
     if ending not in FORMATS:
         raise PlotError(f"{file}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
@@ -220,48 +221,57 @@ def format_of(file: Path, umap: bool = False) -> str:
 
 
 def save_figure(figure: Any, file: Path) -> None:
-    """A matplotlib figure in the format that `file` ends in, whole or not at all."""
+    """Write a matplotlib figure in the format that `file` ends in, whole or not at all."""
     with replacing(file) as part:
         figure.savefig(part, format=format_of(file), dpi=150)
 
 
-def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, unit: bool = False) -> None:
-    """The paper's Figure 2: clips and their first captions in two dimensions, a panel (title, embeddings) a model.
+def picture(
+    panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, vectors: Vectors = "unit"
+) -> None:
+    """The paper's Figure 2: clips and their first captions in two dimensions, one panel (title, embeddings) per model.
 
-    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels share their axes unless one
-    spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own. With `unit`
-    all vectors have length 1 and only directions are compared, as in the aligner's own kernel [O].
+    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels of a row share their axes
+    unless one spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own.
+
+    Args:
+        vectors: "unit" scales all vectors to length 1, so that the picture compares directions, as the aligner's kernel
+            does; raw audio and text vectors differ in length by an order of magnitude, and a picture of them ("raw")
+            shows this instead of the gap. "both" draws one row of each. [O]
     """
     format_of(file, umap)
-    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    projected = [_projected(found, umap, unit) for _, found in panels]
-    reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
-    together = not umap and max(reach) < 10 * min(reach)
-    figure = Figure(figsize=(5.2 * len(panels), 5.8), layout="constrained")
-    for axes, (title, found), (points, labels), own in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, projected, reach, strict=True
-    ):
-        a, t = points.reshape(2, -1, 2)
-        axes.add_collection(
-            LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1)
-        )
-        axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
-        axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
-        shown = measures(found)
-        distance = f"L2 at unit length {shown['l2_unit']:.2f}" if unit else f"L2 {shown['l2']:.3g}"
-        about = f"{distance}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips"
-        axes.set_title(f"{title}\n{about}", fontsize=10)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        limit = max(reach) if together else own
-        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-        axes.legend(loc="upper left", frameon=False)
+    kinds = ("unit", "raw") if vectors == "both" else (vectors,)
+    figure = Figure(figsize=(5.2 * len(panels), 5.8 * len(kinds)), layout="constrained")
+    for kind, row in zip(kinds, figure.subplots(len(kinds), len(panels), squeeze=False), strict=True):
+        projected = [_projected(found, umap, kind == "unit") for _, found in panels]
+        reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
+        together = not umap and max(reach) < 10 * min(reach)
+        for axes, (title, found), (points, labels), own in zip(row, panels, projected, reach, strict=True):
+            _draw_panel(axes, points, max(reach) if together else own)
+            shown = measures(found)
+            distance = f"L2 at unit length {shown['l2_unit']:.2f}" if kind == "unit" else f"L2 {shown['l2']:.3g}"
+            about = f"{distance}, cosine {shown['cosine']:.2f}; {len(points) // 2} of {shown['clips']} clips"
+            axes.set_title(f"{title}\n{about}", fontsize=10)
+            axes.set(xlabel=labels[0], ylabel=labels[1])
     save_figure(figure, file)
 
 
+def _draw_panel(axes: Any, points: np.ndarray, limit: float) -> None:
+    """Audio and text points (2 n, 2) with the lines between them, up to `limit` in all directions."""
+    from matplotlib.collections import LineCollection
+
+    a, t = points.reshape(2, -1, 2)
+    axes.add_collection(LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1))
+    axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
+    axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
+
+
 def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:
-    """The clips to show, then their first captions, as (2 S', 2) about 0, and what the axes are called."""
+    """The clips to show, then their first captions, as centred points (2 S', 2), and the names of the axes."""
     chosen = torch.linspace(0, len(found.audio) - 1, min(SHOWN, len(found.audio))).long()
     points = torch.cat([found.audio[chosen], found.text[found.first[chosen]]]).double()
     points = F.normalize(points, dim=-1) if unit else points

@@ -1,7 +1,7 @@
 """Scores of captions against references, without Java: BLEU, ROUGE-L and CIDEr-D.
 
-Everything here takes captions as lists of tokens, such as `tokenizer.tokenize` makes, one candidate a clip and one or
-more references a clip, and gives (score of the collection, score of each clip). The numbers are those of pycocoevalcap,
+Everything here takes captions as lists of tokens, such as `tokenizer.tokenize` makes, one candidate and one or more
+references per clip, and returns (score of the collection, score of each clip). The numbers are those of pycocoevalcap,
 the code behind the published tables (https://github.com/salaniz/pycocoevalcap), its conventions for empty captions and
 zero counts included; tests/evaluation/test_metrics.py compares the two. No score depends on the order of the clips.
 
@@ -20,7 +20,7 @@ Tokens = Sequence[str]
 
 
 class _Grams(NamedTuple):
-    """How often each n-gram is in each caption: parallel arrays, one entry a pair, sorted by caption, then gram."""
+    """The number of times each n-gram occurs in each caption: parallel arrays, sorted by caption, then gram."""
 
     caption: Ints
     gram: Ints  # numbers below `kinds`
@@ -58,7 +58,7 @@ def _look_up(keys: Ints, values: NDArray, wanted: Ints) -> NDArray:
 
 
 def _check(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
-    """ValueError or TypeError where the two do not belong together."""
+    """Raise ValueError or TypeError if the two do not fit together."""
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates for the references of {len(references)} clips")
     if not candidates:
@@ -85,7 +85,7 @@ def bleu(
 
 
 def bleu_counts(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]], orders: int = 4) -> Floats:
-    """What BLEU adds up over clips, (S, 2 orders + 2): matches and n-grams of each order, and the lengths c and r."""
+    """The counts of BLEU per clip, (S, 2 orders + 2): matches and n-grams of each order, and the lengths c and r."""
     _check(candidates, references)
     clips = len(candidates)
     texts, clip = _joined(candidates, references)
@@ -105,7 +105,7 @@ def bleu_counts(candidates: Sequence[Tokens], references: Sequence[Sequence[Toke
 
 
 def bleu_of(counts: Floats) -> Floats:
-    """BLEU-1 ... of counts (..., 2 orders + 2), of a clip or summed over clips: (..., orders).
+    """BLEU-1 ... BLEU-`orders` from counts (..., 2 orders + 2), of one clip or summed over clips: (..., orders).
 
     As in pycocoevalcap, 1e-15 is added to a number of matches and 1e-9 to what it is divided by.
     """
@@ -194,5 +194,5 @@ def cider_d(
 
 
 def vocabulary_size(captions: Iterable[Tokens]) -> int:
-    """How many different tokens the captions use."""
+    """The number of different tokens in the captions."""
     return len({word for tokens in captions for word in tokens})

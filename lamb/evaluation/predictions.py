@@ -1,25 +1,26 @@
-"""What a system says of each clip: captioned here, kept as JSONL and gone on with, or read from a file.
+"""The captions of a system under evaluation: made here and kept as JSONL, so that a stopped run resumes, or read in.
 
-A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the clip's `id` and `run`, a fingerprint
-of model and clips: lines of another run are never used, their file is moved aside.
+A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the `id` of the clip and `run`, a
+fingerprint of the model and the clips. Lines of another run are never used; their file is moved aside.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import Clip, ManifestError, rows
+from ..data.manifest import Clip, ManifestError, rows, text_of
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from ..model import checkpoint
 
 FILE = "predictions.jsonl"
 Progress = Callable[[int, int], None]
-"""Called with how many clips are done, and of how many."""
+"""Called with the number of clips that are done, and the number of all."""
 
 
 def caption_clips(
@@ -30,10 +31,10 @@ def caption_clips(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Caption]:
-    """A caption for each clip, or the error why there is none, in their order.
+    """A caption for each clip, in their order; for one that cannot be read, a caption with `error` set.
 
-    With `out`, each is appended to `out`/predictions.jsonl as it comes, and those that are there already, of the same
-    model and the same clips, are not made again. The model is loaded only if there is something to do.
+    With `out`, each caption is appended to `out`/predictions.jsonl as soon as it is made, and the captions of the same
+    model and clips that are already there are not made again. The model is loaded only if there is something to do.
     """
     file = None if out is None else out / FILE
     run = _fingerprint(model, clips) if file else ""
@@ -58,8 +59,8 @@ def caption_clips(
 
 
 def _fingerprint(model: str, clips: Sequence[Clip]) -> str:
-    """Of the model's files and of the clips' recordings: other ones, other letters. Recordings, and encoder and LLM
-    where a model only refers to them, are known by size and time of change."""
+    """A hash of the files of the model and of the recordings. Recordings, and an encoder and LLM that the model only
+    refers to, count by their size and time of change."""
     folder = checkpoint.find(model)
     config = checkpoint.read_facts(folder)["config"]
     digest = hashlib.sha256()
@@ -81,7 +82,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _kept(file: Path, run: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The lines of `file` that belong to `run`, by id; a line that a killed run left half is cut off."""
+    """The lines of `file` that belong to `run`, by id; an incomplete last line is removed."""
     if not file.exists():
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -122,22 +123,22 @@ def read_predictions(
 ) -> tuple[list[Clip], list[Caption]]:
     """Captions of any system, CSV, TSV or JSONL with `id` and `caption`: the clips and a caption for each, in order.
 
-    A row with an `error` in place of a caption is a clip that failed. ManifestError for an id that is there twice, that
-    no clip has, or that is missing; with `partial`, what only one side has is left out.
+    In place of `id`, a row may have `file`, `path` or `file_name`, as the output of `lamb caption` has: the name of the
+    recording, with or without its folder and suffix. A row with an `error` in place of a caption is a clip that failed.
+    ManifestError for an id that occurs twice, that no clip has, or that is missing; with `partial`, what only one side
+    has is left out.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as captions: {error}") from None
+    text = text_of(path)
+    ids_of_files = _ids_of_files(clips)
     found: dict[str, Caption] = {}
     lines: dict[str, int] = {}
     for number, content in rows(text, path):
         try:
             row = json.loads(content) if isinstance(content, str) else content
-            id, caption = _row(row)
+            id, caption = _row(row, ids_of_files)
             if id in lines:
-                raise ValueError(f"the id {id!r} is that of line {lines[id]}")
+                raise ValueError(f"the id {id!r} is that of line {lines[id]}; give one caption per clip")
         except ValueError as error:
             raise ManifestError(f"{path}, line {number}: {error}") from None
         found[id], lines[id] = caption, number
@@ -155,12 +156,35 @@ def read_predictions(
     return both, [replace(found[clip.id], file=clip.path or clip.id) for clip in both]
 
 
-def _row(row: Any) -> tuple[str, Caption]:
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]:
-        raise ValueError("no id; a row has the keys id and caption")
+def _ids_of_files(clips: Sequence[Clip]) -> dict[str, str]:
+    """The id of each clip by its path, the name of its file and its stem, as far as these belong to one clip."""
+    names: dict[str, set[str]] = {}
+    for clip in clips:
+        path = Path(clip.path or clip.id)
+        for name in {str(path), path.name, path.stem}:
+            names.setdefault(name, set()).add(clip.id)
+    return {name: ids.pop() for name, ids in names.items() if len(ids) == 1}
+
+
+def _row(row: Any, ids_of_files: Mapping[str, str]) -> tuple[str, Caption]:
+    """The id of a clip and its caption, from a row of a file."""
+    wanted = "a row has the keys id (or file) and caption"
+    if not isinstance(row, dict):
+        raise ValueError(f"no id; {wanted}")
+    row = {str(key).strip().lower(): value for key, value in row.items()}
+    id = row.get("id")
+    if isinstance(id, int) and not isinstance(id, bool):
+        id = str(id)
+    if id in (None, ""):
+        file = next((row[key] for key in ("file", "path", "file_name", "filename") if row.get(key)), None)
+        if isinstance(file, str):
+            names = (os.path.abspath(file), os.path.basename(file), Path(file).stem)
+            id = next((ids_of_files[name] for name in names if name in ids_of_files), file)
+    if not isinstance(id, str) or not id:
+        raise ValueError(f"no id; {wanted}")
     if row.get("error"):
-        return row["id"], Caption(row["id"], error=str(row["error"]))
+        return id, Caption(id, error=str(row["error"]))
     if not isinstance(row.get("caption"), str):
-        raise ValueError("no caption; a row has the keys id and caption")
+        raise ValueError(f"no caption; {wanted}")
     numbers = {key: row[key] for key in ("score", "confidence") if isinstance(row.get(key), int | float)}
-    return row["id"], Caption(row["id"], text=row["caption"].strip(), **numbers)
+    return id, Caption(id, text=row["caption"].strip(), **numbers)

@@ -1,7 +1,7 @@
-"""The report of `lamb evaluate --report`: one page that needs nothing else, to be looked at, listened to and sent on.
+"""The report of `lamb evaluate --report`: one self-contained HTML page.
 
-Tables beside the published numbers, distributions, and the best, median and worst clips with sound, picture, caption
-and references. Whatever comes from data is escaped; pictures and sound are inside the page; it runs no script.
+It holds tables beside the published numbers, distributions, and the best, median and worst clips with sound,
+spectrogram, caption and references. Everything that comes from the data is escaped, and the page runs no script.
 """
 
 import base64
@@ -40,11 +40,11 @@ LEAKAGE = (
     "Caution: AudioSet, on which CED and most audio encoders were trained, holds the AudioCaps test clips. Scores on "
     "AudioCaps, these and the published ones, are of sounds that the encoder may have heard in training."
 )
-RANKED_BY = ("spider", "cider_d", "label_named")  # that of most clips sorts them; of equals the first
+RANKED_BY = ("spider", "cider_d", "label_named")  # clips are sorted by the measure that most of them have
 DRAWN = ("spider", "cider_d", "meteor", "rouge_l", "fense", "sbert", "length")  # histograms
 COLOURS = ("#2a78d6", "#d6702a")  # of the first and the second system
-SHOWN = 6  # clips of each kind: best, median, worst
-SECONDS = 30.0  # of a clip that can be heard in the page
+SHOWN = 6  # clips shown as best, as median and as worst
+SECONDS = 30.0  # longest sound in the page
 RATE = 16_000  # Hz of the sound in the page
 
 STYLE = """
@@ -67,7 +67,7 @@ svg { width: 100%; height: auto; }
 
 
 def write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
-    """`folder`/report.html of one system, or of several on the same clips; whole or not at all."""
+    """Write `folder`/report.html about one system, or several on the same clips; return its path."""
     first = evaluations[0]
     names = ", ".join(dict.fromkeys(one.system for one in evaluations))
     title = f"{names} on {first.data}"
@@ -96,7 +96,7 @@ def _text(text: object) -> str:
 
 
 def _facts(one: Evaluation) -> list[str]:
-    """How many clips there were."""
+    """The number of clips, and of those that are left out or missing."""
     captioned = sum(bool(clip.captions) for clip in one.clips)
     people = f", {captioned} of them captioned by people: caption scores are of these" if captioned else ""
     said = [f"{len(one.clips)} clips{people}; {one.failed} could not be captioned and count as empty captions."]
@@ -127,7 +127,7 @@ def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], own: int = 0) ->
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> str:
-    """Every measure of every system, with its interval."""
+    """The table of every measure of every system, with its interval."""
     rows = []
     for name in evaluations[0].measures:
         cells = [NAMES.get(name, name.replace("_", " "))]
@@ -154,7 +154,7 @@ def _number(value: float) -> str:
 
 
 def _published(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Beside the published numbers, where the clips are those of a published test set."""
+    """The table beside the published numbers, if the clips are those of a published test set."""
     found = evaluations[0].coverage
     if found is None:
         return [
@@ -179,7 +179,7 @@ def _published(evaluations: Sequence[Evaluation]) -> list[str]:
 
 
 def _distributions(evaluations: Sequence[Evaluation]) -> str:
-    """Histograms of the clips' scores, in colours that a light and a dark page bear."""
+    """Histograms of the scores of the clips, in colours for a light and a dark page."""
     drawn: list[tuple[str, list[np.ndarray]]] = []
     for name in DRAWN:
         columns = [one.measures[name].per_clip for one in evaluations if name in one.measures]
@@ -195,7 +195,7 @@ def _distributions(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _histogram(name: str, values: Sequence[np.ndarray]) -> str:
-    """An SVG."""
+    """The histogram of each system's values as an SVG."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -218,7 +218,7 @@ def _histogram(name: str, values: Sequence[np.ndarray]) -> str:
 
 
 def _clips(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The best, median and worst clips of the first system."""
+    """The best, median and worst clips of the first system, each with a heading."""
     first = evaluations[0]
     ranks = {name: first.measures[name].per_clip for name in RANKED_BY if name in first.measures}
     scores = {
@@ -229,7 +229,7 @@ def _clips(evaluations: Sequence[Evaluation]) -> list[str]:
     by = max(scores, key=lambda name: len(scores[name]))
     of = scores[by]
     sure = [result.confidence or 0.0 for result in first.results]
-    best = sorted(of, key=lambda k: (-of[k], -sure[k]))  # of equals the surest first, in both directions
+    best = sorted(of, key=lambda k: (-of[k], -sure[k]))  # among equals those of highest confidence first
     worst = sorted(of, key=lambda k: (of[k], -sure[k]))
     shown = min(SHOWN, max(len(of) // 3, 1))
     middle = (len(of) - shown) // 2
@@ -260,7 +260,7 @@ def _card(evaluations: Sequence[Evaluation], k: int, by: str) -> str:
 
 
 def _sound(clip: Clip) -> str:
-    """The clip's picture and player, or why there is none."""
+    """The spectrogram and player of a clip, or why there is none."""
     if not clip.path:
         return ""
     try:

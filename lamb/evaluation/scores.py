@@ -1,7 +1,7 @@
 """All caption scores of one evaluation. What needs a program or a model that is not here is left out, with the remedy.
 
-A round is one candidate a clip and its references; an evaluation has one round a system, or several where people are
-compared with each other. Captions are tokenised, embedded and handed to Java once for all rounds.
+A round has one candidate per clip and its references. An evaluation has one round per system, or several where people
+are compared with each other. Captions are tokenised, embedded and passed to Java once for all rounds.
 
 Letters: S clips, F what is counted in a clip.
 """
@@ -43,29 +43,29 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of one system: of the collection, of each clip, and what it is computed from."""
+    """One score of one system: for the collection, for each clip, and the counts that it is computed from."""
 
     value: float
-    per_clip: Floats | None = None  # (S,); nan where a clip has none
-    counts: Floats | None = None  # (S, F), added up over clips ...
-    of: Total | None = None  # ... and this of the sums is the value
+    per_clip: Floats | None = None  # (S,); nan for a clip without one
+    counts: Floats | None = None  # (S, F), to be summed over clips
+    of: Total | None = None  # the score from those sums
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """Bootstrap 95 % interval over clips; None where the score is not one of clips."""
+        """Bootstrap 95 % interval over clips; None for a score that has no counts per clip."""
         if self.counts is None:
             return None
         return confidence_interval(self.counts, of=self.of)
 
 
 def mean(values: Floats) -> Measure:
-    """A score that is the mean of its clips' (nan: not of that clip)."""
+    """The mean of the scores of the clips; nan marks a clip without one."""
     there = np.isfinite(values)
     return ratio(np.where(there, values, 0.0), there.astype(float), values)
 
 
 def ratio(part: Floats, whole: Floats, per_clip: Floats) -> Measure:
-    """A score that is a sum over clips divided by another."""
+    """A score that is one sum over clips divided by another."""
     return Measure(float(part.sum() / whole.sum()), per_clip, np.stack([part, whole], axis=1), _ratio)
 
 
@@ -75,7 +75,7 @@ def _ratio(sums: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Round:
-    """What is scored together: a candidate a clip (empty: there is none) and its references, one or more."""
+    """What is scored together: one candidate per clip, empty if there is none, and its references, at least one."""
 
     candidates: Sequence[str]
     references: Sequence[Sequence[str]]
@@ -83,19 +83,19 @@ class Round:
 
 @dataclass
 class Scored:
-    """The measures of each round; those left out, and why; what is to be known of how the others came about."""
+    """The measures of each round, those left out with the reason, and notes on how the others were computed."""
 
     rounds: list[dict[str, Measure]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, measures: Sequence[Measure]) -> None:
-        """One measure a round."""
+        """Add a measure: one value per round."""
         for found, measure in zip(self.rounds, measures, strict=True):
             found[name] = measure
 
     def try_to(self, names: Sequence[str], work: Callable[[], Any]) -> Any:
-        """What `work` gives; None where its part is not on this machine, which leaves `names` out."""
+        """The result of `work`; None, with `names` left out, if something that it needs is not on this machine."""
         try:
             return work()
         except Unavailable as error:
@@ -104,7 +104,7 @@ class Scored:
 
 
 def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
-    """Every score that can be had here. `sbert`: the sentence model of SBERT similarity and FENSE.
+    """All scores that can be computed on this machine. `sbert`: the sentence model of SBERT similarity and FENSE.
 
     A caption without words scores 0 everywhere. ValueError for a round without clips or references.
     """
@@ -188,7 +188,7 @@ def _bleu_total(n: int) -> Total:
 
 
 def averaged(rounds: Sequence[dict[str, Measure]], places: Sequence[Sequence[int]], clips: int) -> dict[str, Measure]:
-    """The mean over rounds, each weighing as many clips as it has; round k scored the clips places[k] of `clips`."""
+    """The mean over rounds, weighted by their numbers of clips; round k scored the clips places[k] of `clips`."""
     weight = np.array([len(place) for place in places]) / sum(map(len, places))
     found = {}
     for name in rounds[0]:

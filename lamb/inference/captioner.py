@@ -1,7 +1,7 @@
-"""The one door: sounds in, captions out. Command line, evaluation, services and pages all go through `Captioner`.
+"""The entry point of inference: `Captioner` turns sounds into captions for the command line, services and pages.
 
-The way of a clip, file by file: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (the model, which runs
-`lamb.model`) -> `generation` (search) -> `captions` (results). A timeline goes by `timeline` instead of `recording`.
+A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs `lamb.model`)
+-> `generation` (search) -> `captions` (results). For a timeline, `timeline` takes the place of `recording`.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 
 from .. import extensions
 from ..audio import reader as audio
-from ..config import DecodeConfig
+from ..config import DecodeConfig, DecodeLimits
 from ..errors import OptionError, reason
 from ..model import checkpoint
 from ..model.lamb import LambModel
@@ -34,20 +34,23 @@ class Captioner:
     'A dog barks.'
     """
 
-    def __init__(self, model: LambModel, options: DecodeConfig | None = None):
+    def __init__(self, model: LambModel, options: DecodeConfig | None = None, limits: DecodeLimits | None = None):
+        """`limits`: what decoding one file may cost, in a process of its own; None: files are decoded in this one."""
         self.model = model.eval()
         self.engine = Engine(model)
         self.options = options or model.config.decode
+        self.limits = limits
 
     @classmethod
-    def load(cls, name: str = "tiny", device: str | None = None) -> "Captioner":
-        """A bundled model by name, a folder, or a Hugging Face hub id, on `device` ("cpu", "cuda"; None: a GPU if any).
+    def load(cls, name: str = "tiny", device: str | None = None, limits: DecodeLimits | None = None) -> "Captioner":
+        """A bundled model by name, a folder, or a Hugging Face hub id, on `device`: "cpu", "cuda", ...
 
+        None and "auto" stand for a GPU if there is one.
         Raises CheckpointError, a ValueError, with the remedy in its text.
         """
         model = extensions.load(name, _device(device))
         model.merge_lora()
-        return cls(model)
+        return cls(model, limits=limits)
 
     def caption(self, files: Iterable[Source], **options: Any) -> list[Caption]:
         """The captions of `files`, in their order; the keywords are those of `stream`."""
@@ -67,16 +70,16 @@ class Captioner:
         window: float | None = None,
         hop: float | None = None,
     ) -> Iterator[Caption]:
-        """Captions in the order of `files`, as they come; a file that cannot be read gives one with `error` set.
+        """Yield captions in the order of `files`; for a file that cannot be read, a caption with `error` set.
 
         Args:
             files: paths, bytes, binary file objects, (array, rate) pairs, or clips of a manifest.
             n_best: alternatives for each file, best first.
-            beams: of the beam search, 1 for greedy; None: the model's own number.
+            beams: number of beams, 1 for greedy search; None: the model's own number.
             sample: draw captions at random (`seed`, 0 if None) instead of searching for the best.
-            batch_size: files generated together.
+            batch_size: number of files captioned together.
             detailed: also name sounds that the model is not sure of, where it weighs them.
-            timeline: also say what is heard when, as segments; see `timeline` for `window` and `hop`.
+            timeline: also describe what is heard when, as segments; `timeline` explains `window` and `hop`.
 
         A caption covers its whole recording: one longer than a window is encoded window by window.
         """
@@ -91,8 +94,8 @@ class Captioner:
     def _captions(
         self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None
     ) -> Iterator[Caption]:
-        """The captions of `files`, those of a group of recordings generated together."""
-        for group in hear(self.engine, files, options):
+        """The captions of `files`; those of a group of recordings are generated together."""
+        for group in hear(self.engine, files, options, self.limits):
             tokens = [recording.h_a for recording in group if recording.h_a is not None]
             found = iter(self.engine.describe(tokens, options, n_best, seed))
             for r in group:
@@ -100,12 +103,12 @@ class Captioner:
                     yield Caption.failed(r.name, r.error)
                 else:
                     hypotheses = [] if r.h_a is None else next(found)
-                    yield Caption.of(r.name, r.duration, hypotheses, options)
+                    yield replace(Caption.of(r.name, r.duration, hypotheses, options), damage=r.told)
 
     def timeline(
         self, source: Source, window: float | None = None, hop: float | None = None, **options: Any
     ) -> Timeline:
-        """The segments of a recording of any length, each as soon as it is final; then its `caption` is the whole's.
+        """The segments of a recording of any length, each as soon as it is final; then `caption` is that of the whole.
 
         Args:
             source: also a pipe: wav, flac, ogg, mp3, aac and webm are read as they come.
@@ -168,7 +171,7 @@ class Captioner:
         if not grid:
             hop = max(1, round(whole.window / 2 / CELL)) * CELL
             segments = replace(segments, window=2 * hop, hop=hop, beams=beams or SEGMENT_BEAMS)
-        return Plan(segments, whole, grid, n_best, _seed(sample, seed), listen)
+        return Plan(segments, whole, grid, n_best, _seed(sample, seed), listen, self.limits)
 
 
 def _seed(sample: bool, seed: int | None) -> int | None:
@@ -192,7 +195,7 @@ def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) 
 
 
 def _device(name: str | None) -> str:
-    if name is None:
+    if name in (None, "auto"):
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name)

@@ -1,7 +1,7 @@
-"""Captions and how they are written: the result types, and one writer a format.
+"""Captions and how they are written: the result types, and one writer per format.
 
-A writer is a generator: results in, chunks of text out, each as soon as it is known, so that hours of
-captioning show as they come. Failures (`Caption.error`) appear in json, jsonl and csv; text and subtitles
+A writer is a generator that takes results and yields chunks of text, each as soon as it is known, so that the captions
+of hours of sound appear as they are made. Failures (`Caption.error`) appear in json, jsonl and csv; text and subtitles
 have no place for them. A new format is one generator and one line in `WRITERS`.
 """
 
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..audio.errors import AudioError
     from ..config import DecodeConfig
+    from .digest import Heard
     from .generation import Hypothesis
 
 SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
@@ -74,6 +75,7 @@ class Caption:
     segments: tuple[Segment, ...] = ()
     sounds: tuple[Sound, ...] = ()
     error: str | None = None
+    damage: tuple[str, ...] = ()  # what of it could not be decoded
 
     @classmethod
     def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
@@ -127,13 +129,21 @@ class Caption:
             **scores,
             **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
+            **({"digest": [heard.to_dict() for heard in self.digest()]} if self.digest() else {}),
+            **({"damage": list(self.damage)} if self.damage else {}),
         }
+
+    def digest(self) -> list[Heard]:
+        """The sounds of a long recording with segments, see `lamb.inference.digest`; empty for any other."""
+        from .digest import LONG, digest
+
+        return digest(self.segments) if self.segments and (self.duration or 0.0) >= LONG else []
 
 
 class Timeline(Iterator[Segment]):
-    """The segments of a recording that is still being heard, each as soon as it is final.
+    """An iterator over the segments of a recording, each as soon as it is final.
 
-    `caption` is that of the whole, with all segments in it, once they are through.
+    After the last one, `caption` is the caption of the whole recording, with all segments in it.
     """
 
     def __init__(self, file: str, segments: Generator[Segment, None, Caption]) -> None:
@@ -152,18 +162,18 @@ class Timeline(Iterator[Segment]):
             raise
 
     def begin(self) -> None:
-        """Find the first segment now: what cannot be read is an error here."""
+        """Find the first segment now, so that a recording that cannot be read raises its error here."""
         self._begun = [next(self)]
 
     def finish(self) -> Caption:
-        """Hear the rest: the caption of the whole."""
+        """Go through the rest of the recording and return the caption of the whole."""
         for _ in self:
             pass
         assert self.caption is not None
         return self.caption
 
     def close(self) -> None:
-        """Leave the rest unheard."""
+        """Stop here; the rest of the recording is not read."""
         self._segments.close()
 
 
@@ -172,9 +182,10 @@ Writer = Callable[[Iterable[Result]], Iterator[str]]
 
 
 def write_text(results: Iterable[Result]) -> Iterator[str]:
-    """A line a caption; before it `FILE<TAB>` with several files, and `[START - END] ` with segments.
+    """One line per caption, after `FILE<TAB>` if there are several files, and `[START - END] ` for a segment.
 
-    Where there are several segments, a last line without times has the caption of the whole.
+    After several segments, a last line without times holds the caption of the whole recording. After those of a
+    recording of ten minutes or more, there is one line for each sound instead (`lamb.inference.digest`).
     """
     results, several = _several(results)
     for result in results:
@@ -182,12 +193,16 @@ def write_text(results: Iterable[Result]) -> Iterator[str]:
         for s in _segments(result):
             yield f"{name}{span(s.start, s.end)} {one_line(s.caption)}\n"
         whole = _whole(result)
-        if whole.ok and len(whole.segments) != 1:
+        if whole.digest():
+            from .digest import lines
+
+            yield "".join(f"{name}{one_line(line)}\n" for line in lines(whole.segments))
+        elif whole.ok and len(whole.segments) != 1:
             yield "".join(f"{name}{one_line(text)}\n" for text, _ in whole.n_best())
 
 
 def write_json(results: Iterable[Result]) -> Iterator[str]:
-    """One array of all results, an object a line; valid JSON once the last result is in."""
+    """One array of all results, one object per line; it is valid JSON once the last result is written."""
     before = "[\n"
     for result in results:
         yield before + _json(_whole(result))
@@ -202,9 +217,9 @@ def write_jsonl(results: Iterable[Result]) -> Iterator[str]:
 
 
 def write_csv(results: Iterable[Result]) -> Iterator[str]:
-    """A row a caption under `CSV_COLUMNS`: one a file, or one a segment, or one for each of the n best.
+    """One row per caption under `CSV_COLUMNS`: per file, per segment, or per caption of the n best.
 
-    Where segments are written as they come the duration is not known yet, and left empty.
+    The duration is left empty where segments are written before the end of the recording is known.
 
     A spreadsheet would run a cell that begins with one of `=+-@` as a formula, so such a path gets `./` in
     front (it still names the same file) and such a text an apostrophe. `-`, standard input, stays as it is.
@@ -227,7 +242,7 @@ def write_csv(results: Iterable[Result]) -> Iterator[str]:
 
 
 def write_srt(results: Iterable[Result]) -> Iterator[str]:
-    """SubRip subtitles, a cue a segment, numbered through; `FILE: ` before each text with several files."""
+    """SubRip subtitles, one numbered cue per segment; `FILE: ` precedes each text if there are several files."""
     results, several = _several(results)
     number = 0
     for result in results:
@@ -239,7 +254,7 @@ def write_srt(results: Iterable[Result]) -> Iterator[str]:
 
 
 def write_vtt(results: Iterable[Result]) -> Iterator[str]:
-    """WebVTT subtitles, a cue a segment, numbered through; a NOTE with the file's name is before its cues."""
+    """WebVTT subtitles, one numbered cue per segment; a NOTE with the name of a file precedes its cues."""
     yield "WEBVTT\n\n"
     number = 0
     for result in results:
@@ -251,12 +266,27 @@ def write_vtt(results: Iterable[Result]) -> Iterator[str]:
 
 
 def write_audacity(results: Iterable[Result]) -> Iterator[str]:
-    """Labels for Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT; `FILE: ` before the text with several."""
+    """Labels for Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT, with `FILE: ` before TEXT if several."""
     results, several = _several(results)
     for result in results:
         for cue in _cues(result):
             text = f"{result.file}: {cue.caption}" if several else cue.caption
             yield f"{cue.start:.6f}\t{cue.end:.6f}\t{one_line(text)}\n"
+
+
+def write_raven(results: Iterable[Result]) -> Iterator[str]:
+    """A selection table for Raven, a row a segment, numbered through; its frequencies are RAVEN_BAND."""
+    yield "\t".join(RAVEN_COLUMNS) + "\n"
+    number = 0
+    for result in results:
+        for cue in _cues(result):
+            number += 1
+            times = f"{cue.start:.6f}\t{cue.end:.6f}"
+            sure = "" if cue.confidence is None else f"{cue.confidence:.4f}"
+            low, high = RAVEN_BAND
+            file = one_line(result.file)
+            row = f"{number}\tSpectrogram 1\t1\t{file}\t{times}\t{low}\t{high}\t{one_line(cue.caption)}\t{sure}"
+            yield row + "\n"
 
 
 WRITERS: dict[str, Writer] = {
@@ -267,8 +297,55 @@ WRITERS: dict[str, Writer] = {
     "srt": write_srt,
     "vtt": write_vtt,
     "audacity": write_audacity,
+    "raven": write_raven,
 }
+RAVEN_BAND = (0, 8000)  # Hz: a caption is of all frequencies that the bundled model hears
+RAVEN_COLUMNS = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Path",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Annotation",
+    "Confidence",
+)
 CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
+
+
+def select(
+    results: Iterable[Result], min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> Iterator[Result]:
+    """The results whose captions are wanted; of a timeline, the segments. Failures and timelines always stay.
+
+    Args:
+        min_confidence: captions with a lower confidence are left out, those without one are kept.
+        only: if not empty, a caption must contain one of these words; any ending may follow.
+        ignore: captions that contain one of these words are left out.
+    """
+    wanted_words, unwanted_words = (
+        re.compile("|".join(rf"\b{re.escape(word)}" for word in words) or r"(?!)", re.IGNORECASE)
+        for words in (only, ignore)
+    )
+
+    def wanted(text: str, confidence: float | None) -> bool:
+        sure = confidence is None or confidence >= min_confidence
+        return sure and (not only or bool(wanted_words.search(text))) and not unwanted_words.search(text)
+
+    def segments(result: Timeline) -> Generator[Segment, None, Caption]:
+        for segment in result:
+            if wanted(segment.caption, segment.confidence):
+                yield segment
+        whole = result.finish()
+        return replace(whole, segments=tuple(s for s in whole.segments if wanted(s.caption, s.confidence)))
+
+    for result in results:
+        if isinstance(result, Timeline):
+            yield Timeline(result.file, segments(result))
+        elif not result.ok or wanted(result.text, result.confidence):
+            yield result
 
 
 def timestamp(seconds: float, point: str = ".") -> str:
@@ -299,7 +376,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _several(results: Iterable[Result]) -> tuple[Iterator[Result], bool]:
-    """The results, and whether there is more than one: the first is held back until the second is there."""
+    """The results, and whether there are several; the first one is held back until the second is known."""
     results = iter(results)
     first = list(islice(results, 2))
     return chain(first, results), len(first) > 1
@@ -314,7 +391,7 @@ def _whole(result: Result) -> Caption:
 
 
 def _cues(result: Result) -> Iterator[Segment]:
-    """The segments, or one that spans the file; none of a failure. A cue must last, if only a millisecond."""
+    """The segments, or one that spans the file; none for a failure. Every cue lasts at least a millisecond."""
     segments = _segments(result)
     if isinstance(result, Caption) and result.ok:
         segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)

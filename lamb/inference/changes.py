@@ -1,9 +1,9 @@
 """Where a recording changes, from encoder tokens and level. [O]
 
-Time runs in cells of CELL seconds. A stretch of sound is cut where that pays: every segment costs the squared distances
-of its cells to their mean and a fixed PENALTY, and the cheapest segmentation is found exactly (dynamic programming,
-"optimal partitioning"). A cell's features are its token as a unit vector, so that PENALTY does not depend on the
-encoder's scale, and its level. Silence, and what could not be decoded, is a segment by itself.
+Time is divided into cells of CELL seconds. The cost of a segment is the sum of the squared distances of its cells to
+their mean, plus a fixed PENALTY; the segmentation of least cost is found exactly (dynamic programming, "optimal
+partitioning"). The features of a cell are its token as a unit vector, so that PENALTY does not depend on the scale of
+the encoder, and its level. Silence, and what could not be decoded, is a segment of its own.
 """
 
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ import numpy as np
 
 CELL = 0.2  # seconds
 PENALTY = 4.0  # chosen on made-up days (benchmarks/timeline.py, seeds 1 and 2); 3 to 6 give nearly the same
-LEVEL_WEIGHT = 0.02  # of a decibel, beside a vector of length 1
-FLOOR_DB = -90.0  # lower levels count as this
-SHORTEST = 3  # cells in a segment of sound
-PAUSE = 5  # cells of silence that are a segment; shorter ones belong to the sound around them
-LONGEST = 150  # cells without a change that are waited for
-AHEAD = 25  # cells that must be known behind a boundary before it is final
+LEVEL_WEIGHT = 0.02  # of one decibel, relative to the unit vector
+FLOOR_DB = -90.0  # lower levels are raised to this one
+SHORTEST = 3  # fewest cells in a segment of sound
+PAUSE = 5  # cells of silence that make a segment; a shorter pause belongs to the sound around it
+LONGEST = 150  # cells without a change after which a piece ends without one
+AHEAD = 25  # cells that must follow a boundary before it is final
 
 
 class Kind(Enum):
@@ -33,7 +33,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """Cells [start, end) of a recording; where `goes_on` is set it ends without a change."""
+    """Cells [start, end) of a recording; with `goes_on` it ends without a change."""
 
     start: int
     end: int
@@ -48,7 +48,10 @@ def features(tokens: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def changes(x: np.ndarray) -> list[int]:
-    """Ends of the cheapest segments of features `x` (n, D), the last one n, each SHORTEST cells or more if n is."""
+    """The ends of the segments of least cost of features `x` (n, D); the last end is n.
+
+    Every segment has at least SHORTEST cells, unless n is smaller.
+    """
     n = len(x)
     total = np.concatenate([np.zeros((1, x.shape[1])), np.cumsum(x, 0, dtype=np.float64)])  # (n + 1, D)
     squares = np.concatenate([[0.0], np.cumsum(np.square(x).sum(1), dtype=np.float64)])
@@ -68,9 +71,9 @@ def changes(x: np.ndarray) -> list[int]:
 
 
 class Segmenter:
-    """Cells in, pieces out, each as soon as it is final; together they cover every cell once, in order.
+    """Takes cells and yields pieces, each as soon as it is final; the pieces cover every cell once, in order.
 
-    At most LONGEST cells and one block are held.
+    It holds at most LONGEST cells and one block.
     """
 
     def __init__(self) -> None:

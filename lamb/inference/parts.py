@@ -1,4 +1,4 @@
-"""Windows in, parts out: the stretches of a recording that a timeline captions one by one. [O]
+"""From windows to parts, the stretches of a recording that a timeline captions one by one. [O]
 
 `Grid`: every window is a part. `Cells`: parts follow the sound. There windows overlap by half; where two cover a cell
 of `changes.CELL` seconds its tokens are their mean, weighted by how far inside each window the cell lies. `changes`

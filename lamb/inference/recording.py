@@ -11,17 +11,20 @@ Letters: T samples, N_a encoder tokens, D encoder width.
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..audio import reader as audio
-from ..config import DecodeConfig
+from ..audio import sandbox
+from ..config import DecodeConfig, DecodeLimits
 from ..data.manifest import Clip
 
 if TYPE_CHECKING:
@@ -47,32 +50,58 @@ class Recording:
     duration: float = 0.0  # seconds
     h_a: np.ndarray | None = None  # (N_a, D) encoder tokens; None where there is no sound
     error: audio.AudioError | None = None
+    damage: audio.Damage | None = None  # what was passed over; None: nothing would have been
 
     @property
     def name(self) -> str:
         """What results and messages call it."""
         return name_of(self.source)
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What was passed over, in words."""
+        return (str(audio.AudioDamage(self.name, self.damage.told())),) if self.damage and self.damage.spans else ()
 
-def hear(engine: Engine, sources: Iterable[Source], options: DecodeConfig) -> Iterator[list[Recording]]:
+    def tell(self) -> None:
+        """Warn of what was passed over; an end that is missing, or half of it that cannot be decoded, is an error."""
+        if self.error or not self.damage:
+            return
+        mostly = sum(end - start for start, end in self.damage.spans) > self.duration / 2
+        if self.damage.truncated or mostly:
+            problem = self.damage.truncated or self.damage.told()
+            self.error, self.h_a = audio.AudioError(self.name, problem, audio.RESCUE), None
+        elif self.damage.spans:
+            warnings.warn(audio.AudioDamage(self.name, self.damage.told()), stacklevel=2)
+
+
+def hear(
+    engine: Engine, sources: Iterable[Source], options: DecodeConfig, limits: DecodeLimits | None = None
+) -> Iterator[list[Recording]]:
     """The recordings in the order of `sources`, a group at a time; one that cannot be read has an `error`.
 
     Args:
         engine: encodes the windows.
         sources: taken group by group; the next group is decoded in the background while the caller uses this one.
         options: `window`, `hop` and `batch_size`.
+        limits: what decoding one file may cost; None: it is decoded in this process, without limits.
+
+    What cannot be decoded in the middle of a recording is passed over and told (AudioDamage, a warning); a recording
+    whose end is missing is an error.
     """
     size = max(options.batch_size, min(options.batch_size * GROUP, HELD))
     todo = iter(sources)
 
-    def opened(source: Source) -> tuple[Recording, Windows]:
+    def opened(source: Source, damaged: bool = False) -> tuple[Recording, Windows]:
         """A recording, with its first windows decoded; the rest, of a long one, when it is its turn."""
-        rest = windows(source, engine.sample_rate, options)
+        damaged = damaged or is_live(source)  # a pipe cannot be read twice
+        recording = Recording(source, damage=audio.Damage() if damaged else None)
+        rest = windows(source, engine.sample_rate, options, recording.damage, limits)
         try:
             first = list(islice(rest, AHEAD))
         except audio.AudioError as error:
-            return Recording(source, error=error), iter(())
-        return Recording(source), _chain(first, rest if len(first) == AHEAD else iter(()))
+            recording.error = error
+            return (recording, iter(())) if damaged or error.problem == sandbox.SLOW else opened(source, damaged=True)
+        return recording, _chain(first, rest if len(first) == AHEAD else iter(()))
 
     with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
         ahead: deque[Opened] = deque(pool.submit(opened, source) for source in islice(todo, size))
@@ -82,6 +111,11 @@ def hear(engine: Engine, sources: Iterable[Source], options: DecodeConfig) -> It
                 ahead.extend(pool.submit(opened, source) for source in islice(todo, size))
                 group = [future.result() for future in futures]
                 _encode(engine, group, options.batch_size)
+                for k, (recording, _) in enumerate(group):
+                    if recording.error and not recording.damage:  # it broke off later on
+                        group[k] = opened(recording.source, damaged=True)
+                        _encode(engine, group[k : k + 1], options.batch_size)
+                    group[k][0].tell()
                 yield [recording for recording, _ in group]
         finally:
             for future in ahead:
@@ -114,15 +148,23 @@ def _encode(engine: Engine, group: Sequence[tuple[Recording, Windows]], size: in
 
 
 def windows(
-    source: Source, sample_rate: int, options: DecodeConfig, lost: list[tuple[float, float]] | None = None
+    source: Source,
+    sample_rate: int,
+    options: DecodeConfig,
+    damage: audio.Damage | None = None,
+    limits: DecodeLimits | None = None,
 ) -> Windows:
-    """`audio.windows` of `options.window` seconds, one every `options.hop`; AudioError at the first one, or later."""
+    """`audio.windows` of `options.window` seconds, one every `options.hop`; AudioError at the first one, or later.
+
+    With `limits` a process of its own decodes.
+    """
     if isinstance(source, Clip):
         if source.start or source.duration is not None:
             source = audio.load(source.path, sample_rate, source.start, source.duration), sample_rate
         else:
             source = source.path
-    yield from audio.windows(source, sample_rate, options.window, options.hop, lost)
+    by = partial(sandbox.windows, limits=limits) if limits else audio.windows
+    yield from by(source, sample_rate, options.window, options.hop, damage)
 
 
 def name_of(source: Source) -> str:

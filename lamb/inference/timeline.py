@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..audio import reader as audio
-from ..config import DecodeConfig
+from ..config import DecodeConfig, DecodeLimits
 from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Caption, Segment
 from .changes import CELL
@@ -28,69 +28,78 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .generation import Hypothesis
 
-LIVE = 4  # windows that are waited for where the sound still comes; elsewhere a batch
-ENCODED = 4  # windows that are encoded together: more are no faster on a CPU, and take 10 MB each
+LIVE = 4  # windows captioned together where the sound still arrives; elsewhere a batch
+ENCODED = 4  # windows encoded together: more are no faster on a CPU, and each takes 10 MB
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is wanted: `options` for windows and segments; `whole`, `n_best` and `seed` for the caption of it all."""
+    """The options of a timeline: `options` for windows and segments; `whole`, `n_best` and `seed` for the whole."""
 
     options: DecodeConfig
     whole: DecodeConfig
     grid: bool  # segments are the windows
     n_best: int = 1
     seed: int | None = None
-    listen: Callable[[np.ndarray], None] | None = None  # is handed all samples, in order, while they pass
+    listen: Callable[[np.ndarray], None] | None = None  # called with all samples, in order
+    limits: DecodeLimits | None = None  # of the process that decodes; None: this one decodes
 
 
 def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, None, Caption]:
-    """Yields the segments, each as soon as it is final, and returns the whole, with the segments in it.
+    """Yield the segments, each as soon as it is final, and return the caption of the whole with the segments in it.
 
     Raises AudioError for what cannot be opened. A stretch that cannot be decoded is a segment "(unreadable)" of
     confidence 0, with an AudioDamage (a warning).
     """
     file, found = name_of(source), []
+    damage: list[str] = []
+
+    def told(problem: str) -> None:
+        warning = audio.AudioDamage(file, problem)
+        damage.append(str(warning))
+        warnings.warn(warning, stacklevel=4)
+
+    def final(segment: Segment) -> Segment:
+        if segment.caption == UNREADABLE:
+            told(f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over")
+        found.append(segment)
+        return segment
+
     sound = _Sound(engine, source, plan)
     joiner = _Joiner()
     count = 0
     for part in sound.parts():
         count += 1
         for segment in joiner.add(part):
-            found.append(_told(segment, file))
-            yield segment
+            yield final(segment)
     whole = Caption.of(file, sound.end, sound.whole(), plan.whole)
     last = joiner.end()
     if count == 1 and last.caption not in (SILENCE, UNREADABLE):  # the whole has a better search
         last = replace(last, caption=whole.text, confidence=whole.confidence)
-    found.append(_told(last, file))
+    last = final(last)
+    if sound.damage.truncated:
+        told(sound.damage.truncated)
     yield last
-    return replace(whole, segments=tuple(found))
-
-
-def _told(segment: Segment, file: str) -> Segment:
-    if segment.caption == UNREADABLE:
-        problem = f"damaged: {segment.start:.2f} s to {segment.end:.2f} s cannot be decoded and is passed over"
-        warnings.warn(audio.AudioDamage(file, problem), stacklevel=3)
-    return segment
+    return replace(whole, segments=tuple(found), damage=tuple(damage))
 
 
 class _Sound:
-    """A recording on its way through the model: `end` seconds of it have been heard."""
+    """A recording while it is read: `end` seconds have been encoded."""
 
     def __init__(self, engine: Engine, source: Source, plan: Plan):
         self.engine, self.source, self.plan = engine, source, plan
         self.rate = engine.sample_rate
         self.end = 0.0
+        self.damage = audio.Damage()
         self.summary, self.summarised = Summary(), 0.0  # of windows that do not overlap, up to this second
         self.rest: tuple[float, np.ndarray] | None = None  # start and tokens of a window that does overlap
 
     def parts(self) -> Iterator[Part]:
         """The parts in order, captioned group by group of windows."""
         options, engine = self.plan.options, self.engine
-        lost: list[tuple[float, float]] = []
+        lost = self.damage.spans
         cut = Grid(lost) if self.plan.grid else Cells(self.rate, engine.frame_rate, engine.dim, options, lost)
-        rest = windows(self.source, self.rate, options, lost)
+        rest = windows(self.source, self.rate, options, self.damage, self.plan.limits)
         size, limit = 1, LIVE if is_live(self.source) else options.batch_size
         while group := list(islice(rest, size)):
             size = min(2 * size, limit)  # the first segments soon, the rest fast
@@ -101,7 +110,7 @@ class _Sound:
         yield from self._captioned(cut.finish(self.end))
 
     def whole(self) -> list[Hypothesis]:
-        """The captions of all that was heard, best first; none of silence."""
+        """The hypotheses for the whole recording, best first; none for silence."""
         if self.rest and self.end - self.summarised >= audio.MIN_DURATION:  # the end, which no summarised window has
             start, h_a = self.rest
             share = (self.summarised - start) / (self.end - start)
@@ -112,7 +121,7 @@ class _Sound:
         return self.engine.describe([tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
     def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, np.ndarray | None]]:
-        """The windows but a sliver, with their tokens (N_a, D), None for silence; each is heard and summarised."""
+        """The windows with their tokens (N_a, D), None for silence; a last sliver is left out."""
         heard = [has_sound(start, x, self.rate) for start, x in group]
         tokens = iter(self.engine.encode([x for (_, x), there in zip(group, heard, strict=True) if there], ENCODED))
         for (start, x), there in zip(group, heard, strict=True):
@@ -139,7 +148,7 @@ class _Sound:
 
 
 class _Joiner:
-    """Parts in, segments out: parts without a change between them are one, and so are neighbours that say the same."""
+    """Joins parts into segments: those without a change between them, and neighbours with the same meaning."""
 
     def __init__(self) -> None:
         self.unchanged: list[Segment] = []
@@ -162,7 +171,7 @@ class _Joiner:
 
 
 def _joined(segments: list[Segment]) -> Segment:
-    """One segment, with the caption of most of the seconds."""
+    """One segment with the caption that lasts longest."""
     seconds: dict[str, float] = {}
     for s in segments:
         seconds[s.caption] = seconds.get(s.caption, 0.0) + s.end - s.start
@@ -172,7 +181,7 @@ def _joined(segments: list[Segment]) -> Segment:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two captions say the same: in the same words, or of the same sounds among those that have word lists."""
+    """Whether two captions mean the same: they are equal, or name the same sounds of the vocabulary."""
     return one == other or bool(_sounds(one) and _sounds(one) == _sounds(other))
 
 

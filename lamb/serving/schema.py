@@ -79,6 +79,7 @@ class CaptionJSON(BaseModel):
     captions: list[str]
     scores: list[float | None] = []
     segments: list[SegmentJSON]
+    damage: list[str] | None = Field(None, description="What of the recording could not be decoded.")
 
 
 class Transcription(BaseModel):

@@ -101,7 +101,8 @@ def fast(device: torch.device) -> bool:
 
 
 class DistillStage(Stage):
-    """See above. With `init`, the student begins with the weights of the encoder in that folder."""
+    """See above. With `init`, the student begins with the weights of the encoder in that folder; its heads are new
+    where that was trained on other labels."""
 
     module: Student
 
@@ -121,10 +122,7 @@ class DistillStage(Stage):
         described = {**options, "sample_rate": rate, "labels": self.labels}
         encoder = build_encoder(replace(config.model.encoder, source=None, train="full", options=described))
         if config.init is not None:
-            began = build_encoder(replace(config.model.encoder, source=config.init, train="full", options={}))
-            if began.options != encoder.options:
-                raise ConfigError(f"init: {config.init}: an encoder of other options or labels")
-            encoder = began
+            _begin_with(encoder, config.init)
         self.teacher = Teacher(config.distill.teacher, encoder)
         self.module = Student(encoder, self.teacher.net.options["outputs"])
         with torch.no_grad():
@@ -146,9 +144,7 @@ class DistillStage(Stage):
             log_mel, valid = self.module.encoder.log_mel(batch["waveform"], batch["mask"])
             if self.config.distill.crop:
                 log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
-            frames = valid.sum(1)
-            mean = ((log_mel * valid[:, None, None]).sum((1, 2, 3)) / (frames * log_mel.shape[2]))[:, None, None]
-            log_mel = spec_augment(log_mel[:, 0], frames, bands=BANDS, stretch=STRETCH, fill=mean)[:, None]
+            log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
             maps, logits = self.teacher(log_mel, valid)
         hints = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
         return {"log_mel": log_mel, "valid": valid, "hints": hints, "classes": logits, "events": batch["events"]}
@@ -191,6 +187,19 @@ class DistillStage(Stage):
         out, encoder = Path(self.config.out), self.module.encoder
         write_text(out / "config.json", json.dumps(encoder.options))
         save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
+
+
+def _begin_with(encoder: EfficientAT, folder: str) -> None:
+    """Put the weights of the encoder in `folder` into `encoder`; ConfigError where it is another network."""
+    try:
+        other = EfficientAT.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"init: {error}") from None
+    differ = sorted(key for key, value in other.options.items() if encoder.options[key] != value)
+    if set(differ) - {"labels"}:
+        raise ConfigError(f"init: {folder}: is an encoder of other options: {', '.join(differ)}; give the same ones")
+    weights = {key: value for key, value in other.state_dict().items() if not differ or not key.startswith("heads.")}
+    encoder.load_state_dict({**encoder.state_dict(), **weights})
 
 
 def _scale(hints: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:

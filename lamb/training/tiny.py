@@ -123,9 +123,7 @@ class Tagger(nn.Module):
             heard = []
             for branch in self.trained:
                 log_mel, valid = branch.log_mel(waveform, mask)  # (B, F, mels), (B, F)
-                frames = valid.sum(1)
-                mean = ((log_mel * valid[..., None]).sum((1, 2)) / (frames * log_mel.shape[2]))[:, None, None]
-                seen = spec_augment(log_mel.transpose(1, 2), frames, bands=10, stretch=30, fill=mean)
+                seen = spec_augment(log_mel.transpose(1, 2), valid.sum(1), bands=10, stretch=30, fill=None)
                 heard.append(branch.encode(seen.transpose(1, 2), valid))
             tokens, mask = (torch.cat(parts) for parts in zip(*heard, strict=True))
         else:

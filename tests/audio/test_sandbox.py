@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 import soundfile
 
 from lamb.audio import reader, sandbox
-from lamb.audio.errors import AudioDamage, AudioError
+from lamb.audio.errors import AudioError, AudioWarning, Damage
 from lamb.audio.sandbox import Decoding
 from lamb.config import DecodeLimits
 
@@ -67,7 +66,7 @@ def test_a_pipe_is_read_as_it_comes():
     out, into = os.pipe()
     with open(out, "rb") as pipe, open(into, "wb") as feed:
         threading.Thread(target=lambda: (feed.write(content), feed.close())).start()
-        same(list(sandbox.windows(pipe, RATE, 2.0, 1.0, [])), list(reader.windows(FILES[0], RATE, 2.0, 1.0)))
+        same(list(sandbox.windows(pipe, RATE, 2.0, 1.0, Damage())), list(reader.windows(FILES[0], RATE, 2.0, 1.0)))
 
 
 def test_words_are_the_readers(tmp_path):
@@ -82,24 +81,30 @@ def test_words_are_the_readers(tmp_path):
         list(sandbox.windows(3, RATE, 1.0, 1.0))
 
 
-def test_damage_is_told_with_the_files_name(tmp_path):
+def test_damage_is_noted_as_by_the_reader(tmp_path):
     path = tmp_path / "cut.wav"
     soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, 5 * RATE), RATE)
     path.write_bytes(path.read_bytes()[: 3 * 2 * RATE])
-    lost: list = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        list(sandbox.windows(path, RATE, 1.0, 1.0, lost))
-    assert [w.category for w in caught] == [AudioDamage]
-    assert str(caught[0].message).startswith(f"{path}: truncated")
     content = bytearray(FILES[0].read_bytes())
-    content[len(content) // 2 :][:4000] = bytes(4000)
-    found: list = []
-    for module in (sandbox, reader):
-        lost = []
-        list(module.windows(bytes(content), RATE, 1.0, 1.0, lost))
-        found.append(lost)
-    assert found[0] == found[1]
+    for share in (0.3, 0.6):
+        at = round(share * len(content))
+        content[at : at + 1000] = bytes(1000)
+    for source in (path, bytes(content)):
+        found = []
+        for module in (sandbox, reader):
+            damage = Damage()
+            list(module.windows(source, RATE, 0.5, 0.5, damage))
+            found.append(damage)
+        assert found[0] == found[1]
+        assert found[0].truncated if source is path else found[0].spans
+
+
+def test_a_repair_is_told_with_the_files_name(tmp_path):
+    x = np.zeros(RATE, np.float32)
+    x[500] = np.nan
+    soundfile.write(tmp_path / "a.wav", x, RATE, "FLOAT")
+    with pytest.warns(AudioWarning, match=rf"{tmp_path / 'a.wav'}: samples near 0.0 s are NaN"):
+        list(sandbox.windows(tmp_path / "a.wav", RATE, 1.0, 1.0))
 
 
 def test_a_decoder_takes_file_after_file(fresh):

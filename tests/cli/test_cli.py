@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from lamb.cli.app import main
-from lamb.cli.caption import Format
 from lamb.cli.errors import REMEDIES
+from lamb.cli.output import ONE_RECORDING, Format
 from lamb.inference.captions import WRITERS
 
 # Stands in for lamb/inference/captioner.py, here and in processes of their own; a file's name says what happens to it.
@@ -97,29 +97,31 @@ def lamb(fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     return run
 
 
+CODE = (  # the command in a process of its own, with the same stand-in
+    "import sys, types; m = types.ModuleType('lamb.inference.captioner'); sys.modules[m.__name__] = m;"
+    f"exec({FAKE!r}, m.__dict__); from lamb.cli.app import main; main()"
+)
+
+
 def process(*arguments: object, **options: object) -> subprocess.Popen[str]:
-    """The command in a process of its own, with the same stand-in."""
-    code = (
-        "import sys, types; m = types.ModuleType('lamb.inference.captioner'); sys.modules[m.__name__] = m;"
-        f"exec({FAKE!r}, m.__dict__); from lamb.cli.app import main; main()"
-    )
+    """The command `lamb ARGUMENTS`, started."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
+    command = [sys.executable, "-c", CODE, *map(str, arguments)]
     return subprocess.Popen(command, cwd=Path(__file__).parents[2], **{**pipes, **options})  # type: ignore[call-overload]
 
 
 def test_one_file_is_one_sentence(lamb: Run, fake: types.ModuleType) -> None:
     assert lamb("caption", "dog.wav") == (0, "A dog barks.\n", "")
     left_out = dict.fromkeys(("beams", "seed", "batch_size", "window", "hop"))
-    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, **left_out}]
+    assert fake.calls == [{"n_best": 1, "timeline": False, "sample": False, "detailed": False, **left_out}]
 
 
 def test_options_reach_the_captioner(lamb: Run, fake: types.ModuleType) -> None:
-    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --timeline --window 10 --hop 5"
+    options = "--n-best 2 --beams 3 --sample --seed 7 --batch-size 5 --detailed --timeline --window 10 --hop 5"
     assert lamb("caption", "a.wav", *options.split())[0] == 0
     assert fake.calls == [
         {"n_best": 2, "beams": 3, "sample": True, "seed": 7, "batch_size": 5, "timeline": True}
-        | {"window": 10.0, "hop": 5.0}
+        | {"detailed": True, "window": 10.0, "hop": 5.0}
     ]
 
 
@@ -208,12 +210,17 @@ def test_sound_that_is_lost_is_a_failure(lamb: Run) -> None:
         assert lamb("caption", "holes.mp3", *options) == told
 
 
-@pytest.mark.parametrize("name", [*WRITERS, "table"])
+@pytest.mark.parametrize("name", [*WRITERS, "label-studio", "table"])
 def test_formats(lamb: Run, name: str) -> None:
-    assert sorted(Format) == sorted([*WRITERS, "table"])
-    code, out, err = lamb("caption", "a.wav", "b.wav", "--timeline", "--format", name)
+    assert sorted(Format) == sorted([*WRITERS, "label-studio", "table"])
+    files = ["a.wav"] if name in ONE_RECORDING else ["a.wav", "b.wav"]
+    code, out, err = lamb("caption", *files, "--timeline", "--format", name)
     assert (code, err) == (0, "")
-    assert out.count("A dog barks.") == {"json": 6, "jsonl": 6, "text": 4}.get(name, 2)
+    assert out.count("A dog barks.") == len(files) * {"json": 3, "jsonl": 3, "text": 2, "label-studio": 2}.get(name, 1)
+    if name in ONE_RECORDING:
+        code, out, err = lamb("caption", "a.wav", "b.wav", "--format", name)
+        assert (code, out) == (2, "")
+        assert "--output-dir" in err
 
 
 def test_table(lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -251,6 +258,123 @@ def test_output_is_complete_or_as_it_was(lamb: Run, tmp_path: Path) -> None:
     assert lamb("caption", "a.wav", "bad.wav", "--output", target)[0] == 1
     assert target.read_text() == "a.wav\tA dog barks.\n"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("--output a.wav b.wav", "is named like a recording"),  # the shell made it of --output *.wav
+        ("b.wav --output b.wav", "is named like a recording"),
+        ("new.wav -o other.MP3", "is named like a recording"),
+        ("sound --output sound", "is an input"),
+        ("a.wav --output link", "exists and is not a former result"),
+        ("sound --format jsonl --output names.csv", "exists and is not a former result"),
+        ("sound --format json --output README.md", "exists and is not a former result"),
+        ("sound --output script.py", "exists and is not a former result"),
+        ("a.wav b.wav --output {parent}.txt", "would both be written"),
+        ("a.wav --output {stem}.flac", "is named like a recording"),
+        ("a.wav b.wav --output x.txt --skip-existing", "one file per recording"),
+        ("a.wav --output x.txt --output-dir y", "only one of"),
+    ],
+)
+def test_no_recording_and_no_foreign_file_is_replaced(
+    lamb: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.wav", "b.wav", "sound"):
+        Path(name).write_bytes(b"RIFF\0\0" + name.encode())
+    Path("link").symlink_to("sound")
+    Path("names.csv").write_text("name,age\n")
+    Path("README.md").write_text("# Mine\n")
+    Path("script.py").write_text("print()\n")
+    before = contents(tmp_path)
+    code, out, err = lamb("caption", *arguments.split())
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())
+    assert contents(tmp_path) == before
+
+
+def test_a_former_result_is_replaced(lamb: Run, tmp_path: Path) -> None:
+    for name in ("a.txt", "a.json", "a.jsonl", "a.csv", "a.srt", "a.vtt", "a.labels", "a.selections.txt", "none"):
+        target = tmp_path / name
+        assert lamb("caption", "a.wav", "--output", target)[0] == 0
+        first = target.read_text()
+        assert lamb("caption", "a.wav", "--output", target) == (0, "", "")
+        assert target.read_text() == first
+
+
+def test_a_file_for_each_recording(lamb: Run, tmp_path: Path, fake: types.ModuleType) -> None:
+    code, out, err = lamb("caption", "x/a.wav", "bad.wav", "b.wav", "--format", "srt", "--output-dir", tmp_path / "new")
+    assert (code, out) == (1, "")
+    assert err == "lamb: error: bad.wav: not audio; give a sound file\n"
+    assert sorted(contents(tmp_path)) == ["new/a.srt", "new/b.srt"]
+    assert (tmp_path / "new/b.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:15,000\nA dog barks.")
+    lamb("caption", "a.wav", "--output", tmp_path / "new" / "{name}.json")
+    assert json.loads((tmp_path / "new/a.wav.json").read_text())[0]["caption"] == "A dog barks."
+    code, out, err = lamb("caption", "a.wav", "c.wav", "-f", "srt", "--output-dir", tmp_path / "new", "--skip-existing")
+    assert (code, out) == (0, "")
+    assert err == "lamb: note: 1 of 2 recordings were skipped, as their output exists\n"
+    assert (tmp_path / "new/c.srt").exists()
+
+
+def test_filters(lamb: Run, tmp_path: Path) -> None:
+    assert lamb("caption", "a.wav", "--min-confidence", "0.8")[1] == ""
+    assert lamb("caption", "a.wav", "--min-confidence", "0.7", "--only", "cat, dog")[1] == "A dog barks.\n"
+    assert lamb("caption", "a.wav", "--ignore", "bark")[1] == ""
+    rows = [json.loads(line) for line in lamb("caption", "a.wav", "--timeline", "-f", "jsonl", "--ignore", "RAIN")[1:2]]
+    assert [segment["caption"] for segment in rows[0]["segments"]] == ["A dog barks."]
+    lamb("caption", "a.wav", "b.wav", "--only", "cow", "--output-dir", tmp_path)
+    assert contents(tmp_path) == {}
+
+
+def test_a_file_whose_name_is_in_the_message_is_named(lamb: Run, fake: types.ModuleType) -> None:
+    from lamb.inference.captions import Caption
+
+    fake.Captioner.stream = lambda self, inputs, **options: (Caption(f, error="it is empty") for f in inputs)
+    assert lamb("caption", "it")[2] == "lamb: error: it: it is empty\n"
+
+
+@pytest.mark.parametrize(
+    ("closed", "expected"),
+    [
+        ("2>&-", (1, "a.wav\tA dog barks.\n", "")),
+        (">&-", (1, "", "lamb: error: standard output is closed; give --output FILE\n")),
+        (">&- 2>&-", (1, "", "")),
+        (">&- -o FILE", (1, "", "lamb: error: bad.wav: not audio; give a sound file\n")),
+        ("2>&- -o FILE", (1, "", "")),
+    ],
+)
+def test_closed_streams(tmp_path: Path, closed: str, expected: tuple[int, str, str]) -> None:
+    code = [sys.executable, "-c", CODE, "caption", "a.wav", "bad.wav"]
+    target = tmp_path / "a.txt"
+    shell = f'"$@" {closed.replace("FILE", str(target))}'
+    run = subprocess.run(["bash", "-c", shell, "-", *code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert (run.returncode, run.stdout, run.stderr) == expected
+    if "FILE" in closed:
+        assert target.read_text() == "a.wav\tA dog barks.\n"
+
+
+def test_an_empty_number_of_threads_is_ignored(lamb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert lamb("caption", "a.wav")[0] == 0
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize("columns", ["20", "60", "200"])
+def test_a_table_keeps_the_caption_on_any_terminal(lamb: Run, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    out = lamb("caption", "quite_a_long_name_of_a_recording.wav", "--format", "table")[1]
+    assert "A dog barks." in out
+
+
+def test_shell_completion() -> None:
+    environment = {"_LAMB_COMPLETE": "complete_bash", "COMP_WORDS": "lamb capt", "COMP_CWORD": "1"}
+    run = subprocess.run([sys.executable, "-c", CODE], env=os.environ | environment, capture_output=True, text=True)
+    assert (run.stdout.strip(), run.stderr) == ("caption", "")
 
 
 def test_output_to_a_device_or_through_a_link(lamb: Run, tmp_path: Path) -> None:
@@ -424,13 +548,38 @@ def test_evaluate_compare_and_people(lamb: Run, two_systems: list[str]) -> None:
         (["--human", "tiny", "data"], "expected DATA alone, got: tiny data"),
         (["--human", "--compare", "a", "b", "data"], "give only one of --predictions, --compare and --human"),
         (["tiny", "data", "--csv", "."], ". is a folder"),
-        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: no such manifest"),
+        (["--predictions", "a.jsonl", "nosuch.jsonl"], "nosuch.jsonl: does not exist; check the path"),
     ],
 )
 def test_evaluate_given_what_does_not_fit(lamb: Run, two_systems: list[str], given: list[str], problem: str) -> None:
     code, out, err = lamb("evaluate", *given)
     assert (code, out) == (2, "")
     assert problem in " ".join(err.split())
+
+
+def test_evaluate_replaces_no_input(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:
+    a, _, data = two_systems
+    (tmp_path / "p.csv").write_text("id,caption\none,A dog.\ntwo,A cat.\n")
+    before = contents(tmp_path)
+    for target, why in (("p.csv", "p.csv is an input"), (data, "is an input"), (a, "not a former result")):
+        code, out, err = lamb("evaluate", "--predictions", "p.csv", data, "--csv", target)
+        assert (code, out) == (2, "")
+        assert why in " ".join(err.split())
+    assert contents(tmp_path) == before
+
+
+def test_evaluate_in_a_folder_that_cannot_be_written_to(
+    lamb: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from lamb.evaluation import evaluate as evaluation
+
+    asked: list[object] = []
+    monkeypatch.setattr(evaluation, "evaluate_models", lambda *given, **options: asked.append(given[3]) or [])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file where the folder would be")
+    with pytest.raises(IndexError):  # there is no result to print
+        lamb("evaluate", "tiny", "data", "--json")
+    assert asked == [[None]]
 
 
 def test_evaluate_fails_where_clips_fail(lamb: Run, two_systems: list[str], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import soundfile
 from lamb.data.manifest import Clip, ManifestError
 from lamb.evaluation.predictions import FILE, caption_clips, read_predictions
 from lamb.inference.captioner import Captioner
+from lamb.inference.captions import WRITERS, Caption
 
 
 @pytest.fixture
@@ -154,8 +155,8 @@ def test_predictions_of_another_system(tmp_path):
         ([{"id": "a", "caption": "x"}], "2 clips of the data without a caption: 'b', 'c'; give --partial"),
         ([{"id": i, "caption": "x"} for i in "abcdef"], "3 ids that no clip of the data has: 'd', 'e', 'f'; give"),
         ([{"caption": "x"}], "line 1: no id"),
-        ([{"id": 7, "caption": "x"}], "line 1: no id"),
-        ([{"id": "a", "text": "x"}], "line 1: no caption; a row has the keys id and caption"),
+        ([{"id": 7.5, "caption": "x"}], "line 1: no id"),
+        ([{"id": "a", "text": "x"}], "line 1: no caption; a row has the keys id"),
         (["a"], "line 1: no id"),
     ],
 )
@@ -164,11 +165,41 @@ def test_predictions_that_do_not_fit(tmp_path, rows, problem):
         read_predictions(write(tmp_path / "p.jsonl", *rows), CLIPS)
 
 
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_the_output_of_lamb_caption_is_a_file_of_predictions(tmp_path, format):
+    """By the path as it was given, its name or its stem; a failure counts as one."""
+    clips = [Clip("one", str(tmp_path / "x" / "a.wav")), Clip("two", "/away/b.flac"), Clip("3", "/away/c.ogg")]
+    results = [
+        Caption(str(tmp_path / "x" / "a.wav"), 1.0, "A dog."),
+        Caption("b.flac", 1.0, "A cat."),
+        Caption("elsewhere/c.wav", error="broken"),
+    ]
+    path = tmp_path / f"p.{format}"
+    path.write_text("".join(WRITERS[format](results)))
+    found = read_predictions(path, clips)
+    assert found[0] == clips
+    assert [(c.text, c.ok) for c in found[1]] == [("A dog.", True), ("A cat.", True), ("", False)]
+
+
+def test_ids_in_other_columns(tmp_path):
+    clips = [Clip("7", "/x/a.wav"), Clip("8", "/x/b.wav")]
+    for name, text in {
+        "id.csv": "ID;Caption\n7;A dog.\n8;A cat.\n",
+        "name.csv": "file_name,caption\na.wav,A dog.\nb.wav,A cat.\n",
+        "p.jsonl": '{"id": 7, "caption": "A dog."}\n{"id": 8, "caption": "A cat."}\n',
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert [c.text for c in read_predictions(tmp_path / name, clips)[1]] == ["A dog.", "A cat."], name
+    (tmp_path / "wide.csv").write_text("id,caption\n7,A dog.\n8,A caf\xe9.\n", encoding="cp1252")
+    with pytest.raises(ManifestError, match=r"wide\.csv, line 3: neither UTF-8 nor UTF-16; .*iconv"):
+        read_predictions(tmp_path / "wide.csv", clips)
+
+
 def test_predictions_of_some_clips(tmp_path):
     some = write(tmp_path / "p.jsonl", {"id": "z", "caption": "x"}, {"id": "c", "caption": "y"})
     clips, captions = read_predictions(some, CLIPS, partial=True)
     assert ([clip.id for clip in clips], [c.text for c in captions]) == (["c"], ["y"])
     with pytest.raises(ManifestError, match="no id of the data is here; ids look like 'a'"):
         read_predictions(write(tmp_path / "q.jsonl", {"id": "z", "caption": "x"}), CLIPS, partial=True)
-    with pytest.raises(ManifestError, match="cannot be read as captions"):
+    with pytest.raises(ManifestError, match="does not exist; check the path"):
         read_predictions(tmp_path / "none.csv", CLIPS)

@@ -9,6 +9,7 @@ import torch
 
 from lamb.config import DecodeConfig, WeighConfig
 from lamb.data.vocabulary import PARENTS
+from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Sound
 from lamb.inference.confidence import logistic
 from lamb.inference.generation import Hypothesis, score
@@ -165,3 +166,15 @@ def test_choice(model):
     assert all(h.confidence is not None and 0 <= h.confidence <= 1 and math.isfinite(h.score) for h in rows[0])
     assert rows[1][0].sounds  # where nothing was found, an upper class is told
     assert set(rows[1][0].sounds[0].labels) <= PARENTS
+
+
+def test_a_captioner_weighs_what_it_says(model):
+    captioner = Captioner(model, DecodeConfig(max_new_tokens=4, weigh=OPTIONS))
+    rng = np.random.default_rng(0)
+    sounds = [(rng.uniform(-0.5, 0.5, 8000).astype(np.float32), 16000) for _ in range(2)]
+    for detailed in (False, True):
+        for result in captioner.caption(sounds, detailed=detailed):
+            assert result.ok
+            assert result.sounds
+            assert result.confidence == pytest.approx(caption_confidence(result.sounds, OPTIONS))
+            assert result.to_dict()["sounds"][0].keys() == {"text", "labels", "confidence"}

@@ -2,15 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lamb.config import ConfigError
+from lamb.config import ConfigError, read_recipe
 from lamb.model.encoders.efficientat import EfficientAT, mean
-from lamb.training.distill import HINTS, Teacher, hint_loss, hinted, stretches, tag_losses
+from lamb.training.distill import HINTS, DistillStage, Teacher, hint_loss, hinted, stretches, tag_losses
 from lamb.training.train import train
 
 # the mels of a teacher of 128 bands up to 15 kHz, less the last 24
@@ -165,10 +166,23 @@ def test_recipes_that_cannot_be(recipe, teacher, change, message):
         train(recipe("distill", **content))
 
 
-def test_init_of_other_options(recipe, tmp_path, teacher):
-    other = EfficientAT(**STUDENT | {"labels": ("a", "b")})
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(json.dumps(other.options))
-    save_file({k: v.contiguous() for k, v in other.state_dict().items()}, tmp_path / "other" / "model.safetensors")
-    with pytest.raises(ConfigError, match=r"init: .*other options or labels"):
-        train(recipe("distill", init=str(tmp_path / "other"), **settings(teacher)))
+def leave(encoder: EfficientAT, folder: Path) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(encoder.options))
+    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+def test_init(recipe, tmp_path, teacher):
+    content = settings(teacher)
+    other = leave(EfficientAT(**STUDENT | {"relative": False}), tmp_path / "other")
+    config = read_recipe(recipe("distill", **content), [f"init={other}"])
+    with pytest.raises(ConfigError, match=r"init: .*other options: labels, relative"):
+        DistillStage(config)
+    begun = EfficientAT(**STUDENT | {"labels": ("a", "b")})
+    encoder = DistillStage(replace(config, init=leave(begun, tmp_path / "labels"))).module.encoder
+    assert encoder.labels[0] == "dog"
+    for key, value in begun.state_dict().items():
+        assert key.startswith("heads.") or torch.equal(encoder.state_dict()[key], value)
+    with pytest.raises(ConfigError, match="init: no EfficientAT"):
+        DistillStage(replace(config, init="nowhere"))

@@ -13,7 +13,7 @@ SHARE = 0.2  # longest stretch of frames, as a share of the clip's frames
 
 
 def spec_augment(
-    spectrogram: Tensor, frames: Tensor, *, bands: int = BANDS, stretch: int = FRAMES, fill: Tensor | float = 0.0
+    spectrogram: Tensor, frames: Tensor, *, bands: int = BANDS, stretch: int = FRAMES, fill: float | None = 0.0
 ) -> Tensor:
     """Hide parts of (B, mels, F), of which the first frames (B,) belong to each clip; every clip has its own draws.
 
@@ -21,14 +21,19 @@ def spec_augment(
 
     Args:
         bands, stretch: the longest stretch of bands and of frames.
-        fill: the value of what is hidden, a number or (B, 1, 1). 0 is the mean of every band after CED's BatchNorm.
+        fill: the value of what is hidden, such as 0, the mean of every band after CED's BatchNorm; None: each clip's
+            own mean.
     """
     size, mels, length = spectrogram.shape
     own = frames.cpu()
     rows = _stretches(torch.full((size,), mels), torch.full((size,), bands), mels)  # (B, mels)
     columns = _stretches(own, (SHARE * own).clamp(max=stretch), length)  # (B, F)
     hidden = (rows[:, :, None] | columns[:, None]).to(spectrogram.device)  # (B, mels, F)
-    return torch.where(hidden, fill, spectrogram)
+    if fill is not None:
+        return spectrogram.masked_fill(hidden, fill)
+    own_frames = torch.arange(length, device=frames.device) < frames[:, None]  # (B, F)
+    mean = (spectrogram * own_frames[:, None]).sum((1, 2)) / (mels * frames)  # (B,)
+    return torch.where(hidden, mean[:, None, None], spectrogram)
 
 
 def _stretches(lengths: Tensor, longest: Tensor, size: int) -> Tensor:

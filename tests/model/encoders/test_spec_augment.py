@@ -53,13 +53,15 @@ def test_the_shortest_clips(length):
         assert (found[0] == 0).all(0).sum() <= 2
 
 
-def test_what_is_hidden_has_the_value_asked_for():
-    """One value for each clip, and no longer stretches than asked for."""
+def test_what_is_hidden_has_the_mean_of_its_clip():
+    """A mean without the padding, and no longer stretches than asked for."""
     torch.manual_seed(0)
-    spectrogram, fill = torch.randn(40, 32, 100), torch.randn(40, 1, 1)
-    found = spec_augment(spectrogram, torch.full((40,), 100), bands=6, stretch=4, fill=fill)
+    spectrogram, lengths = torch.randn(40, 32, 100), torch.tensor([100, 60] * 20)
+    spectrogram[1::2, :, 60:] = 1e3  # padding
+    found = spec_augment(spectrogram, lengths, bands=6, stretch=4, fill=None)
     hidden = found != spectrogram
-    assert torch.equal(found[hidden], fill.expand_as(found)[hidden])
+    mean = torch.stack([clip[:, :own].mean() for clip, own in zip(spectrogram, lengths, strict=True)])[:, None, None]
+    torch.testing.assert_close(found[hidden], mean.expand_as(found)[hidden])
     bands, frames = hidden.all(2), hidden.all(1)  # (B, mels), (B, F)
     assert 6 < bands.sum(1).max() <= 2 * 6
     assert 4 < frames.sum(1).max() <= 2 * 4
