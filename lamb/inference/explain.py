@@ -73,8 +73,11 @@ def explain(
     options: DecodeConfig,
     config: ExplainConfig | None = None,
     listen: Callable[[np.ndarray], None] = lambda x: None,
+    text: str | None = None,
 ) -> Explanation:
-    """The caption of `source` and when its words were heard; `listen` is handed the samples, in order.
+    """The caption of `source`, or a `text` in its place, and when its words were heard.
+
+    `listen` is handed the samples, in order.
 
     Raises AudioError for what cannot be read, ExplainError for silence and for a recording that is too long.
     """
@@ -96,17 +99,19 @@ def explain(
     if not parts:
         raise ExplainError(f"{file}: {SILENCE} There is nothing to explain", "give a recording with some sound")
     h_a, time = np.concatenate(parts), np.concatenate(times)  # (N_a, D), (N_a,) seconds
-    [[best, *_]] = engine.describe([h_a], options)
-    words = [(m[0], m.start()) for m in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", best.text)]
+    if text is None:
+        [[best, *_]] = engine.describe([h_a], options)
+        text = best.text
+    words = [(m[0], m.start()) for m in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", text)]
     stretches = _stretches(duration, config)
     tokens = [h_a[(time >= a) & (time < b)] for a, b in stretches]
-    support = _support(engine, tokens, best.text, [place for _, place in words], options)  # (W, K)
+    support = _support(engine, tokens, text, [place for _, place in words], options)  # (W, K)
     chosen = [stretches[k] for k in support.argmax(1)]
     return Explanation(
         file=file,
         duration=duration,
-        caption=best.text,
-        words=tuple(Word(text, *span) for (text, _), span in zip(words, chosen, strict=True)),
+        caption=text,
+        words=tuple(Word(word, *span) for (word, _), span in zip(words, chosen, strict=True)),
         stretches=tuple(stretches),
         support=support,
     )
