@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -84,7 +84,9 @@ def listen(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Listen to a microphone or a stream and print each sound as a line of JSON, soon after it is over.
+    """Listen to a microphone or a stream.
+
+    Each sound is printed as a line of JSON, soon after it is over.
 
     A lost stream is connected to again. Ctrl-C, or SIGTERM, ends it cleanly.
     A password for MQTT can also be given in the environment, as LAMB_MQTT_PASSWORD.
@@ -113,7 +115,8 @@ def listen(
             say("warning", message)
 
     config = ListenConfig()
-    opener(source, 16_000, config.patience, sys.stdin.buffer)  # a wrong source is told before a model is loaded
+    stdin = io.FileIO(0, closefd=False)  # a thread that waits in a buffered one would abort the process at its end
+    opener(source, 16_000, config.patience, stdin)  # a wrong source is told before a model is loaded
     with ExitStack() as stack:
         publisher = None
         if mqtt is not None:
@@ -125,7 +128,7 @@ def listen(
         listener = Listener(
             captioner.engine,
             captioner.options,
-            opener(source, captioner.engine.sample_rate, config.patience, sys.stdin.buffer),
+            opener(source, captioner.engine.sample_rate, config.patience, stdin),
             config,
             say=warn,
             changed=publisher.changed if publisher else lambda state: None,

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..audio.errors import AudioError
     from ..config import DecodeConfig
+    from .digest import Heard
     from .generation import Hypothesis
 
 SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
@@ -128,8 +129,15 @@ class Caption:
             **scores,
             **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
+            **({"digest": [heard.to_dict() for heard in self.digest()]} if self.digest() else {}),
             **({"damage": list(self.damage)} if self.damage else {}),
         }
+
+    def digest(self) -> list[Heard]:
+        """The sounds of a long recording with segments, see `lamb.inference.digest`; empty for any other."""
+        from .digest import LONG, digest
+
+        return digest(self.segments) if self.segments and (self.duration or 0.0) >= LONG else []
 
 
 class Timeline(Iterator[Segment]):
@@ -176,7 +184,8 @@ Writer = Callable[[Iterable[Result]], Iterator[str]]
 def write_text(results: Iterable[Result]) -> Iterator[str]:
     """One line per caption, after `FILE<TAB>` if there are several files, and `[START - END] ` for a segment.
 
-    After several segments, a last line without times holds the caption of the whole recording.
+    After several segments, a last line without times holds the caption of the whole recording. After those of a
+    recording of ten minutes or more, there is one line for each sound instead (`lamb.inference.digest`).
     """
     results, several = _several(results)
     for result in results:
@@ -184,7 +193,11 @@ def write_text(results: Iterable[Result]) -> Iterator[str]:
         for s in _segments(result):
             yield f"{name}{span(s.start, s.end)} {one_line(s.caption)}\n"
         whole = _whole(result)
-        if whole.ok and len(whole.segments) != 1:
+        if whole.digest():
+            from .digest import lines
+
+            yield "".join(f"{name}{one_line(line)}\n" for line in lines(whole.segments))
+        elif whole.ok and len(whole.segments) != 1:
             yield "".join(f"{name}{one_line(text)}\n" for text, _ in whole.n_best())
 
 
