@@ -397,6 +397,15 @@ class ListenConfig:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """How it is found when a word was heard (`lamb explain`). [O]"""
+
+    stretch: float = 1.0  # seconds that are heard alone
+    hop: float = 0.5  # seconds between two stretches
+    longest: float = 60.0  # seconds of a recording: the caption of a longer one is written from a part of it
+
+
+@dataclass(frozen=True)
 class SdhConfig:
     """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
 

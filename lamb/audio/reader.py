@@ -82,7 +82,24 @@ def load(
     """
     if start < 0 or (duration is not None and duration <= 0):
         raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
-    with opened(source) as sound:
+    try:
+        return _load(source, None, sample_rate, start, duration, max_duration)
+    except AudioError as error:
+        if is_live(source) or isinstance(source, tuple):
+            raise
+        try:  # the decoder may be the one that gave up
+            x = _load(source, damage := Damage(), sample_rate, start, duration, max_duration)
+        except AudioError:
+            raise error from None
+        if damage != Damage():
+            raise
+        return x
+
+
+def _load(
+    source: Source, damage: Damage | None, sample_rate: int, start: float, duration: float | None, max_duration: float
+) -> np.ndarray:
+    with opened(source, damage) as sound:
 
         def too_long() -> AudioError:
             problem = f"longer than the {max_duration:g} s that are read as one sound"
@@ -148,8 +165,12 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def level(x: np.ndarray) -> float:
-    """Peak level of samples `x` in dBFS: 0 at full scale, -inf for zeros."""
-    peak = float(np.abs(x).max(initial=0.0))
+    """Peak level of samples `x` around their mean, in dBFS: 0 at full scale, -inf for a constant."""
+    if not len(x):
+        return -math.inf
+    mean = float(x.mean(dtype=np.float64))
+    peak = max(float(x.max()) - mean, mean - float(x.min()))
+    peak = 0.0 if peak < 1e-6 else peak  # rounding
     return 20 * math.log10(peak) if peak else -math.inf
 
 
@@ -285,7 +306,9 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
         if not sound.tolerant or not at:
             raise AudioError(sound.name, problem, RESCUE) from error
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
-    promised = sound.frames if sound.exact and sound.frames is not None else 0
+    promised = sound.frames or 0
+    if not sound.exact and not (sound.damage.spans and sound.damage.spans[-1][1] > at / sound.rate - 1.0):
+        promised = 0  # what is there is whole up to its end: others wrote into the header what was once there
     if not problem and promised - at > max(0.2 * sound.rate, promised / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {promised / sound.rate:.2f} s in its header"
     if not problem and sound.is_cut():

@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.errors import AudioError
+from ..config import DecodeLimits
 from ..errors import LambError, reason
 from .listing import BulkError, Input, open_address
 
@@ -42,6 +43,7 @@ class Settings:
     timeline: bool = False
     window: float | None = None  # seconds
     hop: float | None = None  # seconds
+    limits: DecodeLimits | None = field(default_factory=DecodeLimits)  # None: no limits
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Worker(Protocol):
 def _captioner(settings: Settings) -> "Captioner":
     from ..inference.captioner import Captioner
 
-    return Captioner.load(settings.model, device=settings.device)
+    captioner = Captioner.load(settings.model, device=settings.device)
+    captioner.limits = settings.limits
+    return captioner
 
 
 def load(settings: Settings) -> str | None:
@@ -88,7 +92,8 @@ def load(settings: Settings) -> str | None:
 def work(settings: Settings, inputs: list[Input]) -> Answer:
     """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
     captioner = _captioner(settings)
-    options = {key: value for key, value in asdict(settings).items() if key not in ("model", "device", "threads")}
+    loading = ("model", "device", "threads", "limits")
+    options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
         rate = captioner.model.encoder.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)

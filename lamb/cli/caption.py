@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from ..config import DecodeLimits
 from .errors import loading, one_line_warnings, say
 from .options import (
     DECODING,
@@ -22,6 +23,8 @@ from .options import (
     SUBTITLES,
     BatchSize,
     Beams,
+    DecodeMemory,
+    DecodeTimeout,
     Device,
     Ignore,
     MinConfidence,
@@ -167,6 +170,8 @@ def caption(
     device: Device = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    decode_timeout: DecodeTimeout = DecodeLimits.seconds,
+    decode_memory: DecodeMemory = DecodeLimits.memory,
 ) -> None:
     """Describe each recording in one sentence.
 
@@ -241,9 +246,16 @@ def caption(
         "hop": hop,
     }
 
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory) if decode_timeout else None
+    if limits:
+        from ..audio import sandbox
+
+        sandbox.start()  # while the model is loaded
+
     def results(progress: Progress) -> Iterator[Caption | Timeline]:
         """Load the model, and caption the inputs."""
         captioner = load_captioner(model, device, threads)
+        captioner.limits = limits
         if timeline:
             picture = _picture(captioner, plot)
             found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
@@ -356,15 +368,16 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
 
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
-    from ..audio.reader import AudioError, probe
+    from ..audio.errors import AudioError
+    from ..audio.sandbox import Decoding
     from ..inference.captions import Caption, Segment, Timeline
 
     if isinstance(result, Caption):
         return result
     task, before, length = progress.tasks[0], progress.tasks[0].completed, None
     if not progress.disable and os.path.isfile(result.file):
-        with suppress(AudioError):  # damaged, which is reported elsewhere
-            length = probe(result.file).duration
+        with suppress(AudioError), Decoding(result.file, 16_000) as decoding:  # damage is reported elsewhere
+            length = decoding.info().duration
 
     def segments() -> Generator[Segment, None, Caption]:
         for segment in result:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Device, Quiet, Threads
+from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads
 from .terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def index(
         Path,
         typer.Option(metavar="DB", rich_help_panel=OUTPUT, help="The folder of the index.", show_default=False),
     ],
+    beams: Beams = None,
     model: ItsModel = None,
     device: Device = None,
     threads: Threads = None,
@@ -74,7 +75,7 @@ def index(
     one_line_warnings(quiet)
     library = _library(to, model, device, threads)
     with progress_bar(None, quiet) as progress:
-        tally = library.index(source, lambda tally: _moved(progress, tally))
+        tally = library.index(source, lambda tally: _moved(progress, tally), beams)
     for name, problem in tally.failed.items():
         say("error", problem if name in problem else f"{name}: {problem}")
     if not quiet:

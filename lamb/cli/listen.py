@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,7 +95,8 @@ def listen(
             say("warning", message)
 
     config = ListenConfig()
-    opener(source, 16_000, config.patience, sys.stdin.buffer)  # a wrong source is told before a model is loaded
+    stdin = io.FileIO(0, closefd=False)  # a thread that waits in a buffered one would abort the process at its end
+    opener(source, 16_000, config.patience, stdin)  # a wrong source is told before a model is loaded
     with ExitStack() as stack:
         publisher = None
         if mqtt is not None:
@@ -107,7 +108,7 @@ def listen(
         listener = Listener(
             captioner.engine,
             captioner.options,
-            opener(source, captioner.engine.sample_rate, config.patience, sys.stdin.buffer),
+            opener(source, captioner.engine.sample_rate, config.patience, stdin),
             config,
             say=warn,
             changed=publisher.changed if publisher else lambda state: None,

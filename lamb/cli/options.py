@@ -90,6 +90,24 @@ Threads = Annotated[
         metavar="N", min=1, show_default="one for each core", rich_help_panel=MACHINE, help="Processor threads."
     ),
 ]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        rich_help_panel=MACHINE,
+        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limits.",
+    ),
+]
+DecodeMemory = Annotated[
+    float,
+    typer.Option(
+        metavar="MB",
+        min=256,
+        rich_help_panel=MACHINE,
+        help="Address space of a process that decodes, of which 210 MB are used at its start.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(

@@ -44,7 +44,11 @@ class Engine:
 
     @torch.inference_mode()
     def encode(self, waveforms: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-        """Samples (T,) at `sample_rate` -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time."""
+        """Samples (T,) at `sample_rate` -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time.
+
+        A constant is no sound: the mean of the samples is subtracted first.
+        """
+        waveforms = [x - x.mean(dtype=np.float64).astype(np.float32) for x in waveforms]
         return _by_length(waveforms, size, lambda batch: _rows(*self.model.encode(*self._padded(batch))))
 
     @torch.inference_mode()

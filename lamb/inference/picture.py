@@ -107,16 +107,21 @@ class Picture:
     def draw(self, segments: Sequence[Segment], title: str) -> None:
         """Write the file; it appears once it is complete."""
         upper, lower = self.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
-        self._draw_spectrogram(upper)
+        self.draw_spectrogram(upper)
         _draw_segments(lower, segments)
         upper.set_title(title, loc="left", parse_math=False)
         lower.set_xlim(0, segments[-1].end)
         lower.xaxis.set_major_formatter(lambda t, _: _clock(t))
         lower.grid(axis="x", alpha=0.3)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file; it appears once it is complete."""
         with replacing(self.path) as part:
             self.figure.savefig(part, format=self.path.suffix[1:].lower(), dpi=120)
 
-    def _draw_spectrogram(self, axes: Any) -> None:
+    def draw_spectrogram(self, axes: Any) -> None:
+        """Draw what was listened to into `axes` of matplotlib, seconds by frequency."""
         decibel, rate = self.spectrogram.decibel(), self.spectrogram.rate
         axes.imshow(decibel, aspect="auto", extent=(0, self.spectrogram.seconds, 0, MELS), **_shades(decibel))
         hertz = [h for h in (100, 500, 1000, 2000, 4000, 8000) if h <= rate / 2]

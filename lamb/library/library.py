@@ -98,13 +98,16 @@ class Library:
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
-    def index(self, source: str | Path, watch: Callable[[Tally], None] = lambda tally: None) -> Tally:
+    def index(
+        self, source: str | Path, watch: Callable[[Tally], None] = lambda tally: None, beams: int | None = None
+    ) -> Tally:
         """Bring the index up to date with the folder or manifest `source`: what is new or changed is heard, what is
         gone is taken out.
 
         Args:
             source: recordings below a folder, or the clips of a manifest (JSONL, CSV).
             watch: is called after every group of recordings.
+            beams: of the search for captions; 1 is the fastest; None: the model's own number.
 
         A recording that cannot be read is in `failed`, and tried again by the next run. A run that was ended, in
         whatever way, is gone on with by the next one. Raises LibraryError, and what a manifest may raise.
@@ -117,16 +120,23 @@ class Library:
             self._store = Store.create(self.folder, dim, model, space(captioner.model), self.config)
         store = self.store
         with store.writing():
-            return self._update(store, name, found, watch)
+            return self._update(store, name, found, watch, beams)
 
-    def _update(self, store: Store, name: str, found: dict[str, Listed], watch: Callable[[Tally], None]) -> Tally:
+    def _update(
+        self,
+        store: Store,
+        name: str,
+        found: dict[str, Listed],
+        watch: Callable[[Tally], None],
+        beams: int | None,
+    ) -> Tally:
         known = {file.key: file for file in store.files()}
         gone = {key: file for key, file in known.items() if file.source == name and key not in found}
         tally = Tally(listed=len(found))
         todo = self._changed(store, name, found, known, gone, tally)
         groups = 0
         while group := list(islice(todo, self.config.group)):
-            self._hear(store, group, known, tally)
+            self._hear(store, group, known, tally, beams)
             groups += 1
             if groups % self.config.compact == 0:
                 store.compact()
@@ -169,10 +179,17 @@ class Library:
             else:
                 yield file, item
 
-    def _hear(self, store: Store, group: list[tuple[File, Listed]], known: Mapping[str, File], tally: Tally) -> None:
+    def _hear(
+        self,
+        store: Store,
+        group: list[tuple[File, Listed]],
+        known: Mapping[str, File],
+        tally: Tally,
+        beams: int | None,
+    ) -> None:
         """Hear some recordings and write what is heard."""
         captioner = self.captioner
-        options = replace(captioner.options, window=self.config.window)
+        options = replace(captioner.options, window=self.config.window, beams=beams or captioner.options.beams)
         silence = self.words.vector(SILENCE)
         sources = [_source(item) for _, item in group]
         [heard] = hear(captioner.engine, sources, options, len(group), silence)
