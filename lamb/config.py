@@ -400,7 +400,7 @@ class ListenConfig:
 class ExplainConfig:
     """How it is found when a word was heard (`lamb explain`). [O]"""
 
-    stretch: float = 1.0  # seconds that are heard alone, or hidden
+    stretch: float = 1.0  # seconds that are heard alone
     hop: float = 0.5  # seconds between two stretches
     longest: float = 60.0  # seconds of a recording: the caption of a longer one is written from a part of it
 

@@ -31,7 +31,7 @@ def explain(
 ) -> None:
     """Show when each word of a caption was heard.
 
-    A word belongs to the stretch that makes it likely when it is heard alone, and without which it is less likely.
+    A word was heard in the stretch after which the Token Guide expects it most.
 
     \b
     Examples:

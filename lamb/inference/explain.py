@@ -1,15 +1,14 @@
-"""When each word of a caption was heard: a map of words by time. [O]
+"""When each word of a caption was heard: the Token Guide's scores of a stretch alone. [O]
 
-A stretch of the recording explains a word as far as the word is likely when that stretch alone is heard, and less
-likely when it alone is hidden:
+    support(word, stretch) = log softmax_v( bias_v(z_a of the stretch) )  at the word's first token
 
-    support(word, stretch) = log p(word | stretch alone) - log p(word | all but the stretch)
+The guide (paper, section 4) scores every entry of the vocabulary by its distance to z_a. Stretches of a second are
+taken out of the encoder's tokens, which are in the order of time, each goes through the adapter alone, and a word was
+heard where the guide expects it most. That found the right one of two sounds in sequence more often than the language
+model's probability of the word did, or what is lost when a stretch is hidden: one bark of three hides little
+(benchmarks/explain.py).
 
-Stretches are cut out of the encoder's tokens, which are in the order of time; p is that of the guided model for the
-word's first token, after the words before it. Both halves are needed: hiding one bark of three changes little, and
-a stretch alone makes likely whatever a small model likes to say.
-
-Letters: N_a encoder tokens, D encoder width, L caption tokens, W words, K stretches.
+Letters: N_a encoder tokens, D encoder width, W words, K stretches, V vocabulary.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A caption and when its words were heard; `support` (W, K) is of each word and stretch, `stretches` in seconds."""
+    """A caption and when its words were heard: `support` (W, K) of each word by each stretch (seconds)."""
 
     file: str
     duration: float
@@ -74,8 +73,11 @@ def explain(
     options: DecodeConfig,
     config: ExplainConfig | None = None,
     listen: Callable[[np.ndarray], None] = lambda x: None,
+    text: str | None = None,
 ) -> Explanation:
-    """The caption of `source` and when its words were heard; `listen` is handed the samples, in order.
+    """The caption of `source`, or a `text` in its place, and when its words were heard.
+
+    `listen` is handed the samples, in order.
 
     Raises AudioError for what cannot be read, ExplainError for silence and for a recording that is too long.
     """
@@ -92,19 +94,24 @@ def explain(
             [h_a] = engine.encode([x], 1)
             parts.append(h_a)
             times.append(start + (np.arange(len(h_a)) + 0.5) * (duration - start) / len(h_a))
+    if engine.model.guide is None:
+        raise ExplainError("this model has no Token Guide, whose scores tell when a word was heard", "choose another")
     if not parts:
         raise ExplainError(f"{file}: {SILENCE} There is nothing to explain", "give a recording with some sound")
     h_a, time = np.concatenate(parts), np.concatenate(times)  # (N_a, D), (N_a,) seconds
-    [[best, *_]] = engine.describe([h_a], options)
-    words = [(m[0], m.start()) for m in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", best.text)]
+    if text is None:
+        [[best, *_]] = engine.describe([h_a], options)
+        text = best.text
+    words = [(m[0], m.start()) for m in re.finditer(r"[^\W_]+(?:['-][^\W_]+)*", text)]
     stretches = _stretches(duration, config)
-    support = _support(engine, h_a, time, best.text, [place for _, place in words], stretches, options)  # (W, K)
+    tokens = [h_a[(time >= a) & (time < b)] for a, b in stretches]
+    support = _support(engine, tokens, text, [place for _, place in words], options)  # (W, K)
     chosen = [stretches[k] for k in support.argmax(1)]
     return Explanation(
         file=file,
         duration=duration,
-        caption=best.text,
-        words=tuple(Word(text, *span) for (text, _), span in zip(words, chosen, strict=True)),
+        caption=text,
+        words=tuple(Word(word, *span) for (word, _), span in zip(words, chosen, strict=True)),
         stretches=tuple(stretches),
         support=support,
     )
@@ -140,50 +147,24 @@ def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, floa
 
 
 def _support(
-    engine: Engine,
-    h_a: np.ndarray,
-    time: np.ndarray,
-    text: str,
-    places: list[int],
-    stretches: list[tuple[float, float]],
-    options: DecodeConfig,
-) -> np.ndarray:
-    """(W, K): see the module."""
-    inside = [(time >= a) & (time < b) for a, b in stretches]
-    alone = [h_a[here] if here.any() else h_a[:0] for here in inside]
-    without = [h_a[~here] for here in inside]
-    known = [part for part in [*alone, *without] if len(part)]
-    scores = iter(_log_probabilities(engine, known, text, places, options))  # (W,) each
-    nothing = np.full(len(places), np.nan)
-    found = [next(scores) if len(part) else nothing for part in [*alone, *without]]
-    k = len(stretches)
-    support = np.stack(found[:k], 1) - np.stack(found[k:], 1)  # (W, K)
-    lowest = np.nanmin(support) if np.isfinite(support).any() else 0.0
-    return np.nan_to_num(support, nan=float(lowest))
-
-
-def _log_probabilities(
     engine: Engine, parts: Sequence[np.ndarray], text: str, places: Sequence[int], options: DecodeConfig
-) -> list[np.ndarray]:
-    """Tokens h_a (N_a, D) -> log probability (W,) of the tokens of `text` that hold the characters at `places`."""
+) -> np.ndarray:
+    """Tokens h_a (N_a, D) of each stretch -> (W, K) for the words of `text` that begin at the characters `places`; a
+    stretch without tokens, of silence, supports nothing."""
     import torch
 
-    from ..model.padding import pad
-    from .generation import log_probabilities
-
-    model, found = engine.model, []
-    tokenizer = model.llm.tokenizer
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    model = engine.model
+    assert model.guide is not None
+    encoded = model.llm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ends = [end for _, end in encoded["offset_mapping"]]
-    tokens = [next(k for k, end in enumerate(ends) if end > place) for place in places]
+    words = [encoded["input_ids"][next(k for k, end in enumerate(ends) if end > place)] for place in places]
+    support = np.full((len(places), len(parts)), -np.inf)
+    heard = [k for k, h_a in enumerate(parts) if len(h_a)]
+    tokens = engine.audio_tokens([parts[k] for k in heard], options.batch_size)  # z_a (N, D_llm) of each
     with torch.inference_mode():
-        row = torch.tensor([encoded["input_ids"]], device=model.device)  # (1, L)
-        for begin in range(0, len(parts), options.batch_size):
-            h_a, mask = pad(list(parts[begin : begin + options.batch_size]))  # (B, N_a, D), (B, N_a)
-            z_a, z_a_mask = model.audio_tokens(h_a.to(model.device), mask.to(model.device))
-            prefix, prefix_mask = model.llm.prefix(z_a, z_a_mask)
-            ids = row.expand(len(h_a), -1)
-            bias = model.bias(z_a, z_a_mask) if options.guide else None
-            log_p, _ = log_probabilities(model, prefix, prefix_mask, ids, torch.ones_like(ids).bool(), bias, options)
-            found += list(log_p[:, tokens].cpu().numpy())  # (B, W)
-    return found
+        for k, z_a in zip(heard, tokens, strict=True):
+            z = torch.from_numpy(z_a)[None].to(model.device)  # (1, N, D_llm)
+            bias = model.bias(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))  # (1, 1, V)
+            assert bias is not None
+            support[:, k] = bias.flatten().log_softmax(-1)[words].cpu().numpy()
+    return np.maximum(support, support[np.isfinite(support)].min() if words else 0.0)
