@@ -93,7 +93,7 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
             if not 0 <= at <= first:
                 raise AudioError(called, f"its index is damaged: {first / rate:g} s is not found", CONVERT)
             todo = chain([landed], again)
-        for block in _placed(todo, rate, begin, at, damage, silent_gaps=name in _CLOCKED):
+        for block in _placed(todo, rate, begin, at, damage, name):
             if at + len(block) > first:
                 yield block[max(0, first - at) :]
             at += len(block)
@@ -209,12 +209,15 @@ class _Decoder:
 
 
 def _placed(
-    pieces: Iterable[_Piece], rate: int, begin: float | None, at: int, damage: Damage, silent_gaps: bool
+    pieces: Iterable[_Piece], rate: int, begin: float | None, at: int, damage: Damage, container: str
 ) -> Iterator[np.ndarray]:
     """Blocks (n, channels) at `rate` Hz from frame `at` on: each piece where its time says, and zeros in between."""
+    silent_gaps, clockless = container in _CLOCKED, container in _CLOCKLESS
     channels = 1
     convert: Any = None  # to `rate`, where the pieces have another
     for piece in pieces:
+        if clockless and not piece.broken and piece.time is not None:
+            begin = piece.time - at / rate  # its times are guessed from bytes
         hole = 0 if piece.time is None or begin is None else round((piece.time - begin) * rate) - at
         if not (_GAP / 20 if piece.broken else _GAP) * rate < hole < _BELIEVED * rate:
             hole = 0

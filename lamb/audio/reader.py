@@ -82,7 +82,24 @@ def load(
     """
     if start < 0 or (duration is not None and duration <= 0):
         raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
-    with opened(source) as sound:
+    try:
+        return _load(source, None, sample_rate, start, duration, max_duration)
+    except AudioError as error:
+        if is_live(source) or isinstance(source, tuple):
+            raise
+        try:  # the decoder may be the one that gave up
+            x = _load(source, damage := Damage(), sample_rate, start, duration, max_duration)
+        except AudioError:
+            raise error from None
+        if damage != Damage():
+            raise
+        return x
+
+
+def _load(
+    source: Source, damage: Damage | None, sample_rate: int, start: float, duration: float | None, max_duration: float
+) -> np.ndarray:
+    with opened(source, damage) as sound:
 
         def too_long() -> AudioError:
             problem = f"longer than the {max_duration:g} s that are read as one sound"
@@ -171,7 +188,7 @@ def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
-            sound = array(called, *source)
+            sound = replace(array(called, *source), damage=damage or Damage())
         else:
             file = open_source(source, stack, streamed=damage is not None)
             try:
@@ -289,7 +306,9 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
         if not sound.tolerant or not at:
             raise AudioError(sound.name, problem, RESCUE) from error
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
-    promised = sound.frames if sound.exact and sound.frames is not None else 0
+    promised = sound.frames or 0
+    if not sound.exact and not (sound.damage.spans and sound.damage.spans[-1][1] > at / sound.rate - 1.0):
+        promised = 0  # what is there is whole up to its end: others wrote into the header what was once there
     if not problem and promised - at > max(0.2 * sound.rate, promised / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {promised / sound.rate:.2f} s in its header"
     if not problem and sound.is_cut():
