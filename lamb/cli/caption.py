@@ -205,6 +205,8 @@ def caption(
             param_hint="--hop",
         )
     film = _film(merge, sdh, speech, format)
+    if merge and output and output.exists() and output.samefile(merge):
+        raise typer.BadParameter(f"{output} would replace the subtitles that are merged into.", param_hint="--output")
     timeline = timeline or sdh
     if plot and not timeline:
         raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
