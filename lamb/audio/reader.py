@@ -188,7 +188,7 @@ def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
-            sound = array(called, *source)
+            sound = replace(array(called, *source), damage=damage or Damage())
         else:
             file = open_source(source, stack, streamed=damage is not None)
             try:

@@ -17,7 +17,6 @@ from .errors import loading, one_line_warnings, say
 from .options import (
     DECODING,
     DEFAULT_MODEL,
-    FILTERS,
     INPUT,
     LONG,
     OUTPUT,
@@ -27,8 +26,11 @@ from .options import (
     DecodeMemory,
     DecodeTimeout,
     Device,
+    Ignore,
+    MinConfidence,
     Model,
     NBest,
+    Only,
     Quiet,
     Threads,
     flag,
@@ -101,34 +103,9 @@ def caption(
         bool, flag("--skip-existing", panel=OUTPUT, help="With one file per recording: skip those that have one.")
     ] = False,
     quiet: Quiet = False,
-    min_confidence: Annotated[
-        float,
-        typer.Option(
-            metavar="P",
-            min=0,
-            max=1,
-            help="Leave out captions (with --timeline: segments) with a lower confidence.",
-            rich_help_panel=FILTERS,
-        ),
-    ] = 0.0,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            help="Keep only captions (or segments) with one of these words, separated by commas; endings may follow.",
-            show_default=False,
-            rich_help_panel=FILTERS,
-        ),
-    ] = None,
-    ignore: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            help="Leave out captions (or segments) with one of these words.",
-            show_default=False,
-            rich_help_panel=FILTERS,
-        ),
-    ] = None,
+    min_confidence: MinConfidence = 0.0,
+    only: Only = None,
+    ignore: Ignore = None,
     timeline: Annotated[
         bool, flag("--timeline", panel=LONG, help="Caption segments with times; their borders follow the sound.")
     ] = False,
@@ -288,9 +265,9 @@ def caption(
         watched = _watched(found, progress, failed)
         return _described(watched, speech) if sdh else watched
 
-    from ..inference.captions import select
+    from ..inference.captions import select, wanted
 
-    selected = partial(select, min_confidence=min_confidence, only=words(only), ignore=words(ignore))
+    selected = partial(select, is_wanted=wanted(min_confidence, words(only), words(ignore)))
     with progress_bar(len(inputs), quiet) as progress:
         if each:
             for result, own in zip(results(progress), targets, strict=True):

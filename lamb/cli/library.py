@@ -17,7 +17,8 @@ from .terminal import print_table, progress_bar
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..library.library import Library, Match, Tally
+    from ..library.index import Tally
+    from ..library.library import Library, Match
 
 FILTERS = "Where to look"
 

@@ -131,6 +131,24 @@ Beams = Annotated[
         help="Width of the beam search; 1 is greedy decoding, the fastest.",
     ),
 ]
+MinConfidence = Annotated[
+    float,
+    typer.Option(
+        metavar="P", min=0, max=1, rich_help_panel=FILTERS, help="Leave out captions with a lower confidence."
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS",
+        rich_help_panel=FILTERS,
+        help="Keep only captions with one of these words, separated by commas; any ending may follow.",
+    ),
+]
+Ignore = Annotated[
+    str | None,
+    typer.Option(metavar="WORDS", rich_help_panel=FILTERS, help="Leave out captions with one of these words."),
+]
 Split = Annotated[
     str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="The part of the data, such as test.")
 ]

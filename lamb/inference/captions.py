@@ -315,36 +315,42 @@ RAVEN_COLUMNS = (
 CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
 
 
-def select(
-    results: Iterable[Result], min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
-) -> Iterator[Result]:
-    """The results whose captions are wanted; of a timeline, the segments. Failures and timelines always stay.
+def wanted(
+    min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> Callable[[str, float | None], bool]:
+    """A function that tells, from a caption and its confidence, whether it is wanted.
 
     Args:
-        min_confidence: captions with a lower confidence are left out, those without one are kept.
+        min_confidence: captions with a lower confidence are not wanted; those without a confidence are.
         only: if not empty, a caption must contain one of these words; any ending may follow.
-        ignore: captions that contain one of these words are left out.
+        ignore: captions that contain one of these words are not wanted.
     """
-    wanted_words, unwanted_words = (
+    needed, unwanted = (
         re.compile("|".join(rf"\b{re.escape(word)}" for word in words) or r"(?!)", re.IGNORECASE)
         for words in (only, ignore)
     )
 
-    def wanted(text: str, confidence: float | None) -> bool:
+    def is_wanted(text: str, confidence: float | None) -> bool:
         sure = confidence is None or confidence >= min_confidence
-        return sure and (not only or bool(wanted_words.search(text))) and not unwanted_words.search(text)
+        return sure and (not only or needed.search(text) is not None) and unwanted.search(text) is None
+
+    return is_wanted
+
+
+def select(results: Iterable[Result], is_wanted: Callable[[str, float | None], bool]) -> Iterator[Result]:
+    """The results with a wanted caption; of timelines, the wanted segments. Failures and timelines always stay."""
 
     def segments(result: Timeline) -> Generator[Segment, None, Caption]:
         for segment in result:
-            if wanted(segment.caption, segment.confidence):
+            if is_wanted(segment.caption, segment.confidence):
                 yield segment
         whole = result.finish()
-        return replace(whole, segments=tuple(s for s in whole.segments if wanted(s.caption, s.confidence)))
+        return replace(whole, segments=tuple(s for s in whole.segments if is_wanted(s.caption, s.confidence)))
 
     for result in results:
         if isinstance(result, Timeline):
             yield Timeline(result.file, segments(result))
-        elif not result.ok or wanted(result.text, result.confidence):
+        elif not result.ok or is_wanted(result.text, result.confidence):
             yield result
 
 

@@ -155,7 +155,7 @@ class DistillStage(Stage):
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
         encoder, weights = self.module.encoder, self.config.distill
-        device = encoder.heads["clip"].weight.device
+        device = next(encoder.parameters()).device
         log_mel, valid = batch["log_mel"].to(device), batch["valid"].to(device)
         maps, frames, present, clips, classes = forward(log_mel, valid)
         terms: Losses = {}
@@ -178,7 +178,7 @@ class DistillStage(Stage):
     def check(self) -> dict[str, float]:
         """The share of development recordings whose label the clip head gives the highest probability."""
         right, encoder = 0, self.module.encoder
-        device = encoder.heads["clip"].weight.device
+        device = next(encoder.parameters()).device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
             waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
