@@ -1,6 +1,6 @@
 """How well `lamb search` finds sounds, and how fast.
 
-    python benchmarks/search.py [--model NAME] [--shared FOLDER] [--keep DB]
+    python benchmarks/search.py [--model NAME] [--beams K] [--shared FOLDER] [--keep DB]
     python benchmarks/search.py --speed
 
 The first indexes the development recordings of both collections in `shared` and asks for each label (such as "crying
@@ -127,13 +127,13 @@ def ways(library: Library, items: Sequence[dict]) -> dict[str, Scores]:
     }
 
 
-def quality(model: str, shared: Path, folder: Path) -> None:
+def quality(model: str, shared: Path, folder: Path, beams: int | None) -> None:
     items = recordings(shared)
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps({"id": i["path"], "path": i["path"]}) + "\n" for i in items))
     library = Library(folder / "index", model)
     began = time.monotonic()
-    tally = library.index(manifest)
+    tally = library.index(manifest, beams=beams)
     seconds = time.monotonic() - began
     print(f"{tally.indexed} recordings, {tally.seconds / 60:.1f} min of sound, indexed in {seconds:.0f} s")
     for name in ("sounds", "sounds-more", "both"):
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared")
     parser.add_argument("--keep", type=Path, help="keep the index here, and go on with it")
+    parser.add_argument("--beams", type=int, help="of the captions; the model's own number unless given")
     parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -182,7 +183,7 @@ def main() -> None:
         if args.speed:
             speed(folder)
         else:
-            quality(args.model, args.shared, folder)
+            quality(args.model, args.shared, folder, args.beams)
 
 
 if __name__ == "__main__":

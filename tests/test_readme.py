@@ -97,7 +97,7 @@ def test_the_tree_of_rooms_is_complete() -> None:
     shown: list[str] = []
     room = ""
     for line in tree.splitlines()[1:]:
-        name = re.split(r"[├└]── ", line)[1].split()[0]
+        name = re.split(r"[├└]── ", line)[1].split()[0].rstrip(",")
         room = name if not line.startswith("│") else room
         shown.append(name if name == room else f"{room}{name}")
     assert {name for name in shown if not (ROOT / "lamb" / name).exists()} == set()

@@ -82,7 +82,24 @@ def load(
     """
     if start < 0 or (duration is not None and duration <= 0):
         raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
-    with opened(source) as sound:
+    try:
+        return _load(source, None, sample_rate, start, duration, max_duration)
+    except AudioError as error:
+        if is_live(source) or isinstance(source, tuple):
+            raise
+        try:  # the decoder may be the one that gave up
+            x = _load(source, damage := Damage(), sample_rate, start, duration, max_duration)
+        except AudioError:
+            raise error from None
+        if damage != Damage():
+            raise
+        return x
+
+
+def _load(
+    source: Source, damage: Damage | None, sample_rate: int, start: float, duration: float | None, max_duration: float
+) -> np.ndarray:
+    with opened(source, damage) as sound:
 
         def too_long() -> AudioError:
             problem = f"longer than the {max_duration:g} s that are read as one sound"
@@ -148,8 +165,12 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def level(x: np.ndarray) -> float:
-    """Peak level of samples `x` in dBFS: 0 at full scale, -inf for zeros."""
-    peak = float(np.abs(x).max(initial=0.0))
+    """Peak level of samples `x` around their mean, in dBFS: 0 at full scale, -inf for a constant."""
+    if not len(x):
+        return -math.inf
+    mean = float(x.mean(dtype=np.float64))
+    peak = max(float(x.max()) - mean, mean - float(x.min()))
+    peak = 0.0 if peak < 1e-6 else peak  # rounding
     return 20 * math.log10(peak) if peak else -math.inf
 
 
@@ -162,16 +183,19 @@ def is_silent(x: np.ndarray) -> bool:
 
 
 @contextmanager
-def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
-    """Open whatever `source` is, and refuse what is out of bounds. Damage is noted, or without `damage` refused."""
+def opened(source: Source, damage: Damage | None = None, track: int | None = None) -> Iterator[Sound]:
+    """Open whatever `source` is, and refuse what is out of bounds. Damage is noted, or without `damage` refused.
+
+    `track` is the audio track of a video, from 1 on; None: the default one, else the loudest.
+    """
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
-            sound = array(called, *source)
+            sound = replace(array(called, *source), damage=damage or Damage())
         else:
             file = open_source(source, stack, streamed=damage is not None)
             try:
-                sound = _decoded(called, file, stack, damage)
+                sound = _decoded(called, file, stack, damage, track)
             except AudioError:
                 raise
             except Exception as error:  # whatever a decoder raises is the file's error
@@ -187,11 +211,11 @@ def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
         yield replace(sound, tolerant=damage is not None)
 
 
-def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage | None) -> Sound:
+def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage | None, track: int | None) -> Sound:
     """A file's sound, by the decoder that suits it, and all of it where files were joined to one."""
     noted = damage or Damage()
     if isinstance(file, Stream):
-        return replace(ffmpeg(called, file, stack, noted), is_cut=file.is_cut)
+        return replace(ffmpeg(called, file, stack, noted, track), is_cut=file.is_cut)
     if not file.seek(0, os.SEEK_END):
         raise AudioError(called, "empty (0 bytes)", REPLACE)
     if is_cut(file):
@@ -203,8 +227,8 @@ def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Dam
         head = read_at(part, 0, 4)
         # libsndfile closes over a hole in these, and all that follows is too early
         if damage is not None and (head in (b"fLaC", b"OggS") or is_mp3(head)):
-            return ffmpeg(called, part, within, own)
-        return libsndfile(called, part, within) or ffmpeg(called, part, within, own)
+            return ffmpeg(called, part, within, own, track)
+        return libsndfile(called, part, within) or ffmpeg(called, part, within, own, track)
 
     joints = joined_at(file)
     return _joined(file, joints, one, stack, noted) if joints else one(file, stack, noted)
@@ -285,7 +309,9 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
         if not sound.tolerant or not at:
             raise AudioError(sound.name, problem, RESCUE) from error
     # The end. A header may be wrong by a codec's delay or rounding, hence 0.2 s or a hundredth.
-    promised = sound.frames if sound.exact and sound.frames is not None else 0
+    promised = sound.frames or 0
+    if not sound.exact and not (sound.damage.spans and sound.damage.spans[-1][1] > at / sound.rate - 1.0):
+        promised = 0  # what is there is whole up to its end: others wrote into the header what was once there
     if not problem and promised - at > max(0.2 * sound.rate, promised / 100):
         problem = f"truncated: {at / sound.rate:.2f} s of the {promised / sound.rate:.2f} s in its header"
     if not problem and sound.is_cut():

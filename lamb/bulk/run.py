@@ -255,7 +255,7 @@ def _plan(
     """What is to be done: of the first start, which the later ones must agree with, or made now."""
     path, listing = out / "plan.json", out / "inputs.jsonl"
     chosen = {**asdict(settings), "input": source, "format": str(format)}
-    for name in ("device", "threads", "batch_size"):  # they change the speed alone
+    for name in ("device", "threads", "batch_size", "limits"):  # they change no caption
         del chosen[name]
     if not path.exists():
         count, digest = write_list(source, listing)

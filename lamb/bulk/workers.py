@@ -8,16 +8,17 @@ import glob
 import io
 import multiprocessing
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.errors import AudioError
+from ..audio.files import SPECIAL, is_special
+from ..config import DecodeLimits
 from ..errors import LambError, reason
 from .listing import BulkError, Input, open_address
 
@@ -42,6 +43,7 @@ class Settings:
     timeline: bool = False
     window: float | None = None  # seconds
     hop: float | None = None  # seconds
+    limits: DecodeLimits | None = field(default_factory=DecodeLimits)  # None: no limits
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ class Worker(Protocol):
 def _captioner(settings: Settings) -> "Captioner":
     from ..inference.captioner import Captioner
 
-    return Captioner.load(settings.model, device=settings.device)
+    captioner = Captioner.load(settings.model, device=settings.device)
+    captioner.limits = settings.limits
+    return captioner
 
 
 def load(settings: Settings) -> str | None:
@@ -88,7 +92,8 @@ def load(settings: Settings) -> str | None:
 def work(settings: Settings, inputs: list[Input]) -> Answer:
     """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
     captioner = _captioner(settings)
-    options = {key: value for key, value in asdict(settings).items() if key not in ("model", "device", "threads")}
+    loading = ("model", "device", "threads", "limits")
+    options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
         rate = captioner.model.encoder.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)
@@ -127,11 +132,7 @@ def _source(item: Input, rate: int) -> Any:
         whole: Any = _Lazy(item.file, lambda: _open(item.file))
     else:
         whole = item.file
-        try:
-            kind = stat.S_IFMT(os.stat(item.file).st_mode)
-        except (OSError, ValueError):
-            kind = stat.S_IFREG  # for the reader to report
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would be waited for, a device read for ever
+        if is_special(item.file):  # a pipe would be waited for, a device read for ever
             return _Lazy(item.file, lambda: _refuse(item.file))
     if not item.start and item.duration is None:
         return whole
@@ -144,7 +145,7 @@ def _open(url: str) -> Any:
 
 
 def _refuse(file: str) -> Any:
-    raise AudioError(file, "a pipe or a device, not a file", "copy what it gives to a file")
+    raise AudioError(file, *SPECIAL)
 
 
 def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:

@@ -16,6 +16,7 @@ from .caption import caption
 from .data import data
 from .errors import shown, tidy_process
 from .evaluate import evaluate
+from .explain import explain
 from .gap import gap
 from .info import info, push
 from .library import index, search
@@ -25,7 +26,7 @@ from .serve import demo, serve
 from .train import ablate, train
 
 COMMANDS = (  # in the order of the help
-    *(caption, index, search, listen, bulk, serve, demo, info, push),
+    *(caption, explain, index, search, listen, bulk, serve, demo, info, push),
     *(evaluate, gap, data, train, ablate),
 )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import DecodeLimits
 from .errors import say
 from .options import (
     DEFAULT_MODEL,
@@ -20,9 +21,12 @@ from .options import (
     OWN,
     BatchSize,
     Beams,
+    DecodeMemory,
+    DecodeTimeout,
     Model,
     NBest,
     Quiet,
+    Track,
     flag,
     positive_seconds,
 )
@@ -131,6 +135,9 @@ def bulk(
         ),
     ] = None,
     batch_size: BatchSize = None,
+    track: Track = None,
+    decode_timeout: DecodeTimeout = DecodeLimits.seconds,
+    decode_memory: DecodeMemory = DecodeLimits.memory,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -162,7 +169,8 @@ def bulk(
     from ..bulk.run import bulk
     from ..bulk.workers import Settings
 
-    settings = Settings(model, device, threads, n_best, beams, batch_size, timeline, window, hop)
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory, track=track)
+    settings = Settings(model, device, threads, n_best, beams, batch_size, timeline, window, hop, limits)
     with progress_bar(None, quiet) as progress:
         summary = bulk(
             source,

@@ -12,22 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
+from ..config import DecodeLimits
 from .errors import loading, one_line_warnings, say
 from .options import (
     DECODING,
     DEFAULT_MODEL,
-    FILTERS,
     INPUT,
     LONG,
     OUTPUT,
     SUBTITLES,
     BatchSize,
     Beams,
+    DecodeMemory,
+    DecodeTimeout,
     Device,
+    Ignore,
+    MinConfidence,
     Model,
     NBest,
+    Only,
     Quiet,
     Threads,
+    Track,
     flag,
     positive_seconds,
     words,
@@ -98,34 +104,9 @@ def caption(
         bool, flag("--skip-existing", panel=OUTPUT, help="With one file per recording: skip those that have one.")
     ] = False,
     quiet: Quiet = False,
-    min_confidence: Annotated[
-        float,
-        typer.Option(
-            metavar="P",
-            min=0,
-            max=1,
-            help="Leave out captions (with --timeline: segments) with a lower confidence.",
-            rich_help_panel=FILTERS,
-        ),
-    ] = 0.0,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            help="Keep only captions (or segments) with one of these words, separated by commas; endings may follow.",
-            show_default=False,
-            rich_help_panel=FILTERS,
-        ),
-    ] = None,
-    ignore: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            help="Leave out captions (or segments) with one of these words.",
-            show_default=False,
-            rich_help_panel=FILTERS,
-        ),
-    ] = None,
+    min_confidence: MinConfidence = 0.0,
+    only: Only = None,
+    ignore: Ignore = None,
     timeline: Annotated[
         bool, flag("--timeline", panel=LONG, help="Caption segments with times; their borders follow the sound.")
     ] = False,
@@ -190,6 +171,9 @@ def caption(
     device: Device = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    track: Track = None,
+    decode_timeout: DecodeTimeout = DecodeLimits.seconds,
+    decode_memory: DecodeMemory = DecodeLimits.memory,
 ) -> None:
     """Describe each recording in one sentence.
 
@@ -221,6 +205,8 @@ def caption(
             param_hint="--hop",
         )
     film = _film(merge, sdh, speech, format)
+    if merge and output and output.exists() and output.samefile(merge):
+        raise typer.BadParameter(f"{output} would replace the subtitles that are merged into.", param_hint="--output")
     timeline = timeline or sdh
     if plot and not timeline:
         raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
@@ -264,9 +250,15 @@ def caption(
         "hop": hop,
     }
 
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory, track=track)
+    from ..audio import sandbox
+
+    sandbox.start()  # while the model is loaded
+
     def results(progress: Progress) -> Iterator[Caption | Timeline]:
         """Load the model, and caption the inputs."""
         captioner = load_captioner(model, device, threads)
+        captioner.limits = limits
         if timeline:
             picture = _picture(captioner, plot)
             found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
@@ -276,9 +268,9 @@ def caption(
         watched = _watched(found, progress, failed)
         return _described(watched, speech) if sdh else watched
 
-    from ..inference.captions import select
+    from ..inference.captions import select, wanted
 
-    selected = partial(select, min_confidence=min_confidence, only=words(only), ignore=words(ignore))
+    selected = partial(select, is_wanted=wanted(min_confidence, words(only), words(ignore)))
     with progress_bar(len(inputs), quiet) as progress:
         if each:
             for result, own in zip(results(progress), targets, strict=True):
@@ -311,14 +303,17 @@ def _inputs(paths: list[str], recursive: bool, failed: list[str]) -> list[Any]:
     from ..audio.files import expand
 
     inputs: list[Any] = []
+    problems: list[AudioError] = []
     for path in paths:
         try:
-            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
+            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive, problems)]
         except AudioError as error:  # an empty folder or a pattern without a match: the other paths are captioned
             if len(paths) == 1:
                 raise
-            failed.append(path)
-            say("error", error)
+            problems.append(error)
+    for problem in problems:
+        failed.append(problem.file)
+        say("error", problem)
     return inputs
 
 
@@ -379,15 +374,16 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
 
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
-    from ..audio.reader import AudioError, probe
+    from ..audio.errors import AudioError
+    from ..audio.sandbox import Decoding
     from ..inference.captions import Caption, Segment, Timeline
 
     if isinstance(result, Caption):
         return result
     task, before, length = progress.tasks[0], progress.tasks[0].completed, None
     if not progress.disable and os.path.isfile(result.file):
-        with suppress(AudioError):  # damaged, which is reported elsewhere
-            length = probe(result.file).duration
+        with suppress(AudioError), Decoding(result.file, 16_000) as decoding:  # damage is reported elsewhere
+            length = decoding.info().duration
 
     def segments() -> Generator[Segment, None, Caption]:
         for segment in result:

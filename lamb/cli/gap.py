@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 from .errors import loading, one_line_warnings
 from .options import OUTPUT, AsJson, ModelName, Split, flag
 from .terminal import cell, print_json, print_table
+
+
+class Vectors(StrEnum):
+    """The vectors that `lamb gap --plot` draws."""
+
+    unit = "unit"
+    raw = "raw"
+    both = "both"
 
 
 def gap(
@@ -35,15 +44,24 @@ def gap(
         ),
     ] = None,
     umap: Annotated[bool, flag("--umap", panel=OUTPUT, help="Project with UMAP instead of PCA.")] = False,
-    unit: Annotated[bool, flag("--unit", panel=OUTPUT, help="Scale each vector to length 1 before drawing.")] = False,
+    vectors: Annotated[
+        Vectors | None,
+        typer.Option(
+            metavar="KIND",
+            help="unit, raw or both: vectors of length 1 show the gap, while raw ones mainly show that audio and text "
+            "differ in length.",
+            show_default="unit",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure and draw the modality gap of a model.
 
     The gap is the distance between the audio tokens and the text embeddings of the same clips.
     """
-    if (umap or unit) and plot is None:
-        raise typer.BadParameter("these options need --plot FILE.", param_hint="--umap, --unit")
+    if (umap or vectors) and plot is None:
+        raise typer.BadParameter("these options need --plot FILE.", param_hint="--umap, --vectors")
     from ..data import sources
     from ..evaluation import gap
     from ..inference.captioner import Captioner
@@ -59,7 +77,7 @@ def gap(
         panels.append((name, gap.embed(captioner.model, clips)))
     found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
     if plot:
-        gap.picture(panels, plot, umap, unit)
+        gap.picture(panels, plot, umap, vectors.value if vectors else "unit")
     if as_json:
         print_json(found)
     else:

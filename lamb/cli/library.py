@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Device, Quiet, Threads
+from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads
 from .terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..library.library import Library, Match, Tally
+    from ..library.index import Tally
+    from ..library.library import Library, Match
 
 FILTERS = "Where to look"
 
@@ -54,12 +55,13 @@ def index(
         Path,
         typer.Option(metavar="DB", rich_help_panel=OUTPUT, help="The folder of the index.", show_default=False),
     ],
+    beams: Beams = None,
     model: ItsModel = None,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Index a collection of sounds, to be searched with `lamb search`.
+    """Index a collection of sounds for `lamb search`.
 
     The same command again brings the index up to date: what is new or has changed is heard, what is
     gone is taken out. It also goes on where a run was interrupted, even by kill -9.
@@ -74,7 +76,7 @@ def index(
     one_line_warnings(quiet)
     library = _library(to, model, device, threads)
     with progress_bar(None, quiet) as progress:
-        tally = library.index(source, lambda tally: _moved(progress, tally))
+        tally = library.index(source, lambda tally: _moved(progress, tally), beams)
     for name, problem in tally.failed.items():
         say("error", problem if name in problem else f"{name}: {problem}")
     if not quiet:
@@ -140,7 +142,7 @@ def search(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Find sounds in an index, by words or by a sound, with the moments in long recordings.
+    """Find sounds in an index, by words or by a sound.
 
     \b
     Examples:

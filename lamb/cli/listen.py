@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-import re
 import signal
-import sys
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, OUTPUT, Device, Model, Quiet, Threads
+from .options import DEFAULT_MODEL, OUTPUT, Device, Ignore, MinConfidence, Model, Only, Quiet, Threads, words
 
 if TYPE_CHECKING:
     from ..live.events import Event
-
-WHICH = "Which events"
 
 
 def listen(
@@ -31,27 +28,9 @@ def listen(
             show_default=False,
         ),
     ],
-    min_confidence: Annotated[
-        float,
-        typer.Option(
-            metavar="P", min=0, max=1, rich_help_panel=WHICH, help="Only if the caption is at least this sure."
-        ),
-    ] = 0.0,
-    only: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS",
-            rich_help_panel=WHICH,
-            help='Only if the caption has one of these words, or one that begins so: "bark,siren".',
-            show_default=False,
-        ),
-    ] = None,
-    ignore: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS", rich_help_panel=WHICH, help="Not if the caption has one of these.", show_default=False
-        ),
-    ] = None,
+    min_confidence: MinConfidence = 0.0,
+    only: Only = None,
+    ignore: Ignore = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -84,7 +63,9 @@ def listen(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Listen to a microphone or a stream and print each sound as a line of JSON, soon after it is over.
+    """Listen to a microphone or a stream.
+
+    Each sound is printed as a line of JSON, soon after it is over.
 
     A lost stream is connected to again. Ctrl-C, or SIGTERM, ends it cleanly.
     A password for MQTT can also be given in the environment, as LAMB_MQTT_PASSWORD.
@@ -99,6 +80,7 @@ def listen(
       lamb listen rtsp://camera.local/stream --mqtt mqtt://homeassistant.local/lamb/yard
     """
     from ..config import ListenConfig
+    from ..inference.captions import wanted
     from ..live.listen import Listener
     from ..live.sources import opener, told
     from .caption import load_captioner
@@ -106,14 +88,15 @@ def listen(
     one_line_warnings(quiet)
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
-    wanted, unwanted = _words(only, "--only"), _words(ignore, "--ignore")
+    is_wanted = wanted(min_confidence, words(only), words(ignore))
 
     def warn(message: str) -> None:
         if not quiet:
             say("warning", message)
 
     config = ListenConfig()
-    opener(source, 16_000, config.patience, sys.stdin.buffer)  # a wrong source is told before a model is loaded
+    stdin = io.FileIO(0, closefd=False)  # a thread that waits in a buffered one would abort the process at its end
+    opener(source, 16_000, config.patience, stdin)  # a wrong source is told before a model is loaded
     with ExitStack() as stack:
         publisher = None
         if mqtt is not None:
@@ -125,7 +108,7 @@ def listen(
         listener = Listener(
             captioner.engine,
             captioner.options,
-            opener(source, captioner.engine.sample_rate, config.patience, sys.stdin.buffer),
+            opener(source, captioner.engine.sample_rate, config.patience, stdin),
             config,
             say=warn,
             changed=publisher.changed if publisher else lambda state: None,
@@ -136,7 +119,7 @@ def listen(
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: listener.stop()))
         began = datetime.now(UTC)
         for event in listener:
-            if event.confidence < min_confidence or not _passes(event.caption, wanted, unwanted):
+            if not is_wanted(event.caption, event.confidence):
                 continue
             told_event = _told(event, began)
             if save is not None:
@@ -167,18 +150,3 @@ def _saved(folder: Path, event: Event, began: datetime, rate: int) -> str | None
     except (LambError, OSError) as error:
         say("error", error)
         return None
-
-
-def _words(text: str | None, option: str) -> re.Pattern[str] | None:
-    """A pattern of the words in `text`, between commas or blanks, each with any ending."""
-    if text is None:
-        return None
-    words = [re.escape(word) for word in re.split(r"[,\s]+", text.lower()) if word]
-    if not words:
-        raise typer.BadParameter("names no word.", param_hint=option)
-    return re.compile(rf"\b(?:{'|'.join(words)})")
-
-
-def _passes(caption: str, wanted: re.Pattern[str] | None, unwanted: re.Pattern[str] | None) -> bool:
-    text = caption.lower()
-    return (wanted is None or bool(wanted.search(text))) and not (unwanted is not None and unwanted.search(text))

@@ -90,6 +90,34 @@ Threads = Annotated[
         metavar="N", min=1, show_default="one for each core", rich_help_panel=MACHINE, help="Processor threads."
     ),
 ]
+DecodeTimeout = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=0,
+        rich_help_panel=MACHINE,
+        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limit.",
+    ),
+]
+Track = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=INPUT,
+        show_default="the default track, else the loudest",
+        help="The audio track of a video.",
+    ),
+]
+DecodeMemory = Annotated[
+    float,
+    typer.Option(
+        metavar="MB",
+        min=256,
+        rich_help_panel=MACHINE,
+        help="Address space of a process that decodes, of which 210 MB are used at its start.",
+    ),
+]
 BatchSize = Annotated[
     int | None,
     typer.Option(
@@ -112,6 +140,24 @@ Beams = Annotated[
         rich_help_panel=DECODING,
         help="Width of the beam search; 1 is greedy decoding, the fastest.",
     ),
+]
+MinConfidence = Annotated[
+    float,
+    typer.Option(
+        metavar="P", min=0, max=1, rich_help_panel=FILTERS, help="Leave out captions with a lower confidence."
+    ),
+]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORDS",
+        rich_help_panel=FILTERS,
+        help="Keep only captions with one of these words, separated by commas; any ending may follow.",
+    ),
+]
+Ignore = Annotated[
+    str | None,
+    typer.Option(metavar="WORDS", rich_help_panel=FILTERS, help="Leave out captions with one of these words."),
 ]
 Split = Annotated[
     str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="The part of the data, such as test.")

@@ -71,6 +71,10 @@ def demo(
             show_default="the samples of the repository",
         ),
     ] = None,
+    library: Annotated[
+        Path | None,
+        typer.Option(metavar="DB", help="An index made by lamb index, to be searched on the page.", show_default=False),
+    ] = None,
 ) -> None:
     """Show captions on a page in the browser.
 
@@ -80,4 +84,4 @@ def demo(
     one_line_warnings(quiet=False)
     if host not in LOOPBACK:
         say("warning", f"anyone who reaches {host} can use this page")
-    demo(model or [DEFAULT_MODEL], host, port, device, data)
+    demo(model or [DEFAULT_MODEL], host, port, device, data, library)

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ SET = 1000  # clips whose pooled vectors the global divergence compares at once
 SHOWN = 300  # clips in a picture, evenly spaced in the list; more would hide each other
 FORMATS = ("png", "svg", "pdf")
 TOLERANCE = 1e-6  # similarities this close count as equal: those of the same caption differ by rounding
+Vectors = Literal["unit", "raw", "both"]
 AUDIO, TEXT = "#0072b2", "#d55e00"  # colour-blind readers can tell them apart
 
 
@@ -225,39 +226,48 @@ def save_figure(figure: Any, file: Path) -> None:
         figure.savefig(part, format=format_of(file), dpi=150)
 
 
-def picture(panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, unit: bool = False) -> None:
-    """The paper's Figure 2: clips and their first captions in two dimensions, a panel (title, embeddings) a model.
+def picture(
+    panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, vectors: Vectors = "unit"
+) -> None:
+    """The paper's Figure 2: clips and their first captions in two dimensions, one panel (title, embeddings) per model.
 
-    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels share their axes unless one
-    spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own. With `unit`
-    all vectors have length 1 and only directions are compared, as in the aligner's own kernel [O].
+    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels of a row share their axes
+    unless one spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own.
+
+    Args:
+        vectors: "unit" scales all vectors to length 1, so that the picture compares directions, as the aligner's kernel
+            does; raw audio and text vectors differ in length by an order of magnitude, and a picture of them ("raw")
+            shows this instead of the gap. "both" draws one row of each. [O]
     """
     format_of(file, umap)
-    from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    projected = [_projected(found, umap, unit) for _, found in panels]
-    reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
-    together = not umap and max(reach) < 10 * min(reach)
-    figure = Figure(figsize=(5.2 * len(panels), 5.8), layout="constrained")
-    for axes, (title, found), (points, labels), own in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, projected, reach, strict=True
-    ):
-        a, t = points.reshape(2, -1, 2)
-        axes.add_collection(
-            LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1)
-        )
-        axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
-        axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
-        shown = measures(found)
-        distance = f"L2 at unit length {shown['l2_unit']:.2f}" if unit else f"L2 {shown['l2']:.3g}"
-        about = f"{distance}, cosine {shown['cosine']:.2f}; {len(a)} of {shown['clips']} clips"
-        axes.set_title(f"{title}\n{about}", fontsize=10)
-        axes.set(xlabel=labels[0], ylabel=labels[1])
-        limit = max(reach) if together else own
-        axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-        axes.legend(loc="upper left", frameon=False)
+    kinds = ("unit", "raw") if vectors == "both" else (vectors,)
+    figure = Figure(figsize=(5.2 * len(panels), 5.8 * len(kinds)), layout="constrained")
+    for kind, row in zip(kinds, figure.subplots(len(kinds), len(panels), squeeze=False), strict=True):
+        projected = [_projected(found, umap, kind == "unit") for _, found in panels]
+        reach = [float(np.abs(points).max()) * 1.05 or 1.0 for points, _ in projected]
+        together = not umap and max(reach) < 10 * min(reach)
+        for axes, (title, found), (points, labels), own in zip(row, panels, projected, reach, strict=True):
+            _draw_panel(axes, points, max(reach) if together else own)
+            shown = measures(found)
+            distance = f"L2 at unit length {shown['l2_unit']:.2f}" if kind == "unit" else f"L2 {shown['l2']:.3g}"
+            about = f"{distance}, cosine {shown['cosine']:.2f}; {len(points) // 2} of {shown['clips']} clips"
+            axes.set_title(f"{title}\n{about}", fontsize=10)
+            axes.set(xlabel=labels[0], ylabel=labels[1])
     save_figure(figure, file)
+
+
+def _draw_panel(axes: Any, points: np.ndarray, limit: float) -> None:
+    """Audio and text points (2 n, 2) with the lines between them, up to `limit` in all directions."""
+    from matplotlib.collections import LineCollection
+
+    a, t = points.reshape(2, -1, 2)
+    axes.add_collection(LineCollection(list(np.stack([a, t], 1)), colors="0.6", linewidths=0.5, alpha=0.35, zorder=1))
+    axes.scatter(*a.T, s=12, color=AUDIO, alpha=0.8, linewidths=0, label="audio")
+    axes.scatter(*t.T, s=12, color=TEXT, alpha=0.8, linewidths=0, marker="s", label="text")
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+    axes.legend(loc="upper left", frameon=False)
 
 
 def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..audio.errors import AudioError
     from ..config import DecodeConfig
+    from .digest import Heard
     from .generation import Hypothesis
 
 SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
@@ -128,8 +129,15 @@ class Caption:
             **scores,
             **({"sounds": [sound.to_dict() for sound in self.sounds]} if self.sounds else {}),
             "segments": [segment.to_dict() for segment in self.segments],
+            **({"digest": [heard.to_dict() for heard in self.digest()]} if self.digest() else {}),
             **({"damage": list(self.damage)} if self.damage else {}),
         }
+
+    def digest(self) -> list[Heard]:
+        """The sounds of a long recording with segments, see `lamb.inference.digest`; empty for any other."""
+        from .digest import LONG, digest
+
+        return digest(self.segments) if self.segments and (self.duration or 0.0) >= LONG else []
 
 
 class Timeline(Iterator[Segment]):
@@ -176,7 +184,8 @@ Writer = Callable[[Iterable[Result]], Iterator[str]]
 def write_text(results: Iterable[Result]) -> Iterator[str]:
     """One line per caption, after `FILE<TAB>` if there are several files, and `[START - END] ` for a segment.
 
-    After several segments, a last line without times holds the caption of the whole recording.
+    After several segments, a last line without times holds the caption of the whole recording. After those of a
+    recording of ten minutes or more, there is one line for each sound instead (`lamb.inference.digest`).
     """
     results, several = _several(results)
     for result in results:
@@ -184,7 +193,11 @@ def write_text(results: Iterable[Result]) -> Iterator[str]:
         for s in _segments(result):
             yield f"{name}{span(s.start, s.end)} {one_line(s.caption)}\n"
         whole = _whole(result)
-        if whole.ok and len(whole.segments) != 1:
+        if whole.digest():
+            from .digest import lines
+
+            yield "".join(f"{name}{one_line(line)}\n" for line in lines(whole.segments))
+        elif whole.ok and len(whole.segments) != 1:
             yield "".join(f"{name}{one_line(text)}\n" for text, _ in whole.n_best())
 
 
@@ -302,36 +315,42 @@ RAVEN_COLUMNS = (
 CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confidence", "error")
 
 
-def select(
-    results: Iterable[Result], min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
-) -> Iterator[Result]:
-    """The results whose captions are wanted; of a timeline, the segments. Failures and timelines always stay.
+def wanted(
+    min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> Callable[[str, float | None], bool]:
+    """A function that tells, from a caption and its confidence, whether it is wanted.
 
     Args:
-        min_confidence: captions with a lower confidence are left out, those without one are kept.
+        min_confidence: captions with a lower confidence are not wanted; those without a confidence are.
         only: if not empty, a caption must contain one of these words; any ending may follow.
-        ignore: captions that contain one of these words are left out.
+        ignore: captions that contain one of these words are not wanted.
     """
-    wanted_words, unwanted_words = (
+    needed, unwanted = (
         re.compile("|".join(rf"\b{re.escape(word)}" for word in words) or r"(?!)", re.IGNORECASE)
         for words in (only, ignore)
     )
 
-    def wanted(text: str, confidence: float | None) -> bool:
+    def is_wanted(text: str, confidence: float | None) -> bool:
         sure = confidence is None or confidence >= min_confidence
-        return sure and (not only or bool(wanted_words.search(text))) and not unwanted_words.search(text)
+        return sure and (not only or needed.search(text) is not None) and unwanted.search(text) is None
+
+    return is_wanted
+
+
+def select(results: Iterable[Result], is_wanted: Callable[[str, float | None], bool]) -> Iterator[Result]:
+    """The results with a wanted caption; of timelines, the wanted segments. Failures and timelines always stay."""
 
     def segments(result: Timeline) -> Generator[Segment, None, Caption]:
         for segment in result:
-            if wanted(segment.caption, segment.confidence):
+            if is_wanted(segment.caption, segment.confidence):
                 yield segment
         whole = result.finish()
-        return replace(whole, segments=tuple(s for s in whole.segments if wanted(s.caption, s.confidence)))
+        return replace(whole, segments=tuple(s for s in whole.segments if is_wanted(s.caption, s.confidence)))
 
     for result in results:
         if isinstance(result, Timeline):
             yield Timeline(result.file, segments(result))
-        elif not result.ok or wanted(result.text, result.confidence):
+        elif not result.ok or is_wanted(result.text, result.confidence):
             yield result
 
 

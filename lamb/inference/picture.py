@@ -16,9 +16,10 @@ from ..audio.files import replacing
 from ..errors import LambError
 from ..model.encoders.conv import mel_matrix
 from .captions import SILENCE, Segment
+from .digest import digest, sounds
 
 COLUMNS = 1000
-ROWS = 14  # captions with a row of their own; the others share one
+ROWS = 14  # sounds with a row of their own; the others share one
 MELS, N_FFT, HOP = 64, 1024, 512
 RANGE_DB = 80.0  # from the loudest down to what is black
 
@@ -91,7 +92,7 @@ class Picture:
         except ImportError:
             raise PictureError("a picture needs matplotlib; install it with: pip install 'lamb-aac[plot]'") from None
         self.path = Path(path)
-        self.figure = Figure(figsize=(12, 7), layout="constrained")
+        self.figure = Figure(figsize=(12, 5), layout="constrained")
         kinds = self.figure.canvas.get_supported_filetypes()
         if self.path.suffix[1:].lower() not in kinds:
             raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}; choose another name")
@@ -106,16 +107,21 @@ class Picture:
     def draw(self, segments: Sequence[Segment], title: str) -> None:
         """Write the file; it appears once it is complete."""
         upper, lower = self.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
-        self._draw_spectrogram(upper)
+        self.draw_spectrogram(upper)
         _draw_segments(lower, segments)
         upper.set_title(title, loc="left", parse_math=False)
         lower.set_xlim(0, segments[-1].end)
         lower.xaxis.set_major_formatter(lambda t, _: _clock(t))
         lower.grid(axis="x", alpha=0.3)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file; it appears once it is complete."""
         with replacing(self.path) as part:
             self.figure.savefig(part, format=self.path.suffix[1:].lower(), dpi=120)
 
-    def _draw_spectrogram(self, axes: Any) -> None:
+    def draw_spectrogram(self, axes: Any) -> None:
+        """Draw what was listened to into `axes` of matplotlib, seconds by frequency."""
         decibel, rate = self.spectrogram.decibel(), self.spectrogram.rate
         axes.imshow(decibel, aspect="auto", extent=(0, self.spectrogram.seconds, 0, MELS), **_shades(decibel))
         hertz = [h for h in (100, 500, 1000, 2000, 4000, 8000) if h <= rate / 2]
@@ -124,21 +130,21 @@ class Picture:
 
 
 def _draw_segments(axes: Any, segments: Sequence[Segment]) -> None:
-    """A row of bars for each of the captions that last longest, and one for the others."""
-    seconds: dict[str, float] = {}
-    for s in segments:
-        seconds[s.caption] = seconds.get(s.caption, 0.0) + s.end - s.start
-    main = set(sorted(seconds, key=lambda text: -seconds[text])[:ROWS])
-    others = f"{len(seconds) - len(main)} other captions"
-    rows = list(dict.fromkeys(s.caption for s in segments if s.caption in main))
-    rows += [others] * (len(seconds) > len(main))
-    for row, text in enumerate(rows):
-        own = [s for s in segments if s.caption == text or (text == others and s.caption not in main)]
+    """A row of bars for each of the sounds that are heard longest, and one for all others."""
+    found = digest(segments)
+    main = {heard.sound for heard in found[:ROWS]}
+    rows: dict[str, list[tuple[float, float]]] = {}
+    for heard in sorted(found, key=lambda heard: heard.times[0]):
+        name = heard.sound if heard.sound in main else f"{len(found) - len(main)} other sounds"
         # no bar is narrower than a thousandth, so that a moment in ten hours can still be seen
-        bars = [(s.start, max(s.end - s.start, segments[-1].end / 1000)) for s in own]
-        axes.broken_barh(bars, (row - 0.4, 0.8), color="0.75" if text in (others, SILENCE) else f"C{row % 10}")
-    axes.set_yticks(range(len(rows)), [_short(text) for text in rows], parse_math=False)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+        narrow = segments[-1].end / 1000
+        rows.setdefault(name, []).extend((start, max(end - start, narrow)) for start, end in heard.times)
+    names = sorted(rows, key=lambda name: name not in main)  # the others come last
+    for row, name in enumerate(names):
+        coloured = name in main and name not in sounds(SILENCE)
+        axes.broken_barh(rows[name], (row - 0.4, 0.8), color=f"C{row % 10}" if coloured else "0.75")
+    axes.set_yticks(range(len(names)), [_short(name) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def _short(text: str) -> str:

@@ -63,11 +63,13 @@ class Recording:
         return (str(audio.AudioDamage(self.name, self.damage.told())),) if self.damage and self.damage.spans else ()
 
     def tell(self) -> None:
-        """Warn of what was passed over; an end that is missing makes it an error."""
+        """Warn of what was passed over; an end that is missing, or half of it that cannot be decoded, is an error."""
         if self.error or not self.damage:
             return
-        if self.damage.truncated:
-            self.error, self.h_a = audio.AudioError(self.name, self.damage.truncated, audio.RESCUE), None
+        mostly = sum(end - start for start, end in self.damage.spans) > self.duration / 2
+        if self.damage.truncated or mostly:
+            problem = self.damage.truncated or self.damage.told()
+            self.error, self.h_a = audio.AudioError(self.name, problem, audio.RESCUE), None
         elif self.damage.spans:
             warnings.warn(audio.AudioDamage(self.name, self.damage.told()), stacklevel=2)
 
@@ -154,7 +156,7 @@ def windows(
 ) -> Windows:
     """`audio.windows` of `options.window` seconds, one every `options.hop`; AudioError at the first one, or later.
 
-    A constant is no sound: the mean of each window is taken off it. With `limits` a process of its own decodes.
+    With `limits` a process of its own decodes.
     """
     if isinstance(source, Clip):
         if source.start or source.duration is not None:
@@ -162,8 +164,7 @@ def windows(
         else:
             source = source.path
     by = partial(sandbox.windows, limits=limits) if limits else audio.windows
-    for start, x in by(source, sample_rate, options.window, options.hop, damage):
-        yield start, x - x.mean(dtype=np.float64).astype(np.float32)
+    yield from by(source, sample_rate, options.window, options.hop, damage)
 
 
 def name_of(source: Source) -> str:

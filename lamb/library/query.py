@@ -36,6 +36,6 @@ class Words:
 def space(model: LambModel) -> str:
     """A name for the space that `model` puts sounds and words in: equal for the same adapter and embedding table."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in [*model.adapter.state_dict().values(), model.llm.table]:
+    for tensor in [*model.adapter.state_dict().values(), model.llm.embedding_matrix]:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

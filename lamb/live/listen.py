@@ -92,7 +92,7 @@ class Listener:
         with self._there:
             while not self.live and self._held >= self.config.held and not self.ended.is_set():
                 self._there.wait(0.2)
-            if self._held + length > self.config.held:  # the model is slower than the sound
+            if self.live and self._held and self._held + length > self.config.held:  # the model is too slow
                 dropped = sum(b if isinstance(b, float) else len(b) / self.rate for b in self._blocks)
                 self._blocks.clear()
                 self._blocks.append(dropped)

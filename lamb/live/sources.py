@@ -7,6 +7,7 @@ What is told of an address never holds its user name, its password or what stand
 import queue
 import time
 from collections.abc import Callable, Iterator
+from io import RawIOBase
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
@@ -38,7 +39,7 @@ def told(source: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def opener(source: str, rate: int, patience: float, stdin: BinaryIO) -> Callable[[], Blocks]:
+def opener(source: str, rate: int, patience: float, stdin: RawIOBase | BinaryIO) -> Callable[[], Blocks]:
     """A function that opens `source` and gives its blocks (n,) at `rate` Hz; to be called again after StreamError.
 
     Args:
@@ -60,7 +61,7 @@ def opener(source: str, rate: int, patience: float, stdin: BinaryIO) -> Callable
     raise SourceError(f"{told(source)}: is not a stream", f"{remedy}; for a file use: lamb caption --timeline")
 
 
-def _decoded(source: str | BinaryIO, name: str, rate: int, patience: float) -> Blocks:
+def _decoded(source: str | RawIOBase | BinaryIO, name: str, rate: int, patience: float) -> Blocks:
     import av
 
     options = {"rtsp_transport": "tcp"}

@@ -36,7 +36,10 @@ from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE, UNREADABLE, WRITERS, Caption, Segment, span
 from ..inference.picture import spectrogram_png
 from ..inference.recording import hear
+from ..library.library import Library
 from ..model.padding import pad
+from .page_search import add_search
+from .page_words import words_heard
 
 SAMPLES = Path(__file__).parents[2] / "samples"  # in a clone of the repository; an installed package has none
 MAX_SIZE = 50 * 2**20  # bytes of an upload
@@ -261,7 +264,13 @@ the other first among all of them (R@1).
 class Page:
     """Models by name, the first one loaded at once and the others when they are chosen."""
 
-    def __init__(self, models: Sequence[str], device: str | None = None, data: str | Path | None = None):
+    def __init__(
+        self,
+        models: Sequence[str],
+        device: str | None = None,
+        data: str | Path | None = None,
+        library: str | Path | None = None,
+    ):
         for module in ("gradio", "matplotlib"):
             if find_spec(module) is None:
                 raise DemoError(f"the page needs {module}; install it with: pip install 'lamb-aac[demo]'")
@@ -270,6 +279,7 @@ class Page:
         if data is None and (SAMPLES / "manifest.jsonl").is_file():
             data = SAMPLES
         self.clips: list[Clip] = [] if data is None else sources.clips(data)
+        self.library = None if library is None else Library(library, device=device)
 
     def captioner(self, name: str) -> Captioner:
         if name not in self.models:  # a request that was not made by the page
@@ -287,7 +297,8 @@ class Page:
         rate = own.model.encoder.sample_rate
         x = decode(file, rate)
         caption = captioner.timeline((x, rate), n_best=min(ALTERNATIVES, int(beams))).finish()
-        return shown(replace(caption, file=NAME), x, rate, guided(captioner, x), strength)
+        page = shown(replace(caption, file=NAME), x, rate, guided(captioner, x), strength)
+        return page + words_heard(captioner, x, rate, caption.text)
 
     def gap(self, model: str) -> tuple[Any, str]:
         """The picture of the modality gap, and its measures as Markdown."""
@@ -368,6 +379,8 @@ class Page:
                         )
                 with gr.Column(scale=3, min_width=300):
                     heard = gr.HTML(js_on_load=PLAY, min_height=120, elem_id="heard")
+            if self.library is not None:
+                add_search(self.library, one_at_a_time)
             with gr.Tab("Modality gap"):
                 gr.Markdown(ABOUT_GAP)
                 if self.clips:
@@ -385,12 +398,17 @@ class Page:
 
 @contextmanager
 def running(
-    models: Sequence[str], host: str, port: int, device: str | None = None, data: str | Path | None = None
+    models: Sequence[str],
+    host: str,
+    port: int,
+    device: str | None = None,
+    data: str | Path | None = None,
+    library: str | Path | None = None,
 ) -> Iterator[Any]:
     """The page at `host`:`port` as long as the block runs. Raises DemoError, and what a model or manifest may raise."""
     with tempfile.TemporaryDirectory(prefix="lamb-demo-") as folder:  # uploads, gone with the page
         os.environ["GRADIO_TEMP_DIR"] = folder
-        page = Page(models, device, data).build()
+        page = Page(models, device, data, library).build()
         try:
             page.launch(
                 share=False,
@@ -416,10 +434,15 @@ def running(
 
 
 def demo(
-    models: Sequence[str], host: str, port: int, device: str | None = None, data: str | Path | None = None
+    models: Sequence[str],
+    host: str,
+    port: int,
+    device: str | None = None,
+    data: str | Path | None = None,
+    library: str | Path | None = None,
 ) -> None:
     """Show the page at `host`:`port` until Ctrl-C, and print its address; see `running`."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # uploads are removed then too
-    with running(models, host, port, device, data) as page:
+    with running(models, host, port, device, data, library) as page:
         print(f"http://{host}:{port}", flush=True)
         page.block_thread()

@@ -744,11 +744,12 @@ def test_damage_is_an_audio_error_or_sound(tmp_path, suffix):
 def test_level():
     assert audio.level(np.zeros(9, np.float32)) == -np.inf
     assert audio.level(np.empty(0, np.float32)) == -np.inf
-    assert audio.level(np.array([0.1, -1.0])) == 0
+    assert audio.level(np.array([1.0, -1.0])) == 0
     assert audio.level(tone()[:, 0]) == pytest.approx(-6.02, abs=0.01)
     assert audio.is_silent(np.zeros(9))
-    assert audio.is_silent(np.full(9, 10 ** (-70.1 / 20)))
-    assert not audio.is_silent(np.full(9, 10 ** (-69.9 / 20)))
+    square = np.tile([1.0, -1.0], 8)
+    assert audio.is_silent(square * 10 ** (-70.1 / 20))
+    assert not audio.is_silent(square * 10 ** (-69.9 / 20))
 
 
 # ---- imports

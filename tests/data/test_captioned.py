@@ -20,6 +20,7 @@ from lamb.config import ConfigError
 from lamb.data.loader import ClipReader, clip_batch
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.inference.captioner import Captioner
+from lamb.model.lamb import LambModel
 from lamb.training.device import TrainingError
 from lamb.training.train import train
 
@@ -164,21 +165,23 @@ def test_spec_augment_is_drawn_again_by_a_resumed_run(recipe, tmp_path):
 
 
 def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatch):
-    heard = []
-    real = Captioner.caption
+    """At a check the encoder hears that stretch of the recording and nothing else of it."""
+    heard: list[torch.Tensor] = []
+    real = LambModel.encode
 
-    def listen(self: Captioner, files: Any, **options: Any) -> Any:
-        files = list(files)
-        heard.extend(files)
-        return real(self, files, **options)
+    def listen(self: LambModel, waveform: torch.Tensor, mask: torch.Tensor) -> Any:
+        if not self.training:
+            heard.extend(x[:n] for x, n in zip(waveform.clone(), mask.sum(1), strict=True))
+        return real(self, waveform, mask)
 
-    monkeypatch.setattr(Captioner, "caption", listen)
+    monkeypatch.setattr(LambModel, "encode", listen)
     part = Clip("part", clips[11].path, start=0.5, duration=1.0, captions=("Part.",), split="part")
     file = Clip("file", clips[10].path, captions=("File.",), split="part")
     train(recipe([part, file], validation="part"), ["optim.steps=1"])
-    (x, rate), path = heard
-    assert (len(x), rate, path) == (RATE, RATE, clips[10].path)
-    assert x[0] == pytest.approx(12 / 20 + 0.5 * RATE / 1e6, abs=1e-4)
+    for clip, start in ((part, 12 / 20 + 0.5 * RATE / 1e6), (file, 11 / 20)):
+        length = RATE if clip is part else int(2.3 * RATE)
+        assert any(len(x) == length and float(x[0]) == pytest.approx(start, abs=1e-4) for x in heard), clip.id
+    assert not any(len(x) > int(2.3 * RATE) for x in heard), "never the whole recording of the part"
 
 
 def test_spec_augment_wants_an_encoder_that_learns(recipe):

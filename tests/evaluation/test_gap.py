@@ -243,7 +243,7 @@ def test_pictures(tmp_path, ending):
 def test_panels_share_their_axes_unless_one_would_be_a_dot(tmp_path, monkeypatch, scale, same):
     drawn = []
     monkeypatch.setattr(gap, "save_figure", lambda figure, file: drawn.extend(axes.get_xlim() for axes in figure.axes))
-    picture([("one", cloud()), ("other", cloud(scale))], tmp_path / "gap.png")
+    picture([("one", cloud()), ("other", cloud(scale))], tmp_path / "gap.png", vectors="raw")
     assert (drawn[0] == drawn[1]) is same
 
 
@@ -261,6 +261,16 @@ def test_the_projection_keeps_distances_of_a_plane():
     assert (found[:10].mean(0) > found[10:].mean(0)).all()
     shares = [int(label.split("(")[1].split("%")[0]) for label in labels]
     assert sum(shares) == pytest.approx(100, abs=1)
+
+
+@pytest.mark.parametrize(("vectors", "shown"), [("unit", "L2 at unit"), ("raw", "L2 "), ("both", "L2 at unit")])
+def test_which_vectors_are_drawn(tmp_path, monkeypatch, vectors, shown):
+    titles = []
+    monkeypatch.setattr(gap, "save_figure", lambda figure, file: titles.extend(a.get_title() for a in figure.axes))
+    picture([("one", cloud()), ("other", cloud())], tmp_path / "gap.png", vectors=vectors)
+    assert len(titles) == (4 if vectors == "both" else 2)
+    assert shown in titles[0]
+    assert ("unit" in titles[-1]) is (vectors == "unit")
 
 
 def test_directions_alone():

@@ -63,6 +63,7 @@ def server(*answers):
                 return
             self.send_response(200)
             self.send_header("Content-Type", "audio/flac")
+            self.send_header("Content-Length", str(len(left[0])))
             self.end_headers()
             self.wfile.write(left.pop(0))
 
@@ -310,7 +311,7 @@ def test_the_command_prints_a_line_an_event_and_keeps_its_sound(model_folder, tm
     soundfile.write(tmp_path / "x.wav", sound(), RATE)
     with (tmp_path / "x.wav").open("rb") as file:
         process = command("-", "--save", str(tmp_path / "kept"), model=model_folder, stdin=file)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     [event] = map(json.loads, out.splitlines())
     assert {"time", "start", "end", "caption", "confidence", "clip"} == event.keys()
@@ -326,12 +327,12 @@ def test_the_command_ends_cleanly(model_folder):
     assert process.stdout is not None
     assert json.loads(process.stdout.readline())["caption"]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=200) == 0
 
 
 def test_the_command_tells_what_is_wrong_and_no_secret(model_folder):
     process = command(f"rtsp://user:{SECRET}@127.0.0.1:9/x", "--retries", "0", model=model_folder)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=400)
     assert process.returncode == 1
     assert "rtsp://127.0.0.1:9/x: cannot be opened" in err
     assert SECRET not in err

@@ -48,7 +48,7 @@ def recipe(tmp_path: Path, data: Path) -> Callable[..., Path]:
             "out": str(tmp_path / "out"),
             "save_every": 2,
             "data": {"sounds": str(data / "sounds"), "texts": str(data / "captions"), "seconds": 1, "workers": 0},
-            "optim": {"lr": 1e-3, "batch": 4, "steps": 5, "warmup": 2, "average": 0.9},
+            "optim": {"lr": 1e-3, "batch": 4, "steps": 5, "warmup": 2, "ema_decay": 0.9},
         }
         for key, value in sections.items():
             content[key] = {**content.get(key, {}), **value} if isinstance(value, dict) else value

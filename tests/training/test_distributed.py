@@ -13,7 +13,6 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import SENTENCES
 from safetensors.torch import load_file
 
 from lamb.config import ConfigError, to_dict
@@ -83,7 +82,8 @@ def recipe(tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Path:
     for n in range(12):
         soundfile.write(tmp_path / f"{n}.wav", 0.1 * rng.standard_normal(4000 + 400 * n), 16000)
         split = "train" if n < 9 else "val"
-        clips.append(Clip(f"{n}", str(tmp_path / f"{n}.wav"), captions=(SENTENCES[n % 5],), split=split))
+        caption = "Rain falls, then a siren wails." if n % 2 else "A dog barks."
+        clips.append(Clip(f"{n}", str(tmp_path / f"{n}.wav"), captions=(caption,), split=split))
     write(clips, tmp_path / "manifest.jsonl")
     content = {
         "device": "cpu",
@@ -95,7 +95,7 @@ def recipe(tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Path:
             "decode": {"max_new_tokens": 4, "beams": 1},
         },
         "data": {"manifest": str(tmp_path / "manifest.jsonl"), "seconds": 1, "workers": 0},
-        "optim": {"lr": 1e-3, "batch": 4, "steps": 4, "warmup": 1, "average": 0.9},
+        "optim": {"lr": 1e-3, "batch": 4, "steps": 4, "warmup": 1, "ema_decay": 0.9},
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
