@@ -239,10 +239,10 @@ def wav(folder: Path, seconds: float = 1.0, rate: int = 16_000, channels: int = 
 @pytest.mark.parametrize(
     ("sound", "message"),
     [
-        ({"seconds": 31}, "longer than the 30 s of this service"),
+        ({"seconds": 31}, "longer than the 30 s allowed here"),
         ({"seconds": 0.05}, "lasts 0.050 s, shorter than 0.1 s"),
-        ({"channels": 3}, "3 channels, above the 2 of this service"),
-        ({"rate": 96_000}, "96000 Hz, above the 48000 of this service"),
+        ({"channels": 3}, "3 channels, more than the 2 allowed here"),
+        ({"rate": 96_000}, "96000 Hz, more than the 48000 allowed here"),
     ],
     ids=str,
 )
@@ -550,7 +550,7 @@ def test_the_documents_program(served, monkeypatch, capsys):
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not here")
 def test_the_documents_requests(served):
     lines = [
-        line for block in blocks("sh") for line in block.splitlines() if line.startswith("curl") and "$" not in line
+        line for block in blocks("bash") for line in block.splitlines() if line.startswith("curl") and "$" not in line
     ]
     assert len(lines) == 4
     for line in lines:
