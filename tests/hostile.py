@@ -7,11 +7,13 @@ import zipfile
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
-from served import SAMPLES
+
+SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def encoded(x: np.ndarray, rate: int, container: str, codec: str) -> bytes:
@@ -19,7 +21,7 @@ def encoded(x: np.ndarray, rate: int, container: str, codec: str) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as out:
         stream = out.add_stream(codec, rate=rate, layout="mono")
-        stream.bit_rate = 64_000
+        stream.bit_rate = 12_200 if "amr" in codec else 64_000
         resampler = av.AudioResampler(stream.format, "mono", rate, frame_size=stream.codec_context.frame_size or 1024)
         frame = av.AudioFrame.from_ndarray((x * 32767).astype(np.int16)[None], "s16", "mono")
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), 0
@@ -49,11 +51,13 @@ def sounds() -> dict[str, bytes]:
         ("CAF", None),
     ]
     by_libsndfile += [("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)]
+    by_libsndfile += [("W64", None), ("RF64", None), ("AIFF", "IMA_ADPCM"), ("WAV", "GSM610"), ("CAF", "ALAC_16")]
     by_ffmpeg = [("mp4", "aac"), ("matroska", "flac"), ("adts", "aac"), ("asf", "wmav2"), ("webm", "libopus")]
+    by_ffmpeg += [("mov", "alac"), ("mpegts", "mp2"), ("avi", "mp3"), ("ac3", "ac3"), ("tta", "tta")]
+    by_ffmpeg += [("wv", "wavpack"), ("amr", "libopencore_amrnb"), ("ogg", "flac"), ("caf", "pcm_s16le")]
     made = {f"{kind} {subtype}": written(x, rate, kind, subtype) for kind, subtype in by_libsndfile}
-    return made | {
-        f"{kind} {codec}": encoded(x, rate if codec != "libopus" else 48_000, kind, codec) for kind, codec in by_ffmpeg
-    }
+    rates = {"libopus": 48_000, "ac3": 48_000, "libopencore_amrnb": 8_000}
+    return made | {f"{kind} {codec}": encoded(x, rates.get(codec, rate), kind, codec) for kind, codec in by_ffmpeg}
 
 
 def mutated(content: bytes, rng: random.Random) -> bytes:
@@ -61,7 +65,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     x, size = bytearray(content), len(content)
     at = rng.randrange(size)
     head = rng.randrange(min(size, 200))
-    match rng.randrange(7):
+    match rng.randrange(11):
         case 0:
             return bytes(x[:at])
         case 1:
@@ -80,6 +84,17 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
             x = x[:at] + x[rng.randrange(size) :]
         case 6:
             del x[head : head + rng.randrange(1, 64)]
+        case 7:  # a lie about a size, an offset, a count or a duration
+            lie = rng.choice([-1, 0, 1, 2**31 - 1, 2**40, 2**62, 2**63 - 1, rng.randrange(2**24)])
+            x[head : head + 8] = struct.pack(rng.choice("<>") + "q", lie)
+        case 8:  # many chunks that hold nothing, or what looks so
+            x[head:head] = rng.choice([b"JUNK\0\0\0\0", b"\0\0\0\x08free", b"free" + bytes(8)]) * rng.choice([3, 5000])
+        case 9:  # one file goes on as another
+            other = rng.choice(list(sounds().values()))
+            x = x[:at] + other[rng.randrange(len(other)) :]
+        case 10:  # one file within another
+            other = rng.choice(list(sounds().values()))
+            x[at:at] = other[: rng.randrange(1, 4000)]
     return bytes(x)
 
 

@@ -44,11 +44,14 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film(folder / "film.mkv", folder / "samples" / "siren.flac")
     (folder / "film.srt").write_text(SRT)
     for command in commands(RECIPES):
-        done = run(command.replace("lamb ", "python -m lamb ", 1) if command.startswith("lamb ") else command, folder)
+        ours = command.startswith("lamb ")
+        line = command.replace("lamb ", "python -m lamb ", 1) if ours else command
+        done = run(f"export PYTHONPATH={ROOT}; {line}", folder)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-        (folder / f"{command.split()[1] if command.startswith('lamb') else 'python'}.out").open("a").write(done.stdout)
+        with (folder / f"{command.split()[1] if ours else 'python'}.out").open("a") as file:
+            file.write(done.stdout)
     for block in blocks(RECIPES, "python"):
-        done = run(f"python - <<'END'\n{block}\nEND", folder)
+        done = run(f"PYTHONPATH={ROOT} python - <<'END'\n{block}\nEND", folder)
         assert done.returncode == 0, done.stderr
         (folder / "library.out").write_text(done.stdout)
     return folder

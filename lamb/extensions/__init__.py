@@ -38,8 +38,8 @@ def extend(model: LambModel) -> LambModel:
 
 def build(config: LambConfig, device: str | torch.device = "cpu") -> LambModel:
     """A new model to train on `device`, where it is still to be moved: encoder and LLM come from their sources."""
-    llm = LanguageModel.from_pretrained(config.llm, device)
-    model = extend(LambModel(config, build_encoder(config.encoder), llm))
+    encoder = build_encoder(config.encoder)  # before the LLM: with a seed, the order decides the random weights
+    model = extend(LambModel(config, encoder, LanguageModel.from_pretrained(config.llm, device)))
     model.initialise()
     return model
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import SdhConfig
+from ..errors import LambError
 from .captions import Caption, Result, Segment, Timeline, timestamp
 
 UNTOLD = ("Silence.", "(unreadable)")  # segments that describe no sound
@@ -30,7 +31,7 @@ _TIME = r"(?:(\d+):)?(\d{1,2}):(\d{2})[.,](\d{1,3})"
 _TIMES = re.compile(rf"^[ \t]*{_TIME}[ \t]+-->[ \t]+{_TIME}(?![\d:])[^\r\n]*\r?$", re.MULTILINE)
 
 
-class SubtitleError(ValueError):
+class SubtitleError(LambError, ValueError):
     """Subtitles that cannot be merged into: the file, what is wrong, and the remedy."""
 
 
@@ -128,15 +129,15 @@ def read(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise SubtitleError(f"{path}: {error.strerror}; name a file with subtitles (.srt, .vtt)") from None
+        raise SubtitleError(f"{path}: {error.strerror}", "name a file with subtitles (.srt, .vtt)") from None
     if len(content) > LARGEST:
-        raise SubtitleError(f"{path}: larger than {LARGEST >> 20} MB; name a file with subtitles (.srt, .vtt)")
+        raise SubtitleError(f"{path}: larger than {LARGEST >> 20} MB", "name a file with subtitles (.srt, .vtt)")
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise SubtitleError(f"{path}: is in UTF-16; convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.srt")
+        raise SubtitleError(f"{path}: is in UTF-16", f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8.srt")
     text = content.decode("utf-8", "surrogateescape")
     if "\0" in text or not _TIMES.search(text):
         raise SubtitleError(
-            f"{path}: holds no subtitles in SubRip or WebVTT; convert others: ffmpeg -i {path.name} film.srt"
+            f"{path}: holds no subtitles in SubRip or WebVTT", f"convert others: ffmpeg -i {path.name} film.srt"
         )
     return text
 

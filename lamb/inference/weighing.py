@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..config import DecodeConfig, WeighConfig
-from ..data.vocabulary import PARENTS, PHRASES, VOCABULARY, akin, ancestors, mentions
+from ..data.vocabulary import PARENTS, PHRASES, SAME, VOCABULARY, akin, ancestors, mentions
 from ..model.lamb import LambModel
 from .captions import Sound
 from .generation import Hypothesis, clean, log_probabilities
@@ -51,7 +51,7 @@ class Named:
     end: int
 
 
-@lru_cache(4096)
+@lru_cache(65536)
 def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
     """The sounds that `caption` names, in their order, and whether it tells one of them twice."""
     starts = [0, *(link.end() for link in LINK.finditer(caption))]
@@ -90,7 +90,9 @@ class Weigher:
 
     def __init__(self, model: LambModel, options: DecodeConfig):
         self.model, self.options = model, options
-        self.places = {label: k for k, label in enumerate(model.encoder.labels)}
+        self.places: dict[str, list[int]] = {}  # outputs of the label heads that stand for a label
+        for k, label in enumerate(model.encoder.labels):
+            self.places.setdefault(SAME.get(label, label), []).append(k)
 
     @torch.inference_mode()
     def choose(
@@ -138,18 +140,19 @@ class Weigher:
 
     def _offered(self, clip: Tensor) -> list[str]:
         """Sentences with the upper classes that are the most probable, clip (C,)."""
-        sums = {
-            parent: float(clip[[self.places[name] for name in below(frozenset([parent])) if name in self.places]].sum())
-            for parent in sorted(PARENTS)
-        }
+        sums = {parent: float(clip[self._heads(frozenset([parent]))].sum()) for parent in sorted(PARENTS)}
         best = sorted(sums, key=lambda parent: -sums[parent])[: self.options.weigh.offered]
         return [clean(PHRASES[parent][0].clause) for parent in best]
+
+    def _heads(self, labels: frozenset[str]) -> list[int]:
+        """The outputs of the label heads that answer to the labels, and to all below them."""
+        return [k for label in sorted(below(labels)) for k in self.places.get(label, ())]
 
     def _measures(
         self, named: Named, place: int, clip: Tensor, frame: Tensor, log_p: list[float], spans: list[tuple[int, int]]
     ) -> list[float]:
         """Of a sound, clip (C,), frame (N_a, C + 1), log_p of each token and where it lies in the text."""
-        heads = [self.places[label] for label in below(named.labels) if label in self.places]
+        heads = self._heads(named.labels)
         p_clip = float(clip[heads].sum()) if heads else 0.0
         p_frame = float(frame[:, heads].sum(1).max()) if heads else 0.0
         inside = [value for value, (_, end) in zip(log_p, spans, strict=False) if named.start < end <= named.end]
@@ -186,7 +189,7 @@ def _candidates(found: Sequence[Hypothesis]) -> list[str]:
     return list(dict.fromkeys([*texts, *(part for text in texts for part in shorter(text))])) or ["."]
 
 
-@lru_cache(4096)
+@lru_cache(65536)
 def below(labels: frozenset[str]) -> frozenset[str]:
     """The labels, and all that they are upper classes of."""
     return labels | {name for name in VOCABULARY if labels & ancestors(name)}

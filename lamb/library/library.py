@@ -9,9 +9,9 @@ collection say less than a cosine (benchmarks/search.py has reciprocal rank fusi
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from ..config import LibraryConfig
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE
 from ..inference.recording import Source
-from .listing import Listed, digest, listed
+from .index import Tally, Update
+from .listing import listed
 from .moments import hear
 from .query import Words, space
-from .store import File, LibraryError, Store, quoted
+from .store import TABLE, LibraryError, Store, quoted
+
+MODEL = "tiny"  # of a new index
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,6 @@ class Match:
         }
 
 
-@dataclass
-class Tally:
-    """What a run of `index` has done so far, in recordings."""
-
-    listed: int = 0
-    unchanged: int = 0
-    indexed: int = 0  # new, or of another content than before
-    moved: int = 0  # of the same content as one that is gone: its segments are kept
-    removed: int = 0
-    segments: int = 0  # written in this run
-    seconds: float = 0.0  # of sound, heard in this run
-    failed: dict[str, str] = field(default_factory=dict)  # recording: why it could not be indexed
-
-    @property
-    def done(self) -> int:
-        """Recordings that are dealt with, of those `listed`."""
-        return self.unchanged + self.indexed + self.moved + len(self.failed)
-
-
 class Library:
     """An index of sounds in a folder of its own.
 
@@ -92,9 +76,12 @@ class Library:
             device: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
-        self._model, self._device = model, device
+        self._name = model if isinstance(model, str) else None
+        self._captioner = model if isinstance(model, Captioner) else None
+        self._device = device
         self._store: Store | None = None
         self._words: Words | None = None
+        self._checked = False  # that the captioner is the one of the index
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
@@ -113,106 +100,17 @@ class Library:
         whatever way, is gone on with by the next one. Raises LibraryError, and what a manifest may raise.
         """
         name, found = listed(str(source))
-        if not (self.folder / "segments.lance").is_dir():
-            captioner = self.captioner
-            model = captioner.name if hasattr(captioner, "name") else str(self._model or "tiny")
-            dim = captioner.model.llm.dim
-            self._store = Store.create(self.folder, dim, model, space(captioner.model), self.config)
-        store = self.store
-        with store.writing():
-            return self._update(store, name, found, watch, beams)
-
-    def _update(
-        self,
-        store: Store,
-        name: str,
-        found: dict[str, Listed],
-        watch: Callable[[Tally], None],
-        beams: int | None,
-    ) -> Tally:
-        known = {file.key: file for file in store.files()}
-        gone = {key: file for key, file in known.items() if file.source == name and key not in found}
-        tally = Tally(listed=len(found))
-        todo = self._changed(store, name, found, known, gone, tally)
-        groups = 0
-        while group := list(islice(todo, self.config.group)):
-            self._hear(store, group, known, tally, beams)
-            groups += 1
-            if groups % self.config.compact == 0:
-                store.compact()
-            watch(tally)
-        store.delete(list(gone))
-        tally.removed = len(gone)
-        store.compact()
-        watch(tally)
-        return tally
-
-    def _changed(
-        self,
-        store: Store,
-        name: str,
-        found: dict[str, Listed],
-        known: Mapping[str, File],
-        gone: dict[str, File],
-        tally: Tally,
-    ) -> Iterator[tuple[File, Listed]]:
-        """What is to be heard; what needs no hearing is settled on the way."""
-        elsewhere = {(file.digest, file.clip): key for key, file in gone.items()}
-        for key, item in found.items():
-            old = known.get(key)
-            try:
-                status = os.stat(item.path)
-                if old and (old.size, old.modified) == (status.st_size, status.st_mtime_ns):
-                    tally.unchanged += 1
-                    continue
-                file = File(item.path, item.clip, name, status.st_size, status.st_mtime_ns, digest(item.path))
-            except (OSError, ValueError) as error:
-                self._fail(store, key, getattr(error, "strerror", None) or str(error), known, tally)
-                continue
-            if old and old.digest == file.digest:  # copied over, or only touched
-                store.update(key, file)
-                tally.unchanged += 1
-            elif not old and (before := elsewhere.pop((file.digest, file.clip), None)):
-                store.update(before, file)
-                del gone[before]
-                tally.moved += 1
-            else:
-                yield file, item
-
-    def _hear(
-        self,
-        store: Store,
-        group: list[tuple[File, Listed]],
-        known: Mapping[str, File],
-        tally: Tally,
-        beams: int | None,
-    ) -> None:
-        """Hear some recordings and write what is heard."""
-        captioner = self.captioner
-        options = replace(captioner.options, window=self.config.window, beams=beams or captioner.options.beams)
-        silence = self.words.vector(SILENCE)
-        sources = [_source(item) for _, item in group]
-        [heard] = hear(captioner.engine, sources, options, len(group), silence)
-        rows = []
-        for (file, item), recording in zip(group, heard, strict=True):
-            if recording.error is not None:
-                problem = f"{recording.error.problem}; {recording.error.remedy}"
-                self._fail(store, file.key, problem, known, tally)
-                continue
-            for moment in recording.moments:  # times are the recording's, not the clip's
-                moment.start, moment.end = moment.start + item.start, moment.end + item.start
-            rows.append((file, recording.duration, recording.moments))
-            tally.indexed += 1
-            tally.segments += len(recording.moments)
-            tally.seconds += recording.duration
-        store.delete([file.key for file, _, _ in rows if file.key in known])
-        store.add(rows)
-
-    def _fail(self, store: Store, key: str, problem: str, known: Mapping[str, File], tally: Tally) -> None:
-        """Take note of what cannot be read; what was known of it is of another content."""
-        if key in known:
-            store.delete([key])
-        tally.failed[key] = problem
+        if not self._exists():
+            model = self.captioner.model
+            self._store = Store.create(self.folder, model.llm.dim, self._name or MODEL, space(model), self.config)
+        with self.store.writing():
+            update = Update(self.store, name, found, watch)
+            todo = update.changed()
+            if (first := next(todo, None)) is not None:  # else there is no need for a model
+                captioner = self.captioner
+                options = replace(captioner.options, window=self.config.window, beams=beams or captioner.options.beams)
+                update.hear(chain([first], todo), captioner.engine, options, self.words.vector(SILENCE))
+            return update.finish()
 
     # ---- searching it ------------------------------------------------------------------------------------------------
 
@@ -266,15 +164,18 @@ class Library:
     @property
     def captioner(self) -> Captioner:
         """The model, loaded when it is first needed; it must be the one of the index."""
-        if not isinstance(self._model, Captioner):
-            exists = (self.folder / "segments.lance").is_dir()
-            name = self._model or (self.store.model if exists else "tiny")
-            loaded = Captioner.load(name, device=self._device)
-            if exists and space(loaded.model) != self.store.space:
+        if self._captioner is None:
+            name = self._name or (self.store.model if self._exists() else MODEL)
+            self._captioner = Captioner.load(name, device=self._device)
+        if self._exists() and not self._checked:
+            if space(self._captioner.model) != self.store.space:
                 remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
-                raise LibraryError(f"{self.folder}: was indexed with another model than {name}", remedy)
-            self._model = loaded
-        return self._model
+                raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
+            self._checked = True
+        return self._captioner
+
+    def _exists(self) -> bool:
+        return (self.folder / f"{TABLE}.lance").is_dir()
 
     @property
     def words(self) -> Words:
@@ -315,10 +216,6 @@ def condition(
     if before is not None:
         parts.append(f'"start" < {float(before)}')
     return " AND ".join(parts) or None
-
-
-def _source(item: Listed) -> Source:
-    return item.path if not item.clip else item.to_clip()
 
 
 def _match(row: dict[str, Any], score: float) -> Match:

@@ -43,6 +43,16 @@ class Heard:
     error: AudioError | None = None
 
 
+@dataclass
+class _Opened:
+    """A recording with its first two windows, or why there are none; the rest of a long one when it is its turn."""
+
+    source: Source
+    first: list[tuple[float, np.ndarray]] = field(default_factory=list)
+    rest: Windows = field(default_factory=lambda: iter(()))
+    error: AudioError | None = None
+
+
 def hear(
     engine: Engine, sources: Iterable[Source], options: DecodeConfig, group: int, silence: np.ndarray
 ) -> Iterator[list[Heard]]:
@@ -54,58 +64,47 @@ def hear(
     overlapping = replace(options, hop=max(1, round(options.window / 2 / CELL)) * CELL)
     todo = iter(sources)
 
-    def opened(source: Source) -> tuple[Source, list[tuple[float, np.ndarray]], Windows]:
+    def opened(source: Source) -> _Opened:
         rest = windows(source, engine.sample_rate, overlapping)
-        return source, list(islice(rest, 2)), rest
+        try:
+            return _Opened(source, list(islice(rest, 2)), rest)
+        except AudioError as error:
+            return _Opened(source, error=error)
 
-    def ahead() -> list[tuple[Source, list[tuple[float, np.ndarray]], Windows] | tuple[Source, AudioError]]:
-        return list(pool.map(lambda source: _caught(opened, source), islice(todo, group)))
-
-    with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool, ThreadPoolExecutor(1) as behind:
-        following = behind.submit(ahead)
-        while found := following.result():
-            following = behind.submit(ahead)
+    with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
+        following = [pool.submit(opened, source) for source in islice(todo, group)]
+        while following:
+            found = [future.result() for future in following]
+            following = [pool.submit(opened, source) for source in islice(todo, group)]
             yield _group(engine, found, overlapping, silence)
 
 
-def _caught(function, source):  # type: ignore[no-untyped-def]
-    try:
-        return function(source)
-    except AudioError as error:
-        return source, error
-
-
-def _group(engine: Engine, found: Sequence[tuple], options: DecodeConfig, silence: np.ndarray) -> list[Heard]:
-    heard: list[Heard] = []
-    parts: list[list[Part]] = []
-    short: list[tuple[int, np.ndarray]] = []  # recordings of one window, encoded together
-    for source, *rest in found:
-        heard.append(Heard(source))
-        parts.append([])
-        if isinstance(rest[0], AudioError):
-            heard[-1].error = rest[0]
-        elif len(rest[0]) == 1:
-            [(start, x)] = rest[0]
-            heard[-1].duration = len(x) / engine.sample_rate
+def _group(engine: Engine, found: Sequence[_Opened], options: DecodeConfig, silence: np.ndarray) -> list[Heard]:
+    """What is heard in some recordings: those of one window are encoded together, and all are captioned together."""
+    heard = [Heard(item.source, error=item.error) for item in found]
+    parts: list[list[Part]] = [[] for _ in found]
+    short: list[tuple[int, np.ndarray]] = []
+    for k, item in enumerate(found):
+        if len(item.first) == 1:
+            [(start, x)] = item.first
+            heard[k].duration = len(x) / engine.sample_rate
+            parts[k] = [Part(0.0, heard[k].duration, None)]
             if has_sound(start, x, engine.sample_rate):
-                short.append((len(heard) - 1, x))
-            else:
-                parts[-1] = [Part(0.0, heard[-1].duration, None)]
-        else:
+                short.append((k, x))
+        elif item.first:
             try:
-                heard[-1].duration, parts[-1] = _long(engine, chain(rest[0], rest[1]), options)
+                heard[k].duration, parts[k] = _long(engine, chain(item.first, item.rest), options)
             except AudioError as error:
-                heard[-1].error = error
+                heard[k].error = error
     for (k, _), h_a in zip(short, engine.encode([x for _, x in short], options.batch_size), strict=True):
-        parts[k] = [Part(0.0, heard[k].duration, h_a)]
+        parts[k][0].h_a = h_a
     _describe(engine, [part for own in parts for part in own], options)
     tokens = [part.h_a for own in parts for part in own if part.h_a is not None]
     vectors = map(unit_mean, engine.audio_tokens(tokens, options.batch_size))
     for recording, own in zip(heard, parts, strict=True):
-        moments = [
-            Moment(p.start, p.end, p.caption, p.confidence, silence if p.h_a is None else next(vectors)) for p in own
-        ]
-        recording.moments = [] if recording.error else _joined(moments)
+        recording.moments = _joined(
+            [Moment(p.start, p.end, p.caption, p.confidence, silence if p.h_a is None else next(vectors)) for p in own]
+        )
     return heard
 
 

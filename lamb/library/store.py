@@ -23,6 +23,7 @@ from .moments import Moment
 TABLE = "segments"
 VERSION = 1
 KEPT = timedelta(minutes=10)  # that a state of before stays readable, for a search that has just begun
+ALWAYS = timedelta(0)  # what another process has written is seen at once
 DELETED = 500  # keys that are named in one deletion
 
 
@@ -65,7 +66,7 @@ class Store:
         if not (folder / f"{TABLE}.lance").is_dir():
             raise LibraryError(f"{folder}: no index of sounds", f"make one with: lamb index FOLDER --to {folder}")
         try:
-            return cls(folder, lancedb.connect(folder).open_table(TABLE), config)
+            return cls(folder, lancedb.connect(folder, read_consistency_interval=ALWAYS).open_table(TABLE), config)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             if isinstance(error, LibraryError):
                 raise
@@ -88,7 +89,7 @@ class Store:
         ]
         facts = {"version": VERSION, "model": model, "space": space}
         schema = pa.schema(columns, metadata={b"lamb": json.dumps(facts).encode()})
-        table = lancedb.connect(folder).create_table(TABLE, schema=schema)
+        table = lancedb.connect(folder, read_consistency_interval=ALWAYS).create_table(TABLE, schema=schema)
         _index_captions(table)
         return cls(folder, table, config)
 
@@ -101,7 +102,6 @@ class Store:
             except OSError:
                 remedy = "wait for it, or end it"
                 raise LibraryError(f"{self.folder}: another lamb index writes here", remedy) from None
-            self.table.checkout_latest()
             yield
 
     @property

@@ -9,8 +9,8 @@ student, with h_k, t_k the feature maps of student and teacher after layer k, ea
     clip     the same of its clip head for the whole scene
 
 Hints at every depth give each layer an answer of its own, so that random weights come near the teacher within some
-hundred steps on short stretches (`distill.crop`; there are no labels then); a second run adds the labels. Nothing of
-the teacher is part of the result.
+hundred steps on short stretches (`distill.crop`; there are no labels then); a second run adds the labels. Without a
+teacher there are the labels alone. Nothing of the teacher is part of the result.
 """
 
 import json
@@ -80,7 +80,7 @@ class Student(nn.Module):
     def __init__(self, encoder: EfficientAT, classes: int):
         super().__init__()
         self.encoder = encoder
-        self.classes = nn.Linear(encoder.dim, classes)
+        self.classes = nn.Linear(encoder.dim, classes) if classes else nn.Identity()
         self.dropout = nn.Dropout(0.2)
 
     def forward(self, log_mel: Tensor, valid: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
@@ -112,8 +112,8 @@ class DistillStage(Stage):
             raise ConfigError(
                 f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
             )
-        if config.distill.teacher is None:
-            raise ConfigError("distill.teacher: the checkpoint that teaches is missing from the recipe")
+        if config.distill.teacher is None and config.distill.crop:
+            raise ConfigError("distill.crop: stretches have no labels, and no distill.teacher is there to ask either")
         if "labels" in options:
             raise ConfigError("model.encoder.options.labels: this stage finds out the labels itself; leave it out")
         rate = options.get("sample_rate", 16000)
@@ -123,13 +123,15 @@ class DistillStage(Stage):
         encoder = build_encoder(replace(config.model.encoder, source=None, train="full", options=described))
         if config.init is not None:
             _begin_with(encoder, config.init)
-        self.teacher = Teacher(config.distill.teacher, encoder)
-        self.module = Student(encoder, self.teacher.net.options["outputs"])
-        with torch.no_grad():
-            maps, _ = hinted(encoder.eval(), torch.zeros(1, 1, encoder.mels, 64), torch.ones(1, 64, dtype=torch.bool))
-        self.rows = [t.shape[2] for t in maps]  # H_k of the student: the lower ones of the teacher's
-        seen = [self.batch(index, loader.WHOLE)["hints"] for index in MEASURED]
-        self.scale = [_scale(hints) for hints in zip(*seen, strict=True)]
+        self.teacher = Teacher(config.distill.teacher, encoder) if config.distill.teacher else None
+        self.module = Student(encoder, self.teacher.net.options["outputs"] if self.teacher else 0)
+        if self.teacher:
+            silence = torch.zeros(1, 1, encoder.mels, 64), torch.ones(1, 64, dtype=torch.bool)
+            with torch.no_grad():
+                maps, _ = hinted(encoder.eval(), *silence)
+            self.rows = [t.shape[2] for t in maps]  # H_k of the student: the lower ones of the teacher's
+            seen = [self.batch(index, loader.WHOLE)["hints"] for index in MEASURED]
+            self.scale = [_scale(hints) for hints in zip(*seen, strict=True)]
         bank = loader.recordings(development, rate)
         self.development = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
@@ -145,24 +147,30 @@ class DistillStage(Stage):
             if self.config.distill.crop:
                 log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
             log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
-            maps, logits = self.teacher(log_mel, valid)
-        hints = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
-        return {"log_mel": log_mel, "valid": valid, "hints": hints, "classes": logits, "events": batch["events"]}
+            made = {"log_mel": log_mel, "valid": valid, "events": batch["events"]}
+            if self.teacher:
+                maps, made["classes"] = self.teacher(log_mel, valid)
+                made["hints"] = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
+        return made
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        device = self.module.classes.weight.device
+        encoder, weights = self.module.encoder, self.config.distill
+        device = next(encoder.parameters()).device
         log_mel, valid = batch["log_mel"].to(device), batch["valid"].to(device)
         maps, frames, present, clips, classes = forward(log_mel, valid)
-        terms = {"classes": F.binary_cross_entropy_with_logits(classes.float(), batch["classes"].to(device).sigmoid())}
-        hints = [
-            hint_loss(ours, theirs.to(device), *scale, valid)
-            for ours, theirs, scale in zip(maps, batch["hints"], self.scale, strict=True)
-        ]
-        terms["hints"] = torch.stack(hints).sum()
-        weights = self.config.distill
-        loss = weights.hints * terms["hints"] + weights.classes * terms["classes"]
+        terms: Losses = {}
+        loss = torch.zeros((), device=device)
+        if self.teacher:
+            likely = batch["classes"].to(device).sigmoid()
+            terms["classes"] = F.binary_cross_entropy_with_logits(classes.float(), likely)
+            hints = [
+                hint_loss(ours, theirs.to(device), *scale, valid)
+                for ours, theirs, scale in zip(maps, batch["hints"], self.scale, strict=True)
+            ]
+            terms["hints"] = torch.stack(hints).sum()
+            loss = weights.hints * terms["hints"] + weights.classes * terms["classes"]
         if not weights.crop:
-            target = loader.activity(batch["events"], self.labels, frames.shape[1], self.module.encoder.frame_rate)
+            target = loader.activity(batch["events"], self.labels, frames.shape[1], encoder.frame_rate)
             terms |= tag_losses(target.to(device), frames.float(), present, clips.float())
             loss = loss + terms["frame"] + terms["clip"]
         return {"loss": loss, **terms}
@@ -170,7 +178,7 @@ class DistillStage(Stage):
     def check(self) -> dict[str, float]:
         """The share of development recordings whose label the clip head gives the highest probability."""
         right, encoder = 0, self.module.encoder
-        device = self.module.classes.weight.device
+        device = next(encoder.parameters()).device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
             waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])

@@ -97,7 +97,7 @@ def model(make_model, monkeypatch):
     made = make_model()
     clip, frame = torch.nn.Linear(made.encoder.dim, 4), torch.nn.Linear(made.encoder.dim, 5)
     encoder = type(made.encoder)
-    monkeypatch.setattr(encoder, "labels", LABELS, raising=False)
+    monkeypatch.setattr(made.encoder, "labels", LABELS)
     monkeypatch.setattr(
         encoder,
         "tag",

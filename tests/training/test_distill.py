@@ -137,6 +137,14 @@ def test_two_runs_in_a_row(recipe, tmp_path, teacher):
             assert not torch.equal(value, theirs[key])
 
 
+def test_labels_alone(recipe, tmp_path, teacher):
+    train(recipe("distill", out=str(tmp_path / "out"), **settings(teacher) | {"distill": {}}))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").open()]
+    assert {"frame", "clip"} <= lines[0].keys()
+    assert not {"hints", "classes"} & lines[0].keys()
+    assert EfficientAT.from_pretrained(tmp_path / "out").labels[0] == "dog"
+
+
 def test_random_weights_come_near_the_teacher(recipe, tmp_path, teacher):
     optim = {"steps": 100, "lr": 1e-2, "warmup": 5, "batch": 8}
     content = settings(teacher, crop=64, classes=0.0) | {"optim": optim, "save_every": 100}
@@ -148,7 +156,7 @@ def test_random_weights_come_near_the_teacher(recipe, tmp_path, teacher):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"distill": {"teacher": None}}, "distill.teacher: the checkpoint that teaches is missing"),
+        ({"distill": {"teacher": None, "crop": 40}}, "distill.crop: stretches have no labels"),
         ({"distill": {"teacher": "nowhere.pt"}}, "distill.teacher: no EfficientAT"),
         ({"options": {"labels": ["dog"]}}, "model.encoder.options.labels"),
         ({"options": {"strides": [2, 2, 2, 2, 1]}}, "the teacher's strides"),

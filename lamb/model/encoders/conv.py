@@ -118,7 +118,8 @@ class ConvEncoder(Encoder):
             time is halved by the stem and by the first two of them, so a token stands for 8 hops.
         mels, hop: of the log mel front end, in bands and samples.
         n_fft: length of its window in samples; several give a branch each.
-        labels: outputs of `frame_head`, which stage encoder of `lamb train` makes; 0: none.
+        labels: what `frame_head`, which stage encoder of `lamb train` makes, tells apart besides its last output,
+            "nothing sounds": their names, or the number of all outputs where nobody noted the names; 0: no such head.
     """
 
     sample_rate = 16000
@@ -129,24 +130,36 @@ class ConvEncoder(Encoder):
         mels: int = 64,
         n_fft: int | Sequence[int] = 1024,
         hop: int = 320,
-        labels: int = 0,
+        labels: int | Sequence[str] = 0,
     ):
         super().__init__()
         windows = [n_fft] if isinstance(n_fft, int) else list(n_fft)
         if not windows:
             raise ValueError("n_fft: give the length of one window at least")
         self.options: dict[str, Any] = {"widths": list(widths), "mels": mels, "n_fft": windows, "hop": hop}
-        if labels:
-            self.options["labels"] = labels
+        self.labels = [] if isinstance(labels, int) else list(labels)
+        outputs = labels if isinstance(labels, int) else len(labels) + 1
+        if outputs:
+            self.options["labels"] = self.labels or outputs
         self.dim = widths[-1]
         branches = [Branch(self.sample_rate, widths, mels, n, hop) for n in windows]
         self.branches = nn.ModuleList(branches)
-        self.head = nn.Linear(self.dim, labels) if labels else None
+        self.head = nn.Linear(self.dim, outputs) if outputs else None
         self.frame_rate = self.sample_rate / hop / branches[0].hops
 
     @property
     def frame_head(self) -> nn.Linear | None:
         return self.head
+
+    def tag(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """How probable each of `labels` is in a clip, the mean over its tokens (B, N, D), mask (B, N): (B, labels)."""
+        probability = self.tag_frames(tokens)[..., :-1] * mask[..., None]
+        return probability.sum(1) / mask.sum(1, keepdim=True)
+
+    def tag_frames(self, tokens: Tensor) -> Tensor:
+        """The same for every token: (B, N, D) -> (B, N, labels + 1), of sum 1; the last: nothing sounds."""
+        assert self.head is not None
+        return self.head(tokens).float().softmax(-1)
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> "ConvEncoder":

@@ -1,0 +1,67 @@
+"""Thousands of broken files of every kind: each is sound or an AudioError, soon, whatever its neighbours are."""
+
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import hostile
+import pytest
+
+from lamb.audio import sandbox
+from lamb.audio.errors import AudioError, Damage
+from lamb.config import DecodeLimits
+
+RATE = 16_000
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+LIMITS = DecodeLimits(seconds=5.0, seconds_per_mb=5.0)
+
+
+def outcome(content, damage) -> str:
+    """What comes of it: sound, or the problem without its numbers."""
+    held = 0
+    try:
+        for _, x in sandbox.windows(content, RATE, 10.0, 10.0, damage, LIMITS):
+            held += len(x)
+    except AudioError as error:
+        return "".join(letter for letter in error.problem if letter not in "0123456789.")
+    assert held
+    return "sound"
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(8000, marks=pytest.mark.slow)])
+def test_broken_files_are_sound_or_an_error_of_theirs(count, capsys):
+    """Whatever a decoder raises is the file's error; only libsndfile and ffmpeg themselves may crash, and seldom do."""
+    files = [(kind, content) for kind, content in hostile.files(count)]
+    with ThreadPoolExecutor(3) as pool:
+        strict = list(pool.map(lambda file: outcome(file[1], None), files))
+        lossy = list(pool.map(lambda file: outcome(file[1], Damage()), files))
+    for found in (strict, lossy):
+        said = Counter(found)
+        assert said["sound"] > count / 20
+        ended = {
+            kind: word for (kind, _), word in zip(files, found, strict=True) if word in (sandbox.DEATH, sandbox.SLOW)
+        }
+        with capsys.disabled():
+            print(f"\n{count} files: {said.most_common(4)}, decoders ended by: {ended or 'none'}")
+        assert len(ended) <= count / 100 + 2
+    assert sum(word == "sound" for word in lossy) >= sum(word == "sound" for word in strict)
+
+
+def test_every_kind_is_sound_as_it_is():
+    for kind, content in hostile.sounds().items():
+        for damage in (None, Damage()):
+            assert outcome(content, damage) == "sound", kind
+            assert damage in (None, Damage()), kind
+
+
+@pytest.mark.skipif(not CASES.exists(), reason="../shared/cases is not here")
+@pytest.mark.parametrize("path", sorted(CASES.glob("*-*")), ids=lambda path: path.stem)
+def test_a_case_from_the_field_ends_soon(path):
+    for damage in (None, Damage()):
+        assert outcome(path, damage) not in (sandbox.DEATH, sandbox.SLOW)
+
+
+def test_the_mutations_are_the_same_for_the_same_seed():
+    content = hostile.sounds()["WAV PCM_16"]
+    assert hostile.mutated(content, random.Random(1)) == hostile.mutated(content, random.Random(1))
