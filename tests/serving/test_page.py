@@ -131,7 +131,7 @@ def test_downloads_are_what_the_command_line_writes(page):
 
 def test_errors_of_files_are_text():
     error = audio.AudioError("x", "a codec called <b>", "convert it")
-    assert demo.told(error) == "This recording cannot be heard: a codec called &lt;b&gt;; convert it."
+    assert demo.told(error) == "This recording cannot be captioned: a codec called &lt;b&gt;; convert it."
 
 
 # ---- the page
@@ -190,7 +190,11 @@ def test_in_a_browser(model_folder, sound, port, tmp_path, monkeypatch, width):
         page.goto(url)
         upload = page.locator("#sound input[type=file]").first
 
+        if demo.SAMPLES.is_dir():
+            page.get_by_text("An example, the sample").wait_for()
+            assert page.locator(".lamb-caption").inner_text()
         upload.set_input_files(sound)
+        page.get_by_text("An example, the sample").wait_for(state="detached")
         page.locator(".lamb-caption").wait_for()
         own = Captioner.load(str(model_folder))
         expected = own.timeline((audio.load(sound, RATE), RATE), n_best=3).finish()
@@ -225,7 +229,7 @@ def test_in_a_browser(model_folder, sound, port, tmp_path, monkeypatch, width):
         page.locator("#sound button[aria-label=Clear]").first.click()
         upload.set_input_files(tmp_path / "bad.wav")
         page.locator(".lamb-error").wait_for()
-        assert page.locator(".lamb-error").inner_text().startswith("This recording cannot be heard: not audio")
+        assert page.locator(".lamb-error").inner_text().startswith("This recording cannot be captioned: not audio")
         assert "Traceback" not in page.content()
 
         assert page.evaluate("document.documentElement.scrollWidth") <= width
