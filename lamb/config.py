@@ -334,11 +334,12 @@ def _option(default: Any, metavar: str, help: str, group: str = "Options", **bou
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What it may cost to decode one file, in a process of its own that keeps to it. [O]"""
+    """How a file is decoded, in a process of its own, and what it may cost. [O]"""
 
-    seconds: float = 20.0  # of processor time ...
+    seconds: float = 20.0  # of processor time; 0: any ...
     seconds_per_mb: float = 10.0  # ... and as many more for each megabyte of the file
     memory: float = 1024.0  # MB of address space, of which 210 are taken at the start
+    track: int | None = None  # which audio track of a video, from 1; None: the default one, else the loudest
 
 
 @dataclass(frozen=True)

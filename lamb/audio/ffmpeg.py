@@ -6,16 +6,17 @@ silence, as recorders leave it when they are paused; only what is there and cann
 Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg open other files or addresses.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from .decoders import BLOCK, Sound, resampled, scaled
-from .errors import CONVERT, REPLACE, RESCUE, AudioError, Damage
+from .errors import CONVERT, REPLACE, RESCUE, AudioError, AudioRepair, Damage
 from .headers import read_at
 from .sources import Stream
 
@@ -41,8 +42,8 @@ class _Piece:
     broken: bool
 
 
-def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage) -> Sound:
-    """Decode the first audio stream. Raises AudioError; what cannot be decoded later on is noted in `damage`."""
+def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage, track: int | None = None) -> Sound:
+    """Decode an audio track, see `reader.opened`. Raises AudioError; what cannot be decoded is noted in `damage`."""
     import av
 
     if not isinstance(file, Stream):
@@ -58,7 +59,7 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
         raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:
         raise AudioError(called, "holds no audio stream", "give a file with sound in it")
-    stream = container.streams.audio[0]
+    stream = _chosen(called, file, container, track)
     if stream.codec_context is None:
         raise AudioError(called, "its audio is in an unsupported codec", CONVERT)
     codec, name = stream.codec_context.name, container.format.name.split(",")[0]
@@ -106,6 +107,39 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
     stated = None if seconds is None else round(seconds * rate)
     channels = head.frame.layout.nb_channels
     return Sound(called, rate, channels, stated, f"{name} {codec}", read, damage, exact=False)
+
+
+def _chosen(called: str, file: BinaryIO | Stream, container: Any, track: int | None) -> Any:
+    """The stream of a track: the one that is asked for, that is marked as the default, or that is the loudest."""
+    tracks = container.streams.audio
+    if track is not None:
+        if track > len(tracks):
+            raise AudioError(called, f"has no audio track {track}", f"choose one of 1 to {len(tracks)} (--track)")
+        return tracks[track - 1]
+    if len(tracks) == 1:
+        return tracks[0]
+    default = [stream for stream in tracks if stream.disposition.value & 1]
+    chosen = default[0] if len(default) == 1 or (isinstance(file, Stream) and default) else tracks[0]
+    if len(default) != 1 and not isinstance(file, Stream):
+        chosen = tracks[_loudest(file, len(tracks))]
+    problem = f"has {len(tracks)} audio tracks, of which number {tracks.index(chosen) + 1} is heard; see --track"
+    warnings.warn(AudioRepair(called, problem), stacklevel=2)
+    return chosen
+
+
+def _loudest(file: BinaryIO, count: int) -> int:
+    """Which audio track has the most energy in its first seconds."""
+    import av
+
+    energy, place = np.zeros(count), file.tell()
+    for k in range(count):
+        file.seek(0)
+        with av.open(file, "r", options={"format_whitelist": _DEMUXERS}, metadata_errors="ignore") as container:
+            for piece in islice(_pieces(container, container.streams.audio[k]), 500):
+                if piece.frame is not None and not _is_unsafe(piece.frame):
+                    energy[k] += float(np.square(_samples(piece.frame), dtype=np.float64).mean(1).sum())
+    file.seek(place)  # from where the container that is open reads on
+    return int(energy.argmax())
 
 
 def _is_unsafe(frame: Any) -> bool:

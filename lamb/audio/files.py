@@ -5,6 +5,7 @@ import glob
 import os
 import secrets
 import signal
+import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from .errors import AudioError
 # fmt: off
 SUFFIXES = frozenset([  # what `expand` takes for sound when it looks into a folder
     ".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf",
-    ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".mka", ".mkv", ".aac", ".amr", ".wma",
+    ".m4a", ".m4b", ".mp4", ".mov", ".3gp", ".webm", ".weba", ".mka", ".mkv", ".aac", ".amr", ".wma", ".wmv", ".w64",
+    ".wv", ".avi", ".ts",
 ])
 # fmt: on
 
@@ -25,17 +27,18 @@ SUFFIXES = frozenset([  # what `expand` takes for sound when it looks into a fol
 # ---- recordings ---------------------------------------------------------------------------------------------------
 
 
-def expand(paths: Iterable[str], recursive: bool) -> list[str]:
+def expand(paths: Iterable[str], recursive: bool, problems: list[AudioError] | None = None) -> list[str]:
     """The files that `paths` mean: a file or "-" as it is, a folder's sounds and a glob's matches, sorted.
 
     `**` in a glob means any folders. What starts with a dot is passed over. A path that does not exist stays, for
     `load` to report. Raises AudioError for a folder that holds no sound (its subfolders count if `recursive`) or
-    cannot be listed, and for a glob without a match.
+    cannot be listed, and for a glob without a match. A subfolder that cannot be listed, and what only looks like a
+    file (a pipe would be waited for), is passed over and noted in `problems`.
     """
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
-            files += _sounds_in(path, recursive)
+            files += _sounds_in(path, recursive, [] if problems is None else problems)
         elif not os.path.lexists(path) and any(sign in path for sign in "*?["):
             matches = sorted(match for match in glob.glob(path, recursive=True) if not os.path.isdir(match))
             if not matches:
@@ -46,17 +49,36 @@ def expand(paths: Iterable[str], recursive: bool) -> list[str]:
     return files
 
 
-def _sounds_in(folder: str, recursive: bool) -> list[str]:
+SPECIAL = "a pipe or a device, not a file", "copy what it gives to a file"
+
+
+def is_special(path: str) -> bool:
+    """Whether something is there that is neither a file nor a folder: a pipe or a device."""
+    try:
+        kind = stat.S_IFMT(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False  # for the reader to report
+    return kind not in (stat.S_IFREG, stat.S_IFDIR)
+
+
+def _sounds_in(folder: str, recursive: bool, problems: list[AudioError]) -> list[str]:
     def refuse(error: OSError) -> None:
-        raise AudioError(os.fsdecode(error.filename), f"cannot be listed ({error.strerror})", "check its permissions")
+        parent = os.fsdecode(error.filename)
+        problem = AudioError(parent, f"cannot be listed ({error.strerror})", "check its permissions")
+        if parent == folder:
+            raise problem
+        problems.append(problem)
 
     found = []
     for parent, folders, files in os.walk(folder, onerror=refuse):
-        found += [
-            os.path.join(parent, file)
-            for file in files
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES
-        ]
+        for file in files:
+            path = os.path.join(parent, file)
+            if file.startswith(".") or os.path.splitext(file)[1].lower() not in SUFFIXES:
+                continue
+            if is_special(path):
+                problems.append(AudioError(path, *SPECIAL))
+            else:
+                found.append(path)
         folders[:] = [sub for sub in folders if not sub.startswith(".")] if recursive else []
     if not found:
         deeper = "" if recursive else ", or look into its subfolders with --recursive"

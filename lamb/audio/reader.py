@@ -183,8 +183,11 @@ def is_silent(x: np.ndarray) -> bool:
 
 
 @contextmanager
-def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
-    """Open whatever `source` is, and refuse what is out of bounds. Damage is noted, or without `damage` refused."""
+def opened(source: Source, damage: Damage | None = None, track: int | None = None) -> Iterator[Sound]:
+    """Open whatever `source` is, and refuse what is out of bounds. Damage is noted, or without `damage` refused.
+
+    `track` is the audio track of a video, from 1 on; None: the default one, else the loudest.
+    """
     with ExitStack() as stack:
         called = name(source)
         if isinstance(source, tuple):
@@ -192,7 +195,7 @@ def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
         else:
             file = open_source(source, stack, streamed=damage is not None)
             try:
-                sound = _decoded(called, file, stack, damage)
+                sound = _decoded(called, file, stack, damage, track)
             except AudioError:
                 raise
             except Exception as error:  # whatever a decoder raises is the file's error
@@ -208,11 +211,11 @@ def opened(source: Source, damage: Damage | None = None) -> Iterator[Sound]:
         yield replace(sound, tolerant=damage is not None)
 
 
-def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage | None) -> Sound:
+def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damage | None, track: int | None) -> Sound:
     """A file's sound, by the decoder that suits it, and all of it where files were joined to one."""
     noted = damage or Damage()
     if isinstance(file, Stream):
-        return replace(ffmpeg(called, file, stack, noted), is_cut=file.is_cut)
+        return replace(ffmpeg(called, file, stack, noted, track), is_cut=file.is_cut)
     if not file.seek(0, os.SEEK_END):
         raise AudioError(called, "empty (0 bytes)", REPLACE)
     if is_cut(file):
@@ -224,8 +227,8 @@ def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Dam
         head = read_at(part, 0, 4)
         # libsndfile closes over a hole in these, and all that follows is too early
         if damage is not None and (head in (b"fLaC", b"OggS") or is_mp3(head)):
-            return ffmpeg(called, part, within, own)
-        return libsndfile(called, part, within) or ffmpeg(called, part, within, own)
+            return ffmpeg(called, part, within, own, track)
+        return libsndfile(called, part, within) or ffmpeg(called, part, within, own, track)
 
     joints = joined_at(file)
     return _joined(file, joints, one, stack, noted) if joints else one(file, stack, noted)

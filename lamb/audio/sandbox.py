@@ -51,7 +51,7 @@ INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END = range(7)  # kinds of message
 DEATH = "so damaged that its decoder died"
 SLOW = "takes longer to decode than is allowed"
 _TRY = "try: python -m lamb.audio.sandbox < /dev/null"
-_REQUEST = struct.Struct("<5d?")  # rate in Hz, window and hop in s, limits in s and bytes, whether damage is told
+_REQUEST = struct.Struct("<5d?i")  # Hz; window and hop in s; limits in s and bytes; is damage told; track or 0
 _MESSAGE = struct.Struct("<BQ")
 _LARGEST = 2**31  # bytes of a message
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
@@ -107,8 +107,10 @@ class Decoding:
         limits = limits or DecodeLimits()
         with ExitStack() as stack:
             file = _descriptor(source, stack)
-            seconds = limits.seconds + limits.seconds_per_mb * os.fstat(file).st_size / 1e6
-            request = _REQUEST.pack(sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None)
+            seconds = limits.seconds and limits.seconds + limits.seconds_per_mb * os.fstat(file).st_size / 1e6
+            request = _REQUEST.pack(
+                sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None, limits.track or 0
+            )
             self._decoder = _decoder()
             with contextlib.suppress(ConnectionError):  # one that has just died: the end of its line says so
                 socket.send_fds(self._decoder.line, [request], [file])
@@ -359,10 +361,11 @@ def _decode(
     hop: float,
     seconds: float,
     memory: float,
-    tolerant: bool,
+    lossy: bool,
+    track: int,
 ) -> None:
     """Send the windows of one file, within the limits. Raises OSError when nobody listens any more."""
-    damage = Damage() if tolerant else None
+    damage = Damage() if lossy else None
     said = Damage()
 
     def warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -380,7 +383,7 @@ def _decode(
     try:
         with open(file, "rb") as content:
             _limit(content.fileno(), seconds, int(memory))
-            with reader.opened(content, damage) as sound:
+            with reader.opened(content, damage, track or None) as sound:
                 _say(line, INFO, asdict(sound.info))
                 for start, x in reader.cut(sound, int(rate), window, hop):
                     tell()
@@ -395,11 +398,12 @@ def _decode(
 
 
 def _limit(file: int, seconds: float, memory: int) -> None:
+    unlimited = resource.RLIM_INFINITY
     regular = stat.S_ISREG(os.fstat(file).st_mode)  # a pipe may go on for days, and be copied to a file
     for limit, value in (
         (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) if regular else resource.RLIM_INFINITY),
-        (resource.RLIMIT_FSIZE, 0 if regular else resource.RLIM_INFINITY),
+        (resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) if regular and seconds else unlimited),
+        (resource.RLIMIT_FSIZE, 0 if regular else unlimited),
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))

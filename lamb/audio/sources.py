@@ -80,6 +80,8 @@ def open_path(path: str | os.PathLike[str]) -> BinaryIO:
     except FileNotFoundError:
         raise AudioError(called, "does not exist", "check the path") from None
     except IsADirectoryError:
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise AudioError(called, "a folder that cannot be listed", "change its permissions (chmod +rx)") from None
         raise AudioError(called, "a folder, not a file", "name a file in it") from None
     except PermissionError:
         raise AudioError(called, "no permission to read it", "change its permissions (chmod +r)") from None

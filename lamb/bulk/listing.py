@@ -102,7 +102,7 @@ def _lines(source: str, scratch: Path) -> Iterator[str]:
 
 
 def _local(folder: str) -> Iterator[str]:
-    """Recordings below `folder`, in no order; of the folders on the way only one handle each is held."""
+    """Recordings below `folder`, and folders that cannot be listed, in no order; one handle is held for each level."""
     with ExitStack() as stack:
         try:
             levels = [stack.enter_context(os.scandir(folder))]
@@ -112,8 +112,10 @@ def _local(folder: str) -> Iterator[str]:
                 elif entry.name.startswith("."):
                     pass
                 elif entry.is_dir(follow_symlinks=False):
-                    folder = entry.path
-                    levels.append(stack.enter_context(os.scandir(folder)))
+                    try:
+                        levels.append(stack.enter_context(os.scandir(entry.path)))
+                    except OSError:  # an input that fails, so that it is told and can be tried again
+                        yield entry.path
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):
                     yield entry.path
         except OSError as error:

@@ -8,7 +8,6 @@ import glob
 import io
 import multiprocessing
 import os
-import stat
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,6 +17,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.errors import AudioError
+from ..audio.files import SPECIAL, is_special
 from ..config import DecodeLimits
 from ..errors import LambError, reason
 from .listing import BulkError, Input, open_address
@@ -132,11 +132,7 @@ def _source(item: Input, rate: int) -> Any:
         whole: Any = _Lazy(item.file, lambda: _open(item.file))
     else:
         whole = item.file
-        try:
-            kind = stat.S_IFMT(os.stat(item.file).st_mode)
-        except (OSError, ValueError):
-            kind = stat.S_IFREG  # for the reader to report
-        if kind not in (stat.S_IFREG, stat.S_IFDIR):  # a pipe would be waited for, a device read for ever
+        if is_special(item.file):  # a pipe would be waited for, a device read for ever
             return _Lazy(item.file, lambda: _refuse(item.file))
     if not item.start and item.duration is None:
         return whole
@@ -149,7 +145,7 @@ def _open(url: str) -> Any:
 
 
 def _refuse(file: str) -> Any:
-    raise AudioError(file, "a pipe or a device, not a file", "copy what it gives to a file")
+    raise AudioError(file, *SPECIAL)
 
 
 def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:

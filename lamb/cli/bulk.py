@@ -26,6 +26,7 @@ from .options import (
     Model,
     NBest,
     Quiet,
+    Track,
     flag,
     positive_seconds,
 )
@@ -134,6 +135,7 @@ def bulk(
         ),
     ] = None,
     batch_size: BatchSize = None,
+    track: Track = None,
     decode_timeout: DecodeTimeout = DecodeLimits.seconds,
     decode_memory: DecodeMemory = DecodeLimits.memory,
     ray: Annotated[
@@ -167,7 +169,7 @@ def bulk(
     from ..bulk.run import bulk
     from ..bulk.workers import Settings
 
-    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory) if decode_timeout else None
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory, track=track)
     settings = Settings(model, device, threads, n_best, beams, batch_size, timeline, window, hop, limits)
     with progress_bar(None, quiet) as progress:
         summary = bulk(

@@ -33,6 +33,7 @@ from .options import (
     Only,
     Quiet,
     Threads,
+    Track,
     flag,
     positive_seconds,
     words,
@@ -170,6 +171,7 @@ def caption(
     device: Device = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
+    track: Track = None,
     decode_timeout: DecodeTimeout = DecodeLimits.seconds,
     decode_memory: DecodeMemory = DecodeLimits.memory,
 ) -> None:
@@ -248,11 +250,10 @@ def caption(
         "hop": hop,
     }
 
-    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory) if decode_timeout else None
-    if limits:
-        from ..audio import sandbox
+    limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory, track=track)
+    from ..audio import sandbox
 
-        sandbox.start()  # while the model is loaded
+    sandbox.start()  # while the model is loaded
 
     def results(progress: Progress) -> Iterator[Caption | Timeline]:
         """Load the model, and caption the inputs."""
@@ -302,14 +303,17 @@ def _inputs(paths: list[str], recursive: bool, failed: list[str]) -> list[Any]:
     from ..audio.files import expand
 
     inputs: list[Any] = []
+    problems: list[AudioError] = []
     for path in paths:
         try:
-            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive)]
+            inputs += [_standard_input() if file == "-" else file for file in expand([path], recursive, problems)]
         except AudioError as error:  # an empty folder or a pattern without a match: the other paths are captioned
             if len(paths) == 1:
                 raise
-            failed.append(path)
-            say("error", error)
+            problems.append(error)
+    for problem in problems:
+        failed.append(problem.file)
+        say("error", problem)
     return inputs
 
 

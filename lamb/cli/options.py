@@ -96,7 +96,17 @@ DecodeTimeout = Annotated[
         metavar="SECONDS",
         min=0,
         rich_help_panel=MACHINE,
-        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limits.",
+        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limit.",
+    ),
+]
+Track = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        rich_help_panel=INPUT,
+        show_default="the default track, else the loudest",
+        help="The audio track of a video.",
     ),
 ]
 DecodeMemory = Annotated[

@@ -7,6 +7,7 @@ A clip passes through these files: `captioner` -> `recording` (sound to encoder 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,8 @@ class Captioner:
             found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, detailed=detailed, **choices)
             return (result.finish() if isinstance(result, Timeline) else result for result in found)
         return self._captions(files, self._options(n_best, sample, detailed, **choices), n_best, _seed(sample, seed))
+
+    caption.__signature__ = signature(stream).replace(return_annotation="list[Caption]")  # type: ignore[attr-defined]
 
     def _captions(
         self, files: Iterable[Source], options: DecodeConfig, n_best: int, seed: int | None

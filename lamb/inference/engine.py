@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import DecodeConfig
+from ..data.vocabulary import mentions
 from ..model.lamb import LambModel
 from ..model.padding import pad
 from .generation import Hypothesis, generate
@@ -60,15 +61,20 @@ class Engine:
     def describe(
         self, tokens: Sequence[np.ndarray], options: DecodeConfig, n_best: int = 1, seed: int | None = None
     ) -> list[list[Hypothesis]]:
-        """Encoder tokens h_a (N_a, D) -> the hypotheses of each, best first, `options.batch_size` at a time."""
+        """Encoder tokens h_a (N_a, D) -> the hypotheses of each, best first, `options.batch_size` at a time.
+
+        After the best one follow alternatives that name other sounds (see `varied`).
+        """
 
         def part(batch: list[np.ndarray]) -> list[list[Hypothesis]]:
             h_a, h_a_mask = self._padded(batch)  # (B, N_a, D), (B, N_a)
             z_a, mask = self.model.audio_tokens(h_a, h_a_mask)  # (B, N, D_llm), (B, N)
-            if not options.weigh.enabled or seed is not None:
+            if seed is not None or (n_best == 1 and not options.weigh.enabled):
                 return generate(self.model, z_a, mask, options, n_best, seed)
             found = generate(self.model, z_a, mask, options, max(options.beams, n_best))
-            return [row[:n_best] for row in Weigher(self.model, options).choose(h_a, h_a_mask, z_a, mask, found)]
+            if options.weigh.enabled:
+                found = Weigher(self.model, options).choose(h_a, h_a_mask, z_a, mask, found)
+            return [varied(row, n_best) for row in found]
 
         return _by_length(tokens, options.batch_size, part)
 
@@ -76,6 +82,22 @@ class Engine:
         """(N, ...) each -> (B, N, ...) and the mask (B, N), on the model's device."""
         x, mask = pad(batch)
         return x.to(self.model.device), mask.to(self.model.device)
+
+
+def varied(hypotheses: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
+    """The first of the hypotheses, and `n` - 1 alternatives in the order of their scores.
+
+    Those that name other sounds than all before them come before mere rewordings.
+    """
+    named: set[frozenset[str]] = set()
+    others: list[Hypothesis] = []
+    again: list[Hypothesis] = []
+    for hypothesis in hypotheses:
+        sounds = frozenset().union(*(mention.labels for mention in mentions(hypothesis.text)))
+        (again if sounds in named else others).append(hypothesis)
+        named.add(sounds)
+    best, *chosen = [*others, *again][:n]
+    return [best, *sorted(chosen, key=lambda hypothesis: -hypothesis.score)]
 
 
 def _rows(x: Tensor, mask: Tensor) -> list[np.ndarray]:

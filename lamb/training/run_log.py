@@ -24,7 +24,8 @@ def overview(
         counts = {True: 0, False: 0}
         for p in part.parameters():
             counts[p.requires_grad] += p.numel()
-        table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
+        if any(counts.values()):
+            table.add_row(name, f"{counts[True]:,}", f"{counts[False]:,}")
     console.print(table)
     if stage.clips:
         console.print(f"{stage.clips[0]:,} clips to train on, {stage.clips[1]:,} to check on")

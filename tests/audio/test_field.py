@@ -1,6 +1,7 @@
 """Recordings as they come from the field: joined, late, gapped, upside down, with a few bad bytes; nothing vanishes."""
 
 import io
+from contextlib import nullcontext
 from fractions import Fraction
 
 import av
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from lamb.audio import reader
+from lamb.audio import reader, sandbox
 from lamb.audio.downmix import downmix
 from lamb.audio.headers import _ogg_crc
-from lamb.audio.reader import AudioError, Damage
+from lamb.audio.reader import AudioError, AudioWarning, Damage
+from lamb.config import DecodeLimits
 
 RATE = 16_000
 ID3V1 = b"TAG" + b"a" * 125
@@ -296,3 +298,37 @@ def test_a_constant_is_silence(value):
     assert reader.is_silent(x)
     x[500] += 0.01
     assert not reader.is_silent(x)
+
+
+# ---- tracks
+
+
+def tracks(*sounds, default=()):
+    """A video with several audio tracks."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as out:
+        streams = [out.add_stream("flac", rate=RATE, layout="mono") for _ in sounds]
+        for k, stream in enumerate(streams):
+            stream.disposition = av.stream.Disposition.default if k in default else av.stream.Disposition(0)
+        for stream, x in zip(streams, sounds, strict=True):
+            for at in range(0, len(x), 4096):
+                frame = av.AudioFrame.from_ndarray((x[None, at : at + 4096] * 32767).astype(np.int16), "s16", "mono")
+                frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), at
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def test_the_default_track_is_heard_else_the_loudest():
+    quiet, loud = noise(3) / 20, noise(3, seed=1)
+    for default, track, expected in (((), None, loud), ((0,), None, quiet), ((0, 1), None, loud), ((1,), 1, quiet)):
+        content = tracks(quiet, loud, default=default)
+        note = (
+            pytest.warns(AudioWarning, match="has 2 audio tracks, of which number") if track is None else nullcontext()
+        )
+        with note:
+            limits = DecodeLimits(track=track)
+            found = [x for _, x in sandbox.windows(content, RATE, 5.0, 5.0, limits=limits)]
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-4)
+    with pytest.raises(AudioError, match="has no audio track 3; choose one of 1 to 2"):
+        list(sandbox.windows(content, RATE, 5.0, 5.0, limits=DecodeLimits(track=3)))

@@ -57,6 +57,33 @@ def test_expand_closed_folder(tree):
         expand([str(tree / "none")], False)
 
 
+def test_what_cannot_be_listed_below_a_folder_is_told_and_the_rest_is_found(tree, monkeypatch):
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    problems = []
+    found = expand([str(tree)], True, problems)
+    assert [os.path.basename(file) for file in found] == ["[1].wav", "a.MP3", "b.wav", "c.flac"]
+    assert [str(problem) for problem in problems] == [
+        f"{tree}/sub/deep: cannot be listed (Permission denied); check its permissions"
+    ]
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tree):
+    os.mkfifo(tree / "pipe.wav")
+    problems = []
+    assert f"{tree}/pipe.wav" not in expand([str(tree)], False, problems)
+    assert [str(p) for p in problems] == [
+        f"{tree}/pipe.wav: a pipe or a device, not a file; copy what it gives to a file"
+    ]
+    assert expand([str(tree / "pipe.wav")], False) == [str(tree / "pipe.wav")], "one that is named may be meant"
+
+
 # ---- results
 
 

@@ -155,6 +155,20 @@ def test_hostile_names_and_links(tmp_path):
     assert len(names) == len(expected)
 
 
+def test_a_folder_that_cannot_be_listed_is_an_input_that_fails(tmp_path, monkeypatch):
+    folder = make(tmp_path / "in", "a.wav")
+    make(tmp_path / "in" / "lost+found", "b.wav")
+    real = os.scandir
+
+    def scandir(path="."):
+        if str(path).endswith("lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert [item.file for item in listed(folder, tmp_path / "list")] == [f"{folder}/a.wav", f"{folder}/lost+found"]
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -1,5 +1,6 @@
 """The one door: order, batches, sources, failures, silence, long recordings, choices, threads."""
 
+import inspect
 import io
 import itertools
 import math
@@ -17,6 +18,7 @@ from lamb.inference import captioner as door
 from lamb.inference import engine, recording
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Caption
+from lamb.inference.generation import Hypothesis
 from lamb.model.checkpoint import CheckpointError
 
 RATE = 16000
@@ -138,6 +140,32 @@ def test_what_is_no_sound_at_all(captioner):
     with pytest.raises(TypeError, match="audio is a path, bytes"):
         captioner.caption([3])
     assert threads() == []
+
+
+def test_the_help_of_caption_lists_its_keywords():
+    text = str(inspect.signature(Captioner.caption))
+    assert all(
+        keyword in text for keyword in ("n_best: int = 1", "beams", "sample", "timeline", "window", "list[Caption]")
+    )
+
+
+def test_alternatives_name_other_sounds_and_come_in_the_order_of_their_scores():
+    row = [
+        Hypothesis("A dog barks.", -0.5),
+        Hypothesis("A dog is barking.", -0.6),
+        Hypothesis("Rain falls.", -0.9),
+        Hypothesis("A cat meows.", -0.8),
+        Hypothesis("A dog barks loudly.", -0.1),
+    ]
+    assert [h.text for h in engine.varied(row, 3)] == ["A dog barks.", "A cat meows.", "Rain falls."]
+    assert [h.text for h in engine.varied(row, 4)] == [
+        "A dog barks.",
+        "A dog is barking.",
+        "A cat meows.",
+        "Rain falls.",
+    ]
+    assert engine.varied(row, 1) == row[:1]
+    assert len(engine.varied(row, 9)) == 5
 
 
 def test_nothing(captioner, no_model):

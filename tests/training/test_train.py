@@ -159,8 +159,8 @@ def test_branches_are_added_to_an_encoder(stages, recipe, tmp_path):
 def test_what_branches_cannot_be_added_to(stages, recipe, tmp_path):
     for options, init, problem in (
         ({"n_fft": 512}, tmp_path / "nowhere", "init: .*nowhere: not a convolutional encoder"),
-        ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give n_fft"),
-        ({}, stages["encoder"], "encoder.options: with init, give n_fft"),
+        ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give only n_fft"),
+        ({}, stages["encoder"], "encoder.options: with init, give only n_fft"),
     ):
         path = recipe("encoder", model={"encoder": {"name": "conv", "options": options}}, init=str(init), out="x")
         with pytest.raises(ConfigError, match=problem):
