@@ -226,7 +226,7 @@ def test_a_model_that_is_too_slow_drops_and_says_so(captioner):
         for k in range(100):
             if k == 50:
                 much.set()
-            yield np.full(RATE // 2, 0.1, np.float32)
+            yield np.tile(np.float32([0.1, -0.1]), RATE // 4)
 
     config = ListenConfig(held=2.0)
     heard = Listener(Slow(), captioner.options, stream, config, say=said.append, tries=0)
