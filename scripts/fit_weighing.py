@@ -126,9 +126,9 @@ def chosen(item: Item, options: WeighConfig):
 
 
 def fit_caption(items: list[Item], options: WeighConfig) -> tuple[float, float, float]:
-    """(a, b, u) on the captions that the options choose."""
+    """(a, b, u) on the captions that the options choose, of single recordings."""
     x, y = [], []
-    for item in items:
+    for item in (item for item in items if item.kind in ("single", "unheard")):
         best = chosen(item, options)
         product_ = float(np.prod([sound.confidence for sound in best.sounds]))
         x.append([1.0, logit(product_), float(any(set(s.labels) <= PARENTS for s in best.sounds))])
