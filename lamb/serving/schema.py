@@ -53,7 +53,7 @@ class CaptionOptions(BaseModel):
 class TranscriptionOptions(BaseModel):
     """Fields of the OpenAI audio API that mean something here; others, such as `language`, are passed over."""
 
-    model: str = Field(description="A name from /v1/models.", examples=["tiny"])
+    model: str = Field("", description="Any name; the model that is loaded answers.", examples=["tiny"])
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     stream: bool = Field(False, description="Send segments as server-sent events.")
 

@@ -211,12 +211,16 @@ def test_the_openai_client_streams(outside):
     assert events[-1].text == " ".join(segment.caption for segment in expected(LONG, timeline=True).segments)
 
 
+def test_any_name_of_a_model_is_answered_by_the_one_that_is_loaded(outside):
+    answer = outside.audio.transcriptions.with_raw_response.create(file=LONG, model="whisper-1")
+    assert answer.headers["x-lamb-model"] == "tiny"
+    assert outside.audio.translations.create(file=LONG, model="whisper-1").text == answer.parse().text
+
+
 def test_the_openai_client_is_told_what_is_wrong(outside):
     assert [model.id for model in outside.models.list()] == ["tiny"]
     assert outside.models.retrieve("tiny").owned_by == "lamb"
     ask = outside.audio.transcriptions.create
-    with pytest.raises(openai.NotFoundError, match="no such model; there is tiny"):
-        ask(file=LONG, model="whisper-1")
     with pytest.raises(openai.UnprocessableEntityError, match=r"README\.md: not audio") as told:
         ask(file=SAMPLES / "README.md", model="tiny")
     assert told.value.code == "unreadable_audio"
@@ -494,7 +498,20 @@ def test_the_page_has_examples(client):
     assert {"file", "n_best", "beams", "sample", "seed", "timeline", "window", "hop", "format"} <= set(
         form["properties"]
     )
-    assert "swagger" in client.get("/docs").text
+
+
+def test_the_page_of_the_interface_needs_no_network(client):
+    text = client.get("/", follow_redirects=True).text
+    for word in ("POST /v1/caption", "n_best", "curl -F file=@siren.flac", "GET /healthz"):
+        assert word in text
+    assert not re.findall(r'(?:src|href)="(?!openapi.json")', text)
+    assert not re.findall(r"<script|@import|url\(", text)
+
+
+def test_health_is_told_to_head_too(client):
+    for path in ("/healthz", "/readyz"):
+        answer = client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
 
 
 # --- the command
