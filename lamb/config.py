@@ -367,6 +367,7 @@ class ServeConfig:
     batches: int | None = _option(
         None, "N", "Batches that run at once and share the threads; 2 on a CPU, 1 on a GPU.", "Scheduling", min=1
     )
+    cors: str | None = _option(None, "ORIGINS", "Web pages that may use the service, separated by commas; * is any.")
     drain: float = _option(30.0, "SECONDS", "Time to finish open requests at shutdown.", "Scheduling", min=0)
 
 

@@ -2,9 +2,10 @@
 
     python scripts/fit_weighing.py MODEL ../shared/sounds ../shared/sounds-more [doubt=1 upper=0.5 ...]
 
-On one half of the development sources, on pairs of them drawn from seeds that nothing else uses, and on eight of the
-kinds that no model is trained on. The confidence of a sound and of a caption are fitted, and settings shown beside each
-other; those that are given are written into MODEL's lamb.json, with the fitted numbers.
+It hears recordings of half of the development sources, of labels that the model knows; pairs of them drawn from seeds
+that nothing else uses; and eight of the kinds that no model is trained on. The confidence of a sound and of a caption
+are fitted, and settings shown beside each other. Those that are given are written into MODEL's lamb.json, with the
+fitted numbers.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ import torch
 from lamb.config import DecodeConfig, RerankingConfig, WeighConfig, to_dict
 from lamb.data import loader, sources
 from lamb.data.manifest import Clip
-from lamb.data.vocabulary import PARENTS, ancestors, extra, is_clean, names
+from lamb.data.vocabulary import PARENTS, SAME, ancestors, extra, is_clean, names
 from lamb.evaluation.labels import auroc, calibration_error
 from lamb.evaluation.probes import probes
 from lamb.extensions import load
@@ -56,10 +57,12 @@ def is_chosen(clip: Clip) -> bool:
     return hashlib.sha256((clip.source or clip.id).encode()).digest()[0] % 2 == 0
 
 
-def waveforms(folders: list[str], rate: int) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
-    """(kind, labels, samples) of all that is fitted on."""
+def waveforms(folders: list[str], rate: int, known: set[str]) -> list[tuple[str, tuple[str, ...], np.ndarray]]:
+    """(kind, labels, samples) of all that is fitted on; single recordings of the `known` labels alone."""
     clips = [clip for folder in folders for clip in sources.sounds(folder)]
-    held = [clip for clip in clips if clip.split == "development" and is_chosen(clip)]
+    held = [
+        c for c in clips if c.split == "development" and is_chosen(c) and SAME.get(c.labels[0], c.labels[0]) in known
+    ]
     strange = [clip for clip in clips if clip.labels[0] in UNHEARD]
     found = []
     for kind, part in (("single", held), ("unheard", strange)):
@@ -78,7 +81,8 @@ def collect(model_name: str, folders: list[str], search: dict[str, float]) -> li
     model.config = replace(model.config, extensions=replace(model.config.extensions, reranking=RerankingConfig()))
     model.eval()
     options = replace(model.config.decode, **search)
-    sounds = waveforms(folders, model.encoder.sample_rate)
+    known = {SAME.get(label, label) for label in model.encoder.labels}
+    sounds = waveforms(folders, model.encoder.sample_rate, known)
     tokens = Engine(model).encode([x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
     weigher, items = Weigher(model, options), []
     order = sorted(range(len(sounds)), key=lambda k: len(tokens[k]))
@@ -126,9 +130,9 @@ def chosen(item: Item, options: WeighConfig):
 
 
 def fit_caption(items: list[Item], options: WeighConfig) -> tuple[float, float, float]:
-    """(a, b, u) on the captions that the options choose."""
+    """(a, b, u) on the captions that the options choose, of single recordings."""
     x, y = [], []
-    for item in items:
+    for item in (item for item in items if item.kind in ("single", "unheard")):
         best = chosen(item, options)
         product_ = float(np.prod([sound.confidence for sound in best.sounds]))
         x.append([1.0, logit(product_), float(any(set(s.labels) <= PARENTS for s in best.sounds))])

@@ -25,7 +25,8 @@ def commands(name: str) -> list[str]:
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    environment = {"PATH": f"{BIN}:/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
 
 
@@ -108,10 +109,12 @@ def test_the_tree_of_rooms_is_complete() -> None:
 @needs_sounds
 @pytest.mark.slow
 def test_the_model_card_has_what_its_command_prints(clone: Path) -> None:
-    scores = json.loads(run("lamb evaluate tiny ../shared/sounds --split development --probe --json", clone).stdout)
+    command = "lamb evaluate tiny ../shared/sounds --split development --probe --probe-seed 1 --probe-seed 2"
+    scores = json.loads(run(f"{command} --json", clone).stdout)
     card = (ROOT / "MODEL_CARD.md").read_text()
+    assert command in card
     assert scores["failed"] == 0
-    for name in ("label_named", "calibration_error", "sequence_named", "overlap_named"):
+    for name in ("label_named", "clean", "extra", "calibration_error", "sequence_named", "overlap_named"):
         assert f"| {scores[name]:.3f}" in card, name
 
 

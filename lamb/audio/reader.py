@@ -228,7 +228,8 @@ def _decoded(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Dam
         # libsndfile closes over a hole in these, and all that follows is too early
         if damage is not None and (head in (b"fLaC", b"OggS") or is_mp3(head)):
             return ffmpeg(called, part, within, own, track)
-        return libsndfile(called, part, within) or ffmpeg(called, part, within, own, track)
+        sound = libsndfile(called, part, within)
+        return replace(sound, damage=own) if sound else ffmpeg(called, part, within, own, track)
 
     joints = joined_at(file)
     return _joined(file, joints, one, stack, noted) if joints else one(file, stack, noted)

@@ -166,7 +166,10 @@ class Decoding:
     def _next(self) -> tuple[int, bytes]:
         """The next INFO, WINDOW or END; what else is said on the way is passed on."""
         while True:
-            header = self._decoder.inbox.read(_MESSAGE.size)
+            try:
+                header = self._decoder.inbox.read(_MESSAGE.size)
+            except ConnectionError:  # it died with a request that it had not read
+                header = b""
             if len(header) < _MESSAGE.size:
                 self._decoder.server.check()
                 raise AudioError(self.name, DEATH, SAFE)

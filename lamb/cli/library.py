@@ -210,4 +210,4 @@ def _when(text: str | None, option: str, place: str, date: str, end: bool = Fals
         raise typer.BadParameter(f"{text!r} is neither a time nor a date; {remedy}.", param_hint=option) from None
     if end and len(text) <= 10:
         moment = moment.replace(hour=23, minute=59, second=59, microsecond=999_999)
-    return {date: round(moment.timestamp() * 1e9)}
+    return {date: round(moment.timestamp() * 1e6) * 1000}

@@ -71,7 +71,9 @@ class Engine:
             z_a, mask = self.model.audio_tokens(h_a, h_a_mask)  # (B, N, D_llm), (B, N)
             if seed is not None or (n_best == 1 and not options.weigh.enabled):
                 return generate(self.model, z_a, mask, options, n_best, seed)
-            found = generate(self.model, z_a, mask, options, max(options.beams, n_best))
+            found = generate(
+                self.model, z_a, mask, options, max(options.beams, n_best), scored=not options.weigh.enabled
+            )
             if options.weigh.enabled:
                 found = Weigher(self.model, options).choose(h_a, h_a_mask, z_a, mask, found)
             return [varied(row, n_best) for row in found]

@@ -57,15 +57,22 @@ class GumbelNoise:
 
 @torch.inference_mode()
 def generate(
-    model: LambModel, z_a: Tensor, mask: Tensor, options: DecodeConfig, n_best: int = 1, seed: int | None = None
+    model: LambModel,
+    z_a: Tensor,
+    mask: Tensor,
+    options: DecodeConfig,
+    n_best: int = 1,
+    seed: int | None = None,
+    scored: bool = True,
 ) -> list[list[Hypothesis]]:
     """Captions of z_a (B, N, D_llm), mask (B, N): for every clip its hypotheses, best first, at most `n_best`.
 
     Beam search with `options.beams` (1: greedy), or sampling where a `seed` is given. Repeated texts are dropped.
+    What a search found may stay without scores (`scored` False: all 0), where another pass gives them.
     """
     reranker = extensions.reranker(model)
     if reranker is None or seed is not None or options.beams == 1:
-        return _generate(model, z_a, mask, options, n_best, seed)
+        return _generate(model, z_a, mask, options, n_best, seed, scored)
     found = _generate(model, z_a, mask, options, max(options.beams, n_best), seed)
     values = reranker.values(z_a, mask, [[(h.text, h.score) for h in row] for row in found])
     ranked = (sorted(zip(v, row, strict=True), key=lambda pair: -pair[0]) for v, row in zip(values, found, strict=True))
@@ -73,7 +80,13 @@ def generate(
 
 
 def _generate(
-    model: LambModel, z_a: Tensor, mask: Tensor, options: DecodeConfig, n_best: int, seed: int | None
+    model: LambModel,
+    z_a: Tensor,
+    mask: Tensor,
+    options: DecodeConfig,
+    n_best: int,
+    seed: int | None,
+    scored: bool = True,
 ) -> list[list[Hypothesis]]:
     """The same, in the order of search or score."""
     from transformers import GenerationConfig, LogitsProcessorList
@@ -116,7 +129,9 @@ def _generate(
     )  # (B * n_best, L)
     if seed is None:
         prefix, prefix_mask = prefix.repeat_interleave(n_best, 0), prefix_mask.repeat_interleave(n_best, 0)
-    scores = score(model, prefix, prefix_mask, ids, bias, options)
+    scores = torch.zeros(len(ids))
+    if scored or seed is not None:
+        scores = score(model, prefix, prefix_mask, ids, bias, options)
     texts = [clean(model.llm.tokenizer.decode(row, skip_special_tokens=True)) for row in ids]
     found = [Hypothesis(text, value) for text, value in zip(texts, scores.tolist(), strict=True)]
     if seed is not None:  # a search has ranked them: by score, or as its length penalty asks
@@ -153,7 +168,7 @@ def log_probabilities(
         steps: Any = model.step_bias(bias, ids)  # (K, 1 or L + 1, V)
         logits = logits + options.guide * steps
     labels = caption_labels(ids, mask, model.llm.tokenizer.eos_token_id)  # (K, L + 1)
-    log_p = logits.log_softmax(-1).gather(2, labels.clamp_min(0)[..., None])[..., 0]
+    log_p = logits.gather(2, labels.clamp_min(0)[..., None])[..., 0] - logits.logsumexp(-1)
     return log_p, labels != -100
 
 

@@ -51,7 +51,7 @@ class Named:
     end: int
 
 
-@lru_cache(4096)
+@lru_cache(65536)
 def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
     """The sounds that `caption` names, in their order, and whether it tells one of them twice."""
     starts = [0, *(link.end() for link in LINK.finditer(caption))]
@@ -189,7 +189,7 @@ def _candidates(found: Sequence[Hypothesis]) -> list[str]:
     return list(dict.fromkeys([*texts, *(part for text in texts for part in shorter(text))])) or ["."]
 
 
-@lru_cache(4096)
+@lru_cache(65536)
 def below(labels: frozenset[str]) -> frozenset[str]:
     """The labels, and all that they are upper classes of."""
     return labels | {name for name in VOCABULARY if labels & ancestors(name)}

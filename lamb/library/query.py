@@ -6,15 +6,26 @@ The aligner draws the mean of a clip's z_a to the mean of its caption's input em
 kernel sees every token as a vector of length 1. In a mean of raw embeddings "a", "in" and "the" prevail, as the longest
 of a trained table are those of the words that go with every sound. Dividing by the length makes all tokens alike, and
 dividing twice gives the less weight to a token the longer it is: a weighting by how common it is, without a list of
-stop words or of frequencies (benchmarks/search.py has the plain mean beside it).
+frequencies (benchmarks/search.py has the plain mean beside it). Words that a search leaves out everywhere (STOP, those
+of the full-text search) are left out here too.
 """
 
 import hashlib
+import re
 
 import numpy as np
 import torch
 
 from ..model.lamb import LambModel
+
+STOP = frozenset(
+    word
+    for line in (
+        "a an and are as at be but by for if in into is it no not of on or such that the their then there these they",
+        "this to was will with",
+    )
+    for word in line.split()
+)
 
 
 class Words:
@@ -26,7 +37,9 @@ class Words:
     @torch.inference_mode()
     def vector(self, query: str) -> np.ndarray:
         """The direction of `query` (D_llm,), of length 1; zeros where the tokenizer knows nothing of it."""
-        ids, mask = self.model.llm.tokenize([query.lower()])  # (1, L)
+        words = query.lower()
+        kept = " ".join(word for word in words.split() if re.sub(r"\W", "", word) not in STOP)
+        ids, mask = self.model.llm.tokenize([kept or words])  # (1, L)
         e = self.model.llm.embed(ids[mask]).float()  # (L, D_llm)
         q = (e / e.square().sum(-1, keepdim=True).clamp_min(1e-12)).sum(0)  # (D_llm,)
         return torch.nn.functional.normalize(q, dim=0).cpu().numpy()

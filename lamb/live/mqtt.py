@@ -36,7 +36,7 @@ class Publisher:
             port = parts.port
         except ValueError:
             raise SourceError("--mqtt: the port is not a number") from None
-        if parts.scheme not in PORTS or not parts.hostname or re.search("[+#]", parts.path):
+        if parts.scheme not in PORTS or not parts.hostname or re.search("[+#]", address):
             raise SourceError(f"{told(address)}: is not an MQTT address", "give mqtt://HOST/TOPIC, without + and #")
         self.topic = unquote(parts.path.strip("/")) or "lamb"
         self.name, self.source, self.say = told(address), source, say

@@ -1,8 +1,8 @@
-"""A page for people who would rather look: `lamb demo`, built with Gradio on the one door.
+"""`lamb demo`: a page in the browser, built with Gradio on `Captioner`.
 
-A recording becomes one piece of HTML that holds all there is to see: caption, alternatives, the spectrogram with the
-segments under it, the sound itself and the files to download, so that nothing of it is left on disk. What plays a
-segment is a few lines in the browser (`PLAY`). Nothing is fetched from anywhere but the page's own server.
+The result for a recording is one piece of HTML with everything in it: the caption, alternatives, the spectrogram with
+the segments below it, the sound itself and the files to download, so that nothing is left on disk. A few lines in the
+browser (`PLAY`) play a segment. Nothing is loaded from anywhere but the page's own server.
 
 Files come from strangers: each is decoded in a process of its own, which may crash or hang without harm to the page,
 and its name is never used.
@@ -133,13 +133,14 @@ follow();
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .lamb-caption { font-size: 1.5rem; line-height: 1.3; font-weight: 600; margin: 0 0 .3rem; }
-.lamb-note { font-size: .85rem; margin: .2rem 0; opacity: .75; }
+.lamb-note { font-size: .85rem; margin: .2rem 0; }
 .lamb-error { border-left: 4px solid #d55e00; padding: .5rem .8rem; }
-.lamb h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
+.lamb h2 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 .lamb ol { margin: 0; padding: 0; list-style: none; }
 .lamb-strip { position: relative; }
 .lamb-strip img { display: block; width: 100%; height: 130px; margin: 0; border-radius: 4px 4px 0 0; }
-.lamb-khz { position: absolute; top: 2px; left: 5px; color: #fff; font-size: .7rem; text-shadow: 0 0 3px #000; }
+.lamb-khz { position: absolute; top: 2px; left: 5px; color: #fff; font-size: .7rem; background: #000a;
+  padding: 0 3px; border-radius: 3px; }
 .lamb-bars { position: relative; height: 34px; background: var(--background-fill-secondary); }
 .lamb-bars button { position: absolute; top: 2px; height: 30px; border-radius: 3px; min-width: 3px; cursor: pointer;
   overflow: hidden; white-space: nowrap; text-align: left; color: #fff; font-size: .75rem; padding: 0; text-indent: 5px;
@@ -173,7 +174,7 @@ CSS = """
 
 def told(error: audio.AudioError) -> str:
     """An error as HTML: what a file says of itself may be in it."""
-    return escape(f"This recording cannot be heard: {error.problem}; {error.remedy}.")
+    return escape(f"This recording cannot be captioned: {error.problem}; {error.remedy}.")
 
 
 def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, strength: float) -> str:
@@ -181,14 +182,14 @@ def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, str
     rows = "".join(
         f"<li><span>{escape(text)}</span><span>{score or 0:.2f}</span></li>" for text, score in caption.n_best()[1:]
     )
-    others = rows and f'<h3>Alternatives</h3><ol class="lamb-alternatives">{rows}</ol>'
+    others = rows and f'<h2>Alternatives</h2><ol class="lamb-alternatives">{rows}</ol>'
     return f"""<div class="lamb">
 <p class="lamb-caption">{escape(caption.text)}</p>
-<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: how likely the main sound is named.</p>
+<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: the estimated probability that the caption is right.</p>
 {others}
 {_timeline(caption.segments, x, rate)}
 {_effect(caption.text, effect, strength)}
-<h3>Download</h3>
+<h2>Download</h2>
 <p class="lamb-files">{_file(caption, "srt")}{_file(caption, "json")}</p>
 </div>"""
 
@@ -207,13 +208,13 @@ def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
             f'<li><button type="button" {at}><span><i style="background:{colour}"></i>{time}</span>'
             f'<span>{text}</span><span class="lamb-right">{sure}</span></button></li>'
         )
-    return f"""<h3>What is heard when</h3>
+    return f"""<h2>Timeline</h2>
 <div class="lamb-strip"><img alt="log mel spectrogram" src="{_url("image/png", spectrogram_png(x, rate))}">
 <span class="lamb-khz">{rate / 2000:g} kHz</span>
 <div class="lamb-bars">{bars}</div><div class="lamb-head"></div></div>
 <div class="lamb-axis"><span>0 s</span><span>{end / 2:.1f} s</span><span>{end:.1f} s</span></div>
 <audio controls preload="auto" src="{_url("audio/flac", _flac(x, rate))}"></audio>
-<p class="lamb-note">A click on a segment plays it.</p>
+<p class="lamb-note">Click on a segment to play it.</p>
 <ol class="lamb-segments">{rows}</ol>"""
 
 
@@ -234,10 +235,10 @@ def _effect(text: str, effect: Guided | None, strength: float) -> str:
         f"<span>{escape(word)}</span><span>{value:+.2f}</span></li>"
         for word, value in effect.words
     )
-    return f"""<h3>What the Token Guide does</h3>
-<div class="lamb-pair"><div><p class="lamb-note">without it</p>{escape(effect.without)}</div>
+    return f"""<h2>Effect of the Token Guide</h2>
+<div class="lamb-pair"><div><p class="lamb-note">without the guide</p>{escape(effect.without)}</div>
 <div><p class="lamb-note">at strength {strength:g}</p>{escape(text)}</div></div>
-<p class="lamb-note">The words it raises most, and by how much: what it adds to their logits at every step.</p>
+<p class="lamb-note">The words whose logits the guide raises most, and by how much.</p>
 <ol class="lamb-words">{words}</ol>"""
 
 
@@ -252,12 +253,19 @@ def _url(kind: str, content: bytes) -> str:
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
+FONTS = ["system-ui", "sans-serif"]  # of the reader's own system: nothing is loaded for them
+
+INTRODUCTION = """Describes a recording in one sentence, and its segments with their times. Upload a recording, record
+one, or choose a sample; everything is computed on the machine that serves this page.
+"""
+
 ABOUT_GAP = """
-The method joins what is heard and what is written in one space: a recording becomes audio tokens among the word vectors
-of the language model. Each dot is a recording, each square its caption, and a line joins the two; where the clouds lie
-apart there is a *modality gap*, and where they mix it is closed. The axes are the two directions in which all points
-differ most. Below the picture: the mean L2 distance and cosine of a recording and its caption, and how often each finds
-the other first among all of them (R@1).
+The method represents audio and text in one space: a recording becomes audio tokens among the word embeddings of the
+language model. Each dot is a recording, each square its caption, and a line connects the two. If the two sets lie
+apart, there is a *modality gap*; if they mix, it is closed. The vectors are drawn at unit length, since raw ones
+mainly show that audio and text differ in length. The axes are the two directions of largest variance (PCA). The table
+shows the mean L2 distance and cosine between a recording and its caption, and how often each finds the other first
+among all (R@1).
 """
 
 
@@ -300,6 +308,12 @@ class Page:
         page = shown(replace(caption, file=NAME), x, rate, guided(captioner, x), strength)
         return page + words_heard(captioner, x, rate, caption.text)
 
+    def example(self, sample: Path) -> str:
+        """What the page shows before anything is uploaded: the caption of a sample."""
+        options = self.loaded[self.models[0]].options
+        note = f'<p class="lamb-note">An example, the sample "{escape(sample.stem.replace("_", " "))}":</p>'
+        return note + self.hear(str(sample), self.models[0], options.beams, options.guide)
+
     def gap(self, model: str) -> tuple[Any, str]:
         """The picture of the modality gap, and its measures as Markdown."""
         from PIL import Image
@@ -328,7 +342,6 @@ class Page:
             try:
                 return self.hear(file, model, beams, strength)
             except audio.AudioError as error:
-                gr.Warning(told(error))  # the page shows it too: a notice is gone in seconds
                 return f'<p class="lamb-error" role="alert">{told(error)}</p>'
             except (ValueError, OSError) as error:  # such as a model that cannot be loaded
                 raise gr.Error(escape(str(error)), print_exception=False) from None
@@ -340,9 +353,11 @@ class Page:
                 raise gr.Error(escape(str(error)), print_exception=False) from None
 
         options = self.loaded[self.models[0]].options
+        samples = sorted(SAMPLES.glob("*.flac"))
+        example = self.example(samples[-1]) if samples else ""
         one_at_a_time: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
         with gr.Blocks(title="lamb", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-            gr.Markdown("# lamb\nSays in a sentence what is heard in a recording, and when.")
+            gr.Markdown("# lamb\n" + INTRODUCTION)
             with gr.Tab("Caption"), gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     sound = gr.Audio(
@@ -353,7 +368,6 @@ class Page:
                         editable=False,
                         elem_id="sound",
                     )
-                    samples = sorted(SAMPLES.glob("*.flac"))
                     if samples:
                         names = [path.stem.replace("_", " ") for path in samples]
                         gr.Examples(
@@ -373,23 +387,23 @@ class Page:
                             1,
                             step=0.25,
                             label="Guide strength",
-                            info="How much the Token Guide steers; 0: off, 1: as trained.",
+                            info="The strength of the Token Guide: 0 is off, 1 as trained.",
                             buttons=[],
                             elem_id="strength",
                         )
                 with gr.Column(scale=3, min_width=300):
-                    heard = gr.HTML(js_on_load=PLAY, min_height=120, elem_id="heard")
+                    heard = gr.HTML(example, js_on_load=PLAY, min_height=120, elem_id="heard")
             if self.library is not None:
                 add_search(self.library, one_at_a_time)
             with gr.Tab("Modality gap"):
                 gr.Markdown(ABOUT_GAP)
                 if self.clips:
-                    again = gr.Button(f"Draw it for {len(self.clips)} recordings", elem_id="draw")
+                    again = gr.Button(f"Draw the gap of {len(self.clips)} recordings", elem_id="draw")
                     image = gr.Image(format="png", show_label=False, buttons=["download"], elem_id="gap")
                     measures = gr.Markdown()
                     again.click(draw, model, [image, measures], **one_at_a_time)
                 else:
-                    gr.Markdown("No recordings here to show; start the page with `lamb demo --data MANIFEST`.")
+                    gr.Markdown("There are no recordings to show; start the page with `lamb demo --data MANIFEST`.")
             inputs = [sound, model, beams, strength]
             triggers = [sound.change, model.change, beams.release, strength.release]
             gr.on(triggers, hear, inputs, heard, trigger_mode="always_last", **one_at_a_time)
@@ -408,6 +422,8 @@ def running(
     """The page at `host`:`port` as long as the block runs. Raises DemoError, and what a model or manifest may raise."""
     with tempfile.TemporaryDirectory(prefix="lamb-demo-") as folder:  # uploads, gone with the page
         os.environ["GRADIO_TEMP_DIR"] = folder
+        import gradio
+
         page = Page(models, device, data, library).build()
         try:
             page.launch(
@@ -418,6 +434,7 @@ def running(
                 prevent_thread_lock=True,
                 max_file_size=MAX_SIZE,
                 css=CSS,
+                theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,

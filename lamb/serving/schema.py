@@ -19,6 +19,7 @@ MEDIA = {
     "srt": "application/x-subrip",
     "vtt": "text/vtt",
     "audacity": "text/plain",
+    "raven": "text/tab-separated-values",
 }
 EXAMPLE: dict[str, Any] = {
     "file": "siren.flac",
@@ -43,7 +44,7 @@ class CaptionOptions(BaseModel):
     timeline: bool = Field(False, description="Caption window by window too, with times.")
     window: float | None = Field(None, ge=0.5, le=60, description="Seconds of a window; the model's own if not given.")
     hop: float | None = Field(None, ge=0.5, le=60, description="Seconds from one window's start to the next's.")
-    format: Literal["json", "jsonl", "text", "csv", "srt", "vtt", "audacity"] = Field(
+    format: Literal["json", "jsonl", "text", "csv", "srt", "vtt", "audacity", "raven"] = Field(
         "json", description="As of `lamb caption`."
     )
     stream: bool = Field(False, description="Send segments as server-sent events, each as soon as it is final.")
@@ -52,7 +53,7 @@ class CaptionOptions(BaseModel):
 class TranscriptionOptions(BaseModel):
     """Fields of the OpenAI audio API that mean something here; others, such as `language`, are passed over."""
 
-    model: str = Field(description="A name from /v1/models.", examples=["tiny"])
+    model: str = Field("", description="Any name; the model that is loaded answers.", examples=["tiny"])
     response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
     stream: bool = Field(False, description="Send segments as server-sent events.")
 

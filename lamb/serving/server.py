@@ -26,7 +26,15 @@ import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    RedirectResponse,
+    Response,
+    StreamingResponse,
+)
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -36,6 +44,7 @@ from lamb.audio.reader import AudioError
 from lamb.errors import LambError, OptionError
 from lamb.inference.captions import WRITERS
 from lamb.serving import schema
+from lamb.serving.docs import page
 from lamb.serving.gate import GONE, Gate, log_to_stderr
 from lamb.serving.schema import EVENTS, MEDIA, CaptionOptions, TranscriptionOptions
 from lamb.serving.service import Gone, Service, while_there
@@ -44,6 +53,7 @@ M = TypeVar("M", bound=BaseModel)
 KEYS = "LAMB_API_KEYS"  # environment variable: API keys, separated by white space or commas
 PROBLEMS = (400, 401, 408, 413, 422, 503)  # what a sound may be answered with
 
+MODEL = "x-lamb-model"
 OURS = "an error of ours; the log has it under the id of the request"
 
 log = logging.getLogger("lamb.serve")
@@ -139,33 +149,34 @@ def _add_openai(router: APIRouter, service: Service) -> None:
             raise HTTPException(404, f"no such model; there is {model.id}")
         return JSONResponse(model.model_dump())
 
+    @router.post("/v1/audio/translations", include_in_schema=False)  # the captions are in English anyway
     @router.post(
         "/v1/audio/transcriptions",
         responses=schema.responses(
             schema.Transcription | schema.VerboseTranscription,
             [MEDIA["text"], MEDIA["srt"], MEDIA["vtt"], EVENTS],
             *PROBLEMS,
-            404,
         ),
         openapi_extra=schema.form(TranscriptionOptions),
     )
     async def transcribe(request: Request, held: Annotated[AsyncExitStack, Depends(service.take)]) -> Response:
         """The same in the shape of the OpenAI audio API: captions stand where a transcript would.
 
+        Any name of a model is taken; the header `X-Lamb-Model` has the one that answers.
         With `stream`, segments come as `transcript.text.delta` events, then all of them as `transcript.text.done`.
         """
         file, name, fields = await service.receive(request, held)
         options = _checked(TranscriptionOptions, fields)
-        await one(options.model)
+        named = {MODEL: model.id}  # clients ask for models of OpenAI's: the one that is loaded answers
         kind = options.response_format
         if not options.stream:
             timed = {"timeline": kind not in ("json", "text")}
             result = await service.caption(file, name, tuple(timed.items()), request, held)
             if kind == "json":
-                return JSONResponse({"text": result.text})
+                return JSONResponse({"text": result.text}, headers=named)
             if kind == "verbose_json":
-                return JSONResponse(schema.VerboseTranscription.of(result).model_dump())
-            return Response("".join(WRITERS[kind]([result])), media_type=MEDIA[kind])
+                return JSONResponse(schema.VerboseTranscription.of(result).model_dump(), headers=named)
+            return Response("".join(WRITERS[kind]([result])), media_type=MEDIA[kind], headers=named)
         sound = await while_there(request, service.decode(file, name, request, held))
 
         async def events() -> AsyncIterator[str]:
@@ -180,11 +191,13 @@ def _add_openai(router: APIRouter, service: Service) -> None:
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", response_model=schema.Status)
     async def healthz() -> Response:
         """Whether the process answers."""
         return JSONResponse({"status": "ok"})
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses=schema.responses(schema.Status, [], 503))
     async def readyz() -> Response:
         """Whether a sound would be captioned; 503 if not."""
@@ -199,6 +212,16 @@ def _add_health(app: FastAPI, service: Service) -> None:
             prometheus_client.generate_latest(service.metrics.registry),
             media_type=prometheus_client.CONTENT_TYPE_LATEST,
         )
+
+
+def _add_docs(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def root() -> Response:
+        return RedirectResponse("docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(page(app.openapi()))
 
 
 def _add_problems(app: FastAPI) -> None:
@@ -240,12 +263,23 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
         version=__version__,
         description="Says in a sentence what is heard in a recording.",
         lifespan=service.running,
+        docs_url=None,  # ours needs no network
+        redoc_url=None,
     )
+    if service.settings.cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.cors.split(","),
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=[MODEL, "x-request-id"],
+        )
     router = APIRouter(dependencies=[Depends(authorised)] if keys else [])
     _add_caption(router, service)
     _add_openai(router, service)
     app.include_router(router)
     _add_health(app, service)
+    _add_docs(app)
     _add_problems(app)
     return Gate(app, service.settings, service.metrics)
 

@@ -95,7 +95,7 @@ class EncoderStage(Stage):
         out, tagger = Path(self.config.out), self.module
         head = {f"head.{k}": v for k, v in tagger.frame.state_dict().items()}
         weights = {k: v.contiguous() for k, v in {**tagger.encoder.state_dict(), **head}.items()}
-        write_text(out / "config.json", json.dumps({**tagger.encoder.options, "labels": tagger.frame.out_features}))
+        write_text(out / "config.json", json.dumps({**tagger.encoder.options, "labels": self.maker.labels}))
         save_file(weights, out / "model.safetensors")
         heads = {k: v.contiguous() for k, v in tagger.state_dict().items() if not k.startswith("encoder.")}
         save_file(heads, out / HEADS)

@@ -264,7 +264,7 @@ def test_failures_are_kept_apart_and_retried(tmp_path, start):
     folder, out = make(tmp_path / "in", *names), tmp_path / "out"
     code, err = finish(start(folder, out, "--shard-size", 6, "--workers", 1))
     assert code == 1
-    assert "3 of 23 failed" in err
+    assert "3 of 23 recordings failed" in err
     once(out, folder, failed=3)
     assert failures(out)["flaky1.wav"] == "the network is down; wait"
     assert failures(out)["bug.wav"].startswith("ValueError: invalid literal")

@@ -6,7 +6,6 @@ from typer.testing import CliRunner
 
 from lamb.cli.app import app
 from lamb.cli.library import _when
-from lamb.cli.listen import _passes, _words
 
 
 @pytest.mark.parametrize(
@@ -33,17 +32,6 @@ def test_dates():
         _when("tomorrow", "--from", "after", "since")
 
 
-def test_words_of_a_caption():
-    pattern = _words("bark, siren", "--only")
-    assert _passes("A dog barks.", pattern, None)
-    assert _passes("SIRENS wail.", pattern, None)
-    assert not _passes("An embarking ship.", pattern, None), "a word begins so, not its middle"
-    assert not _passes("A dog barks.", None, pattern)
-    assert _passes("Rain (falls).", _words("rain", "--only"), _words("x(", "--ignore"))
-    with pytest.raises(typer.BadParameter, match="names no word"):
-        _words(" , ", "--only")
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -51,7 +39,6 @@ def test_words_of_a_caption():
         ["search", "sounds.lamb", "dog", "--like", "dog.wav"],
         ["search", "sounds.lamb", "dog", "--from", "soon"],
         ["search", "sounds.lamb", "dog", "--min-confidence", "2"],
-        ["listen", "rtsp://cam/s", "--only", ","],
         ["caption", "film.mkv", "--merge", "film.srt"],
         ["caption", "film.mkv", "--speech"],
     ],

@@ -161,6 +161,11 @@ def test_a_sound_is_most_like_itself(library, sounds):
     assert [m.score for m in found] == sorted((m.score for m in found), reverse=True)
 
 
+def test_words_that_say_nothing_do_not_count(library):
+    assert np.allclose(library.words.vector("A dog barks"), library.words.vector("dog barks"))
+    assert np.linalg.norm(library.words.vector("the")) == pytest.approx(1, abs=1e-5), "unless there are no others"
+
+
 def test_silence_is_like_nothing(library, sounds, tmp_path):
     library.index(sounds)
     with pytest.raises(LibraryError, match="nothing is to be heard"):
