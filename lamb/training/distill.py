@@ -50,9 +50,11 @@ class Teacher:
             raise ConfigError(f"distill.teacher: {source}: has no AudioSet head; give an official checkpoint")
         self.net.eval().requires_grad_(False)
         self.missing = self.net.mels - student.mels
-        if len(student.windows) != 1 or student.options["strides"] != self.net.options["strides"] or self.missing < 0:
+        differ = [key for key in ("width", "strides") if student.options[key] != self.net.options[key]]
+        if differ or student.dim != self.net.dim or len(student.windows) != 1 or self.missing < 0:
             raise ConfigError(
-                "model.encoder.options: the student needs the teacher's strides, one window, and no more mels"
+                "model.encoder.options: feature maps are compared channel by channel, so it takes the teacher's "
+                f"width ({self.net.options['width']}), strides and dim, one window, and at most {self.net.mels} mels"
             )
 
     @torch.no_grad()
