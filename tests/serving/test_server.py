@@ -422,6 +422,7 @@ def test_logs_are_json_without_contents(caplog):
         httpx.Client(base_url=it.url, headers={"authorization": f"Bearer {KEY}", "x-request-id": "mine"}) as client,
     ):
         text = post(client, name="../../my holiday.flac").json()["caption"]
+        until(lambda: any(record.msg == "request" for record in caplog.records))  # logged once it is answered
         client.get("/secret-path?token=secret-query")
         client.request("SECRET-METHOD", "/healthz")
     lines = [JsonLines().format(record) for record in caplog.records if record.name == "lamb.serve"]
@@ -440,6 +441,8 @@ def test_health_and_metrics(client):
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"status": "ready"}
     post(client)
+    until(lambda: 'route="/v1/caption",status="200"' in client.get("/metrics").text)  # counted once it is answered
+    until(lambda: "lamb_requests_taken 0.0" in client.get("/metrics").text)
     text = client.get("/metrics").text
     assert 'lamb_requests_total{route="/v1/caption",status="200"}' in text
     for name in (
