@@ -187,7 +187,7 @@ def test_no_server_is_told(monkeypatch, fresh):
     with pytest.raises(sandbox.SandboxError, match="does not start; try: "):
         list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
     monkeypatch.setattr(sys, "executable", "/nothing")
-    with pytest.raises(sandbox.SandboxError, match="no decoding process can be started"):
+    with pytest.raises(sandbox.SandboxError, match=r"no decoding process can be started|does not start"):
         list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
 
 

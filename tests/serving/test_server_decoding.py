@@ -84,7 +84,7 @@ def test_no_place_is_lost_when_clients_leave():
             await asyncio.gather(*asked, return_exceptions=True)
         results = await asyncio.gather(*(decoders.decode(io.BytesIO(content)) for _ in range(4)))
         assert len({len(x) for x in results}) == 1
-        assert set(reasons) <= {"client gone"}
+        assert set(reasons) <= {"client gone", "died"}  # whichever is noticed first
         assert decoders._free._value == 2
         await decoders.stop()
 
