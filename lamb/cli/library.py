@@ -180,12 +180,18 @@ def _print(found: list[Match], format: SearchFormat) -> None:
         rows = []
         for match in found:
             sure = "" if match.confidence is None else f"{match.confidence:.2f}"
-            rows.append((one_line(match.file), span(match.start, match.end), one_line(match.caption), sure))
+            rows.append((one_line(_from_here(match.file)), span(match.start, match.end), one_line(match.caption), sure))
         print_table(("file", "when", "caption", "confidence"), rows)
         return
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     for chunk in WRITERS[format](found):
         sys.stdout.write(chunk)
+
+
+def _from_here(file: str) -> str:
+    """A file below the working folder as seen from there, which is shorter; any other by its whole path."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 def _moved(progress: Progress, tally: Tally) -> None:
