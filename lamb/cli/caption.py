@@ -35,6 +35,7 @@ from .options import (
     Threads,
     Track,
     flag,
+    option,
     positive_seconds,
     words,
 )
@@ -62,43 +63,36 @@ if TYPE_CHECKING:
 
 def caption(
     paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input."),
+        list[str], typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input.")
     ],
     recursive: Annotated[
         bool, flag("--recursive", "-r", panel=INPUT, help="Also search the folders within folders.")
     ] = False,
     format: Annotated[
         Format | None,
-        typer.Option(
+        option(
+            "NAME",
+            f"The output format: {', '.join(Format)}.",
+            OUTPUT,
             "--format",
             "-f",
-            metavar="NAME",
-            help=f"The output format: {', '.join(Format)}.",
-            show_default="by the suffix of --output, else text",
-            rich_help_panel=OUTPUT,
+            default="by the suffix of --output, else text",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "FILE",
+            "Write to this file, which appears only once it is complete. With {stem}, {name} or {parent}, which "
+            "stand for parts of the path of a recording, one file is written per recording.",
+            OUTPUT,
             "--output",
             "-o",
-            metavar="FILE",
-            help="Write to this file, which appears only once it is complete. With {stem}, {name} or {parent}, which "
-            "stand for parts of the path of a recording, one file is written per recording.",
-            show_default="standard output",
-            rich_help_panel=OUTPUT,
+            default="standard output",
         ),
     ] = None,
     output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write one file per recording into this folder: --output DIR/{stem}.SUFFIX.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("DIR", "Write one file per recording into this folder: --output DIR/{stem}.SUFFIX.", OUTPUT)
     ] = None,
     skip_existing: Annotated[
         bool, flag("--skip-existing", panel=OUTPUT, help="With one file per recording: skip those that have one.")
@@ -112,32 +106,23 @@ def caption(
     ] = False,
     window: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=positive_seconds,
-            help="Use a fixed grid: each segment is a window of this length.",
-            show_default=False,
-            rich_help_panel=LONG,
+        option(
+            "SECONDS", "Use a fixed grid: each segment is a window of this length.", LONG, callback=positive_seconds
         ),
     ] = None,
     hop: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
+        option(
+            "SECONDS",
+            "Time from the start of one window to the next, at most a window.",
+            LONG,
+            default="in proportion to the window",
             callback=positive_seconds,
-            help="Time from the start of one window to the next, at most a window.",
-            show_default="in proportion to the window",
-            rich_help_panel=LONG,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --timeline: also draw the spectrogram with the segments below it (png, pdf, svg).",
-            show_default=False,
-            rich_help_panel=LONG,
-        ),
+        option("FILE", "With --timeline: also draw the spectrogram with the segments below it (png, pdf, svg).", LONG),
     ] = None,
     sdh: Annotated[
         bool,
@@ -148,11 +133,8 @@ def caption(
     speech: Annotated[bool, flag("--speech", panel=SUBTITLES, help="With --sdh: also describe speech.")] = False,
     merge: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).",
-            show_default=False,
-            rich_help_panel=SUBTITLES,
+        option(
+            "FILE", "With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).", SUBTITLES
         ),
     ] = None,
     n_best: NBest = 1,
@@ -160,10 +142,7 @@ def caption(
     sample: Annotated[
         bool, flag("--sample", panel=DECODING, help="Sample captions at random instead of searching for the best.")
     ] = False,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The random seed of --sample.", show_default="0", rich_help_panel=DECODING),
-    ] = None,
+    seed: Annotated[int | None, option("N", "The random seed of --sample.", DECODING, default="0")] = None,
     detailed: Annotated[
         bool, flag("--detailed", panel=DECODING, help="Also name sounds that the model is not sure of.")
     ] = False,
