@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import one_line_warnings, say
-from .options import INPUT, MACHINE, OUTPUT, AsJson, Device, Quiet, Split, flag, option
+from .options import INPUT, MACHINE, OUTPUT, AsJson, Device, Quiet, Split, flag, option, refuse
 from .output import refuse_to_replace
 from .terminal import print_json, print_table, progress_bar
 
@@ -96,14 +96,14 @@ def evaluate(
             print(path)
         return
     if probe and (human or predictions):
-        raise typer.BadParameter("only a model can caption the additional sounds.", param_hint="--probe")
+        refuse("--probe", "only a model can caption the additional sounds.")
     if sum([predictions is not None, compare is not None, human]) > 1:
         raise typer.BadParameter("give only one of --predictions, --compare and --human.")
     *model, data = _positional(given or [], 1 if predictions or compare or human else 2)
     systems = [str(predictions)] if predictions else list(compare or model)
     for name, target in (("--csv", csv), ("--report", report), ("--out", out)):
         if target and target.exists() and target.is_dir() == (name == "--csv"):
-            raise typer.BadParameter(f"{target} is a {'folder' if target.is_dir() else 'file'}.", param_hint=name)
+            refuse(name, f"{target} is a {'folder' if target.is_dir() else 'file'}.")
     if csv:
         refuse_to_replace(csv, [*(compare or ()), *([predictions] if predictions else []), data], "system,id,", "--csv")
     one_line_warnings(quiet)
@@ -169,7 +169,7 @@ def _positional(given: list[str], expected: int) -> list[str]:
     """The positional arguments, if there are as many as expected: DATA alone, or MODEL and DATA."""
     if len(given) != expected:
         names = "DATA alone" if expected == 1 else "MODEL and DATA"
-        raise typer.BadParameter(f"expected {names}, got: {' '.join(given) or 'nothing'}.", param_hint="DATA")
+        refuse("DATA", f"expected {names}, got: {' '.join(given) or 'nothing'}.")
     return given
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import loading, one_line_warnings
-from .options import OUTPUT, AsJson, ModelName, Split, flag, option
+from .options import OUTPUT, AsJson, ModelName, Split, flag, option, refuse
 from .terminal import cell, print_json, print_table
 
 
@@ -50,7 +50,7 @@ def gap(
     The gap is the distance between the audio tokens and the text embeddings of the same clips.
     """
     if (umap or vectors) and plot is None:
-        raise typer.BadParameter("these options need --plot FILE.", param_hint="--umap, --vectors")
+        refuse("--umap, --vectors", "these options need --plot FILE.")
     from ..data import sources
     from ..evaluation import gap
     from ..inference.captioner import Captioner

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads, option
+from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads, option, refuse
 from .terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def search(
       lamb search sounds.lamb thunder --format m3u > thunder.m3u
     """
     if (query is None) == (like is None):
-        raise typer.BadParameter("give either words or --like FILE.", param_hint="QUERY")
+        refuse("QUERY", "give either words or --like FILE.")
     where: dict[str, Any] = {"folder": folder, "min_confidence": min_confidence}
     where |= _when(since, "--from", "after", "since") | _when(until, "--to", "before", "until", end=True)
     one_line_warnings(quiet)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -38,6 +38,11 @@ class Command(TyperCommand):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def refuse(option: str, why: str) -> NoReturn:
+    """End the command, as what was given with `option` cannot be."""
+    raise typer.BadParameter(why, param_hint=option)
 
 
 def positive_seconds(value: float | None) -> float | None:
