@@ -11,14 +11,17 @@ Total = Callable[[Floats], Floats]
 """From counts summed over clips, (..., F), to the score, (...,)."""
 
 
-def _per_clip(values: ArrayLike, ndim: int = 1) -> Floats:
-    """`values` as a finite array (S,) or, with `ndim` 2, (S, F), S > 0; ValueError for anything else."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or not array.size or not np.isfinite(array).all():
+def _counted(per_clip: ArrayLike, of: Total | None) -> tuple[Floats, Total]:
+    """What is counted in each clip, (S, F), and the score from its sums: scores (S,) count for their mean.
+
+    Raises ValueError for anything but finite numbers of at least one clip.
+    """
+    values = np.asarray(per_clip, dtype=np.float64)
+    if values.ndim != (1 if of is None else 2) or not values.size or not np.isfinite(values).all():
         raise ValueError(
-            f"one finite score a clip is wanted; got an array of shape {array.shape} or one with nan or inf"
+            f"one finite score a clip is wanted; got an array of shape {values.shape} or one with nan or inf"
         )
-    return array
+    return (values[:, None], lambda sums: sums[..., 0] / len(values)) if of is None else (values, of)
 
 
 def _resampled_sums(values: Floats, samples: int, seed: int) -> Floats:
@@ -40,10 +43,8 @@ def confidence_interval(
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; a share between 0 and 1 is wanted, such as 0.95")
-    values = _per_clip(per_clip, 1 if of is None else 2)
-    sums = _resampled_sums(values, samples, seed)
-    scores = sums / len(values) if of is None else of(sums)
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    counts, score = _counted(per_clip, of)
+    low, high = np.quantile(score(_resampled_sums(counts, samples, seed)), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -57,15 +58,11 @@ def paired_test(
     "An introduction to the bootstrap", 16.4). p is never below 1 / (samples + 1). With `of`, the difference is that of
     two scores of counts (see `confidence_interval`).
     """
-    first, second = (_per_clip(values, 1 if of is None else 2) for values in (a, b))
+    (first, score), (second, _) = (_counted(values, of) for values in (a, b))
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} scores: both systems must be scored on the same clips")
-    if of is None:
-        observed = (first - second).mean()
-        moved = _resampled_sums(first - second - observed, samples, seed) / len(first)
-    else:
-        sums, columns = _resampled_sums(np.concatenate([first, second], axis=1), samples, seed), first.shape[1]
-        observed = of(first.sum(0)) - of(second.sum(0))
-        moved = of(sums[:, :columns]) - of(sums[:, columns:]) - observed
+    ours, theirs = np.split(_resampled_sums(np.concatenate([first, second], axis=1), samples, seed), 2, axis=1)
+    observed = score(first.sum(0)) - score(second.sum(0))
+    moved = score(ours) - score(theirs) - observed
     extreme = np.count_nonzero(np.abs(moved) >= np.abs(observed) * (1 - 1e-12))
     return float(observed), float((extreme + 1) / (samples + 1))

@@ -16,15 +16,15 @@ from ..audio.files import replacing
 from ..data import sources
 from ..data.coverage import Coverage, coverage
 from ..data.manifest import Clip, ManifestError
-from ..data.vocabulary import VOCABULARY, extra, names
+from ..data.vocabulary import VOCABULARY
 from ..errors import OptionError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from .bootstrap import paired_test
-from .labels import is_right, is_unheard, label_scores
+from .labels import label_measures, label_scores
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
-from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score
+from .scores import SBERT, Measure, Round, Scored, averaged, score
 
 
 @dataclass(frozen=True)
@@ -241,30 +241,8 @@ def _evaluation(
             if all(result.confidence is None for result in results):
                 for name in ("calibration_error", "auroc"):  # of a system that tells none
                     labels.pop(name, None)
-            measures = {**_label_measures(clips, results), **measures}
+            measures = {**label_measures(clips, results), **measures}
     return Evaluation(system, data, clips, results, labels, measures, left_out, list(scored.notes), coverage(clips))
-
-
-def _label_measures(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, Measure]:
-    """label_named, clean and extra of the clips whose labels a model may know."""
-    pairs = list(zip(clips, results, strict=True))
-    labels = [() if is_unheard(clip) else clip.labels for clip in clips]
-    if not any(labels):
-        return {}
-
-    def measure(sums: Sequence[float], whole: Sequence[float]) -> Measure:
-        part, of = np.array(sums, dtype=float), np.array(whole, dtype=float)
-        return ratio(part, of, np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0))
-
-    named = [sum(r.ok and names(r.text, label) for label in own) for own, (_, r) in zip(labels, pairs, strict=True)]
-    known = [float(bool(own)) for own in labels]
-    clean = [float(bool(own) and is_right(*pair)) for own, pair in zip(labels, pairs, strict=True)]
-    more = [float(extra(r.text, own)) if own else 0.0 for own, (_, r) in zip(labels, pairs, strict=True)]
-    return {
-        "label_named": measure(named, [len(own) for own in labels]),
-        "clean": measure(clean, known),
-        "extra": measure(more, known),
-    }
 
 
 def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:

@@ -9,9 +9,10 @@ Letters: S clips, D width of the BERT.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Sentences:
 
     def similarity(self, rounds: Sequence[Round]) -> list[Floats]:
         """Of each clip, (S,) a round: mean cosine of the candidate and its references; 0 for no words."""
-        texts = sorted({text for candidates, groups in rounds for text in (*candidates, *_flat(groups))})
+        texts = sorted({text for candidates, groups in rounds for text in chain(candidates, *groups)})
         vectors = self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=64)
         of = dict(zip(texts, np.asarray(vectors, dtype=np.float64), strict=True))
         return [
@@ -58,10 +59,6 @@ class Sentences:
             )
             for candidates, groups in rounds
         ]
-
-
-def _flat(groups: Iterable[Sequence[str]]) -> Iterator[str]:
-    return (text for group in groups for text in group)
 
 
 class FluencyDetector:

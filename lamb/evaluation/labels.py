@@ -5,13 +5,15 @@ kind; `lamb.data.vocabulary.akin` tells what is another kind, and what only anot
 that no model is trained on (labels without phrases in the vocabulary) have a measure of their own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..data.manifest import Clip
 from ..data.vocabulary import PHRASES, VOCABULARY, extra, is_clean, names
 from ..inference.captions import Caption
+from .metrics import Floats
+from .scores import Measure, mean, ratio
 
 SURE = 0.5  # a confidence above it stands for what is said
 
@@ -32,31 +34,44 @@ def label_scores(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str,
     calibration_error, auroc: of the confidence as that of a clean caption.
     distinct_captions: how many there are.
     """
-    pairs = list(zip(clips, results, strict=True))
-    known = [(clip, result) for clip, result in pairs if not is_unheard(clip)]
-    unheard = [(clip, result) for clip, result in pairs if is_unheard(clip)]
     scores: dict[str, float] = {"clips": len(clips), "failed": sum(not result.ok for result in results)}
-    if known:
-        named = [result.ok and names(result.text, label) for clip, result in known for label in clip.labels]
-        scores["label_named"] = sum(named) / len(named)
-        scores["clean"] = float(np.mean([is_right(clip, result) for clip, result in known]))
-        scores["extra"] = float(np.mean([extra(result.text, clip.labels) for clip, result in known]))
-    if unheard:
-        scores["unheard_fair"] = float(np.mean([_fair(clip, result) for clip, result in unheard]))
-    confidence = [result.confidence or 0.0 for _, result in pairs]
-    right = [is_right(clip, result) for clip, result in pairs]
+    scores |= {name: measure.value for name, measure in label_measures(clips, results).items()}
+    pairs = list(zip(clips, results, strict=True))
+    if unheard := [_fair(clip, result) for clip, result in pairs if _is_unheard(clip)]:
+        scores["unheard_fair"] = float(np.mean(unheard))
+    confidence = [result.confidence or 0.0 for result in results]
+    right = [_is_right(clip, result) for clip, result in pairs]
     scores["calibration_error"] = calibration_error(confidence, right)
     scores["auroc"] = auroc(confidence, right)
     scores["distinct_captions"] = len({result.text for result in results if result.ok})
     return scores
 
 
-def is_unheard(clip: Clip) -> bool:
+def label_measures(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, Measure]:
+    """label_named, clean and extra, with the score of every clip whose labels a model may know; empty without any."""
+    known = [bool(clip.labels) and not _is_unheard(clip) for clip in clips]
+    if not any(known):
+        return {}
+
+    def of_each(score: Callable[[Clip, Caption], float], other: float = np.nan) -> Floats:
+        """(S,): the score of each clip, `other` for those whose labels no model may know."""
+        pairs = zip(clips, results, known, strict=True)
+        return np.array([score(clip, result) if there else other for clip, result, there in pairs], dtype=float)
+
+    named = of_each(lambda clip, result: sum(result.ok and names(result.text, label) for label in clip.labels), 0)
+    return {
+        "label_named": ratio(named, of_each(lambda clip, _: len(clip.labels), 0)),
+        "clean": mean(of_each(_is_right)),
+        "extra": mean(of_each(lambda clip, result: extra(result.text, clip.labels))),
+    }
+
+
+def _is_unheard(clip: Clip) -> bool:
     """Whether the clip is of a kind that no model is trained on."""
     return any(label in VOCABULARY and label not in PHRASES and label != "silence" for label in clip.labels)
 
 
-def is_right(clip: Clip, result: Caption) -> bool:
+def _is_right(clip: Clip, result: Caption) -> bool:
     """Whether a caption is clean: it names the labels of its clip, and no other kind."""
     return result.ok and is_clean(result.text, clip.labels)
 

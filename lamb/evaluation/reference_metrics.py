@@ -15,11 +15,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Thread
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,73 +53,30 @@ def java() -> Java:
     return Java(program, int(found[1]))
 
 
-@contextmanager
-def _process(java: Java, arguments: Sequence[str], folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """A Java program's standard input and output; Unavailable with what it said where it fails."""
+def _run(java: Java, arguments: Sequence[str], folder: Path, text: str = "") -> str:
+    """What a Java program answers to `text`; Unavailable with what it said where it fails."""
     command = [java.program, "-Dfile.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8", *arguments]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            encoding="utf-8",
-            errors="replace",
-        )
-        assert process.stdin
-        assert process.stdout
-        try:
-            yield process.stdin, process.stdout
-            process.stdin.close()
-            failed = process.wait() != 0
-        except (BrokenPipeError, _Ended):
-            failed = True
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        if failed:
-            errors.seek(0)
-            words = errors.read().decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
-            problem = next((line for line in words if "Exception" in line or "Error" in line), words[-1])
-            raise Unavailable(f"{folder.name} by Java failed ({problem.strip()})", "java -version && free -h")
-
-
-class _Ended(Exception):
-    """A process that stopped answering."""
+    done = subprocess.run(command, cwd=folder, input=text, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["it says nothing"]
+        problem = next((line for line in words if "Exception" in line or "Error" in line), words[-1])
+        raise Unavailable(f"{folder.name} by Java failed ({problem.strip()})", "java -version && free -h")
+    return done.stdout
 
 
 def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
     """Each text's tokens, without punctuation, lower case, by Stanford's PTBTokenizer in one process."""
     options = ["-cp", "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer"]
-    lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     options += ["-preserveLines", "-lowerCase"]
-    with _process(java(), options, resources.jars() / "tokenizer") as (question, answer):
-
-        def ask() -> None:
-            question.write(lines)
-            question.close()
-
-        with _aside(ask):
-            found = [[token for token in line.split() if token not in _PUNCTUATION] for line in answer]
+    answer = _run(java(), options, resources.jars() / "tokenizer", _lines(" ".join(text.split()) for text in texts))
+    found = [[token for token in line.split() if token not in _PUNCTUATION] for line in answer.split("\n")[:-1]]
     if len(found) != len(texts):
         raise Unavailable(f"the PTB tokenizer gave {len(found)} lines for {len(texts)} captions", "java -version")
     return found
 
 
-@contextmanager
-def _aside(work: Any) -> Iterator[None]:
-    """`work` in another thread meanwhile, so that neither side of a pipe waits for the other."""
-
-    def quietly() -> None:
-        with suppress(BrokenPipeError, ValueError):  # the process is gone; its reader tells
-            work()
-
-    thread = Thread(target=quietly, daemon=True)
-    thread.start()
-    yield
-    thread.join()
+def _lines(texts: Iterable[str]) -> str:
+    return "".join(f"{text}\n" for text in texts)
 
 
 class Meteor(NamedTuple):
@@ -137,39 +92,23 @@ Round = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def meteor(rounds: Sequence[Round]) -> list[Meteor]:
-    """METEOR of each round, in one process. Denkowski and Lavie 2014, "Meteor universal"."""
-
-    def plain(text: str) -> str:
-        return text.replace("|||", "")
-
+    """METEOR of each round, in one process, which aligns and counts. Denkowski and Lavie 2014, "Meteor universal"."""
     lines = [
-        " ||| ".join(["SCORE", *map(plain, group), plain(candidate)])
+        " ||| ".join(["SCORE", *(text.replace("|||", "") for text in (*group, candidate))])
         for candidates, references in rounds
         for candidate, group in zip(candidates, references, strict=True)
     ]
     options = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-    scores = []
-    with _process(java(), options, resources.jars() / "meteor") as (question, answer):
+    answer = _run(java(), options, resources.jars() / "meteor", _lines(lines)).split("\n")[:-1]
+    if len(answer) != len(lines):
+        raise Unavailable(f"METEOR gave {len(answer)} lines for {len(lines)} clips", "java -version && free -h")
+    numbers = _without_perfect_chunks(np.array([line.split() for line in answer], dtype=np.float64))  # (all S, 23)
+    return [Meteor(float(meteor_of(c.sum(0))), meteor_of(c), c) for c in _split(numbers, rounds)]
 
-        def read() -> str:
-            if not (line := answer.readline()):
-                raise _Ended
-            return line.strip()
 
-        def ask() -> None:
-            question.write("".join(line + "\n" for line in lines))
-            question.flush()
-
-        with _aside(ask):
-            said = iter([read() for _ in lines])
-        for candidates, _ in rounds:
-            counts = [next(said) for _ in candidates]
-            question.write(" ||| ".join(["EVAL", *counts]) + "\n")
-            question.flush()
-            *per_clip, score = (float(read()) for _ in range(len(counts) + 1))
-            numbers = np.array([line.split() for line in counts], dtype=np.float64)
-            scores.append(Meteor(score, np.array(per_clip), _without_perfect_chunks(numbers)))
-    return scores
+def _split(values: Floats, rounds: Sequence[Round]) -> list[Floats]:
+    """Values of the clips of all rounds, those of each round apart."""
+    return np.split(values, np.cumsum([len(candidates) for candidates, _ in rounds])[:-1])
 
 
 def _without_perfect_chunks(counts: Floats) -> Floats:
@@ -221,14 +160,9 @@ def spice(rounds: Sequence[Round]) -> list[Floats]:
         asked.write_text(json.dumps([{"image_id": number, **item} for number, item in enumerate(items)]))
         cache.mkdir()
         options = [*opens, "-Xmx8G", "-cp", path, "edu.anu.spice.SpiceScorer", str(asked), "-cache", str(cache)]
-        with _process(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder) as (
-            _,
-            answer,
-        ):
-            answer.read()
+        _run(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder)
         if not told.is_file():
             raise Unavailable("SPICE ended without a result", "java -version && free -h")
         found = {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads(told.read_text())}
     scores = np.array([float(found[number] or 0.0) for number in range(len(items))])
-    ends = np.cumsum([len(candidates) for candidates, _ in rounds])[:-1]
-    return np.split(np.nan_to_num(scores), ends)
+    return _split(np.nan_to_num(scores), rounds)

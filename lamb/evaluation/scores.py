@@ -61,11 +61,12 @@ class Measure:
 def mean(values: Floats) -> Measure:
     """The mean of the scores of the clips; nan marks a clip without one."""
     there = np.isfinite(values)
-    return ratio(np.where(there, values, 0.0), there.astype(float), values)
+    return ratio(np.where(there, values, 0.0), there.astype(float))
 
 
-def ratio(part: Floats, whole: Floats, per_clip: Floats) -> Measure:
-    """A score that is one sum over clips divided by another."""
+def ratio(part: Floats, whole: Floats) -> Measure:
+    """A score that is one sum over clips divided by another; a clip with a `whole` of 0 has no score of its own."""
+    per_clip = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
     return Measure(float(part.sum() / whole.sum()), per_clip, np.stack([part, whole], axis=1), _ratio)
 
 
