@@ -1,10 +1,10 @@
 """Scores by the Java programs behind the published tables: PTB tokenizer, METEOR and SPICE.
 
-The jars are those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap, extra `eval`), driven here so that each
-process starts once for all captions of an evaluation, in UTF-8, and ends with an error that says what it said.
+The jars are those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap, extra `eval`). Here each program starts
+once for all captions of an evaluation and works in UTF-8; if it fails, the error holds its own message.
 
-As in aac-metrics 0.6 (https://github.com/Labbeti/aac-metrics), which most published tables come from, all scores get
-captions as the PTB tokenizer leaves them: lower case, without punctuation, joined by blanks.
+As in aac-metrics 0.6 (https://github.com/Labbeti/aac-metrics), the source of most published tables, all scores are
+computed from captions as the PTB tokenizer leaves them: in lower case, without punctuation, joined by blanks.
 
 Letters: S clips.
 """
@@ -27,18 +27,18 @@ from .resources import Unavailable
 
 JAVA_VERSIONS = range(8, 22)  # METEOR and SPICE run on these
 _PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "--", "...", *".?!,:-;"])  # removed
-_LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # of java.base, which SPICE looks into
+_LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # parts of java.base that SPICE accesses
 
 
 class Java(NamedTuple):
-    """The program, and its version: 8, 11, 17 ..."""
+    """The path of the program and its major version: 8, 11, 17 ..."""
 
     program: str
     version: int
 
 
 def java() -> Java:
-    """The Java of JAVA_HOME, else that on the PATH."""
+    """The Java of JAVA_HOME, or else the one on the PATH. Raises Unavailable."""
     home = os.environ.get("JAVA_HOME")
     program = shutil.which("java", path=str(Path(home, "bin"))) if home else None
     program = program or shutil.which("java")
@@ -54,7 +54,7 @@ def java() -> Java:
 
 
 def _run(java: Java, arguments: Sequence[str], folder: Path, text: str = "") -> str:
-    """What a Java program answers to `text`; Unavailable with what it said where it fails."""
+    """The output of a Java program for the input `text`. Raises Unavailable with its own message if it fails."""
     command = [java.program, "-Dfile.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8", *arguments]
     done = subprocess.run(command, cwd=folder, input=text, capture_output=True, encoding="utf-8", errors="replace")
     if done.returncode:
@@ -65,7 +65,7 @@ def _run(java: Java, arguments: Sequence[str], folder: Path, text: str = "") -> 
 
 
 def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """Each text's tokens, without punctuation, lower case, by Stanford's PTBTokenizer in one process."""
+    """The tokens of each text by Stanford's PTBTokenizer, in lower case and without punctuation."""
     options = ["-cp", "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer"]
     options += ["-preserveLines", "-lowerCase"]
     answer = _run(java(), options, resources.jars() / "tokenizer", _lines(" ".join(text.split()) for text in texts))
@@ -80,7 +80,7 @@ def _lines(texts: Iterable[str]) -> str:
 
 
 class Meteor(NamedTuple):
-    """METEOR 1.5 of one round: its score, of each clip (S,), and what is counted in each clip (S, 23)."""
+    """METEOR 1.5 of one round: its score, the scores of the clips (S,), and the counts of each clip (S, 23)."""
 
     score: float
     per_clip: Floats
@@ -88,11 +88,14 @@ class Meteor(NamedTuple):
 
 
 Round = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Candidates (S,) and the references of each, as the PTB tokenizer leaves them, joined by blanks."""
+"""Candidates (S,) and the references of each clip, as the PTB tokenizer leaves them, joined by blanks."""
 
 
 def meteor(rounds: Sequence[Round]) -> list[Meteor]:
-    """METEOR of each round, in one process, which aligns and counts. Denkowski and Lavie 2014, "Meteor universal"."""
+    """METEOR of each round. Java aligns and counts; see `meteor_of` for the score.
+
+    Denkowski and Lavie 2014, "Meteor universal: language specific translation evaluation for any target language".
+    """
     lines = [
         " ||| ".join(["SCORE", *(text.replace("|||", "") for text in (*group, candidate))])
         for candidates, references in rounds
@@ -112,18 +115,18 @@ def _split(values: Floats, rounds: Sequence[Round]) -> list[Floats]:
 
 
 def _without_perfect_chunks(counts: Floats) -> Floats:
-    """A clip that equals its reference is not fragmented at all: METEOR leaves its one chunk out of its sum."""
+    """Set the chunks of candidates that equal a reference to 0: METEOR takes these as not fragmented at all."""
     matched = counts[:, 4:20].reshape(-1, 8, 2).sum(1)  # (S, 2): words of the candidate, of the reference
     perfect = (matched == counts[:, :2]).all(1) & (counts[:, 20] == 1)
     return np.concatenate([counts[:, :20], np.where(perfect, 0, counts[:, 20])[:, None], counts[:, 21:]], axis=1)
 
 
 def meteor_of(counts: Floats) -> Floats:
-    """METEOR from its counts (..., 23), of a clip or summed over clips: (...,).
+    """METEOR (...,) from counts (..., 23) of a clip, or summed over clips.
 
-    (1 - gamma (chunks / m)^beta) P R / (alpha P + (1 - alpha) R); P and R are matched words over words, matches by
-    exact form, stem, synonym and paraphrase weighing `weight`, content words delta, function words 1 - delta. The
-    English parameters of METEOR 1.5.
+    (1 - gamma (chunks / m)^beta) P R / (alpha P + (1 - alpha) R), where P and R are the shares of matched words in the
+    candidate and the reference. Matches by exact form, stem, synonym and paraphrase have the weights `weight`, content
+    words delta, and function words 1 - delta. The parameters are those of METEOR 1.5 for English.
     """
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     weight = np.array([1.0, 0.6, 0.8, 0.6])
@@ -142,8 +145,10 @@ def _divided(a: Floats, b: Floats) -> Floats:
 
 
 def spice(rounds: Sequence[Round]) -> list[Floats]:
-    """SPICE of each clip, (S,) a round, in one process. Anderson et al. 2016, "SPICE: semantic propositional image
-    caption evaluation". A clip in which neither side says anything scores 0."""
+    """SPICE of each clip, (S,) for each round. A clip without any meaning on both sides scores 0.
+
+    Anderson et al. 2016, "SPICE: semantic propositional image caption evaluation".
+    """
     program, version = java()
     folder = resources.jars() / "spice"
     models = resources.corenlp()
