@@ -524,6 +524,8 @@ def test_unsupported_codec(tmp_path):
     content = bytearray(path.read_bytes())
     content[20:22] = b"\x34\x12"  # the format tag
     refused("unsupported codec", bytes(content))
+    for sign in (b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80"):
+        refused(r"unsupported codec \(dts\)", sign + bytes(9999))
 
 
 # ---- damage that costs what is damaged
