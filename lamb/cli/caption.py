@@ -291,14 +291,14 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
     from ..audio.errors import AudioError
-    from ..audio.sandbox import Decoding
+    from ..audio.sandbox import Decoding, SandboxError
     from ..inference.captions import Caption, Segment, Timeline
 
     if isinstance(result, Caption):
         return result
     task, before, length = progress.tasks[0], progress.tasks[0].completed, None
     if not progress.disable and os.path.isfile(result.file):
-        with suppress(AudioError), Decoding(result.file, 16_000) as decoding:  # damage is reported elsewhere
+        with suppress(AudioError, SandboxError), Decoding(result.file, 16_000) as decoding:  # told elsewhere
             length = decoding.info().duration
 
     def segments() -> Generator[Segment, None, Caption]:

@@ -14,9 +14,8 @@ import numpy as np
 from ..audio.errors import AudioError
 from ..config import DecodeConfig
 from ..inference.changes import CELL
-from ..inference.confidence import confidence
 from ..inference.engine import Engine
-from ..inference.parts import Cells, Part
+from ..inference.parts import Cells, Part, describe
 from ..inference.recording import Source, Windows, has_sound, is_sliver, windows
 
 ENCODED = 4  # windows of a long recording that are encoded together
@@ -91,10 +90,8 @@ def _group(engine: Engine, found: Sequence[Opened], options: DecodeConfig, silen
                 heard.error = error
     for (part, _), h_a in zip(short, engine.encode([x for _, x in short], options.batch_size), strict=True):
         part.h_a = h_a
-    sounding = [(part, part.h_a) for own in parts for part in own if part.h_a is not None]
-    tokens = [h_a for _, h_a in sounding]
-    for (part, _), (best, *_) in zip(sounding, engine.describe(tokens, options), strict=True):
-        part.caption, part.confidence = best.text, confidence(best.score, options.confidence)
+    describe(engine, [part for own in parts for part in own], options)
+    tokens = [part.h_a for own in parts for part in own if part.h_a is not None]
     vectors = map(unit_mean, engine.audio_tokens(tokens, options.batch_size))
     for (heard, _, _), own in zip(found, parts, strict=True):
         heard.moments = _joined(

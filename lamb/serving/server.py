@@ -70,7 +70,7 @@ def _event(data: Mapping[str, Any], kind: str | None = None) -> str:
     return (f"event: {kind}\n" if kind else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _streamed(events: AsyncIterator[str], request: Request) -> Response:
+def _streamed(events: AsyncIterator[str], request: Request, headers: Mapping[str, str] | None = None) -> Response:
     """Server-sent events; if they break off, the last one is an error."""
 
     async def whole() -> AsyncIterator[str]:
@@ -81,9 +81,8 @@ def _streamed(events: AsyncIterator[str], request: Request) -> Response:
             log.exception("failed", extra={"fields": {"request_id": request.scope["log"]["request_id"]}})
             yield _event({"error": {"message": OURS, "type": "server_error"}}, "error")
 
-    return StreamingResponse(
-        whole(), media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(whole(), media_type=EVENTS, headers=headers)
 
 
 def _add_caption(router: APIRouter, service: Service) -> None:
@@ -187,7 +186,7 @@ def _add_openai(router: APIRouter, service: Service) -> None:
                 yield _event({"type": "transcript.text.delta", "delta": delta})
             yield _event({"type": "transcript.text.done", "text": text})
 
-        return _streamed(events(), request)
+        return _streamed(events(), request, named)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -269,7 +268,7 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
     if service.settings.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.settings.cors.split(","),
+            allow_origins=[origin.strip() for origin in service.settings.cors.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[MODEL, "x-request-id"],
