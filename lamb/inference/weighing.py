@@ -113,12 +113,7 @@ class Weigher:
     def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
         """The candidate texts of each clip, h_a (B, N_a, D); those with upper classes come last."""
         clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        rows = []
-        for row, p in zip(found, clip, strict=True):
-            beams = [h.text for h in row if h.text]
-            texts = dict.fromkeys([*beams, *(part for text in beams for part in shorter(text))])
-            rows.append([*(texts or ["."]), *self._offered(p)])
-        return rows
+        return [[*_candidates(row), *self._offered(p)] for row, p in zip(found, clip, strict=True)]
 
     @torch.inference_mode()
     def measure(
@@ -189,6 +184,11 @@ def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
     a, b, u = options.caption
     upper = any(set(sound.labels) <= PARENTS for sound in sounds)
     return sigmoid(a + b * logit(math.prod(sound.confidence for sound in sounds)) + u * upper)
+
+
+def _candidates(found: Sequence[Hypothesis]) -> list[str]:
+    texts = [h.text for h in found if h.text]
+    return list(dict.fromkeys([*texts, *(part for text in texts for part in shorter(text))])) or ["."]
 
 
 @lru_cache(65536)
