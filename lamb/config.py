@@ -93,7 +93,7 @@ class GuideConfig:
 class LLMConfig:
     """The language model, LLaMA-2 7B + LoRA in the paper. [P]"""
 
-    source: str | None = None  # hub id or folder; None: inside the checkpoint
+    source: str | None = None  # hub id, folder or GGUF file (lamb.model.gguf); None: inside the checkpoint
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     train: Literal["frozen", "lora", "full"] = "lora"  # [P]
     lora: LoraConfig = LoraConfig()

@@ -7,7 +7,7 @@ It trains on captioned recordings (`data.manifest`), as in the paper, or on scen
 import math
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from ..model.losses import cross_entropy, loss_terms
 from ..model.token_guide import initial_beta
 from . import sharding
 from .device import TrainingError, device_of, require_memory
-from .stage import Losses, Stage, param_groups
+from .stage import Losses, Stage, caption_weights, param_groups
 
 CHECKED = 200  # clips, at most, that are captioned at a check
 # Learning rates of the scalars that have one of their own, in units of optim.lr: the guide's beta (relative to its
@@ -81,13 +81,16 @@ class LambStage(Stage):
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
         return self.data.batch(index, share)
 
+    def weights(self, batches: Sequence[dict[str, Any]]) -> list[float]:
+        return caption_weights(self.module.llm, batches)
+
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
         leave_out(batch.get("unreadable", ()), self.unreadable, self.config, self.clips[0] if self.clips else 0)
         model = self.module
         ids, mask = model.llm.tokenize(batch["captions"])
         sound, sound_mask = batch["waveform"].to(model.device), batch["mask"].to(model.device)
         output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
-        terms = loss_terms(model, output)
+        terms = loss_terms(model, output, batch.get("weight", 1.0))
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         if model.guide is not None:  # beta, and gamma of a residual guide
             terms |= dict(model.guide.named_parameters())
