@@ -55,6 +55,9 @@ class AdapterConfig:
     temporal_queries: int = 8  # N_t [P]
     fusion_queries: int = 32  # N_g [P]; also the queries of the Q-Former
     query_std: float = 0.02  # initial standard deviation of the queries [O]
+    # norm of an audio token at the start, in norms of the LLM's embeddings; None: that of PyTorch's linear layer [O]
+    scale: float | None = None
+    centred: bool = False  # audio tokens start around the mean of the LLM's embeddings [O]
     kernels: tuple[int, ...] = (3, 5, 7)  # sizes of the temporal stream's convolutions [O]
     head_dim: int = 64  # width of an attention head [O]
     layers: int = 2  # of the Q-Former [O]
@@ -81,14 +84,17 @@ class GuideConfig:
     enabled: bool = True
     distance: Literal["l2", "l1", "cosine"] = "l2"  # squared L2 [P]
     reduce: Literal["mean", "min"] = "mean"  # over the audio tokens [O]
-    beta: float | None = None  # initial strength; None: so that beta * score has standard deviation 1 [O]
+    beta: float | None = None  # initial strength; None: by `spread` [O]
+    spread: float = (
+        0.5  # standard deviation, over the vocabulary, of the part of the bias that differs between clips [O]
+    )
 
 
 @dataclass(frozen=True)
 class LLMConfig:
     """The language model, LLaMA-2 7B + LoRA in the paper. [P]"""
 
-    source: str | None = None  # hub id or folder; None: inside the checkpoint
+    source: str | None = None  # hub id, folder or GGUF file (lamb.model.gguf); None: inside the checkpoint
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     train: Literal["frozen", "lora", "full"] = "lora"  # [P]
     lora: LoraConfig = LoraConfig()
@@ -219,8 +225,11 @@ class DataConfig:
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
     # SpecAugment (lamb.model.encoders.spec_augment) for an encoder that learns, such as CED [A]
     spec_augment: bool = False
-    unreadable: int = 10  # training stops when more clips than this cannot be read
-    seconds: float = 10.0  # longest training clip [O]
+    unreadable: float = 0.01  # training stops when more than this share of the clips cannot be read
+    seconds: float = (
+        30.0  # longest training clip; a longer one is cropped at random. It is heard in windows of decode [O]
+    )
+    gain: float = 0.0  # largest random change of a clip's level, in dB; an extension, the paper has none [O]
     # shares of scenes with one recording, several in sequence, several at the same time [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)
     parents: float = 0.0  # share of sounds that are degraded, and named by an upper class [O]

@@ -102,6 +102,8 @@ def save(
         "card": dict(card),
         "config": to_dict(config),
     }
+    if not standalone:
+        facts["llm"] = model.llm.identity()
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
         new = Path(scratch)
         (new / "lamb.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -226,12 +228,25 @@ def load(name: str | Path, device: str, extend: Callable[["LambModel"], "LambMod
     try:
         if not standalone:
             llm = LanguageModel.from_pretrained(config.llm, device)
+            _require_same_llm(folder, config.llm.source, facts.get("llm"), llm.identity())
         model = extend(LambModel(config, build_encoder(config.encoder), llm))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{name}: {error}") from error
     _fill(model, weights, standalone, file)
     model.to(torch.device(device))
     return model.eval()
+
+
+def _require_same_llm(folder: Path, source: str | None, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raise CheckpointError if the LLM at `source` is another one than the model in `folder` was trained with."""
+    if before is None or before == now:  # a model that was saved before this was written down
+        return
+    was, found = (f"{o['kind']}, {o['vocabulary']} tokens, width {o['width']}" for o in (before, now))
+    found = "other embeddings" if was == found else found
+    raise CheckpointError(
+        f"{folder}: was trained with another LLM ({was}) than the one at {source} ({found}); "
+        "put the right one there, or train the model again"
+    )
 
 
 def _fill(model: "LambModel", weights: dict[str, "Tensor"], standalone: bool, file: Path) -> None:
