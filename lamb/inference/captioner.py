@@ -1,7 +1,7 @@
 """The entry point of inference: `Captioner` turns sounds into captions for the command line, services and pages.
 
-A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs `lamb.model`)
--> `generation` (search) -> `captions` (results). For a timeline, `timeline` takes the place of `recording`.
+A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs the networks)
+-> `generation`, `search` -> `weighing` -> `captions` (results). A timeline has `timeline` in place of `recording`.
 """
 
 import math
@@ -39,7 +39,7 @@ class Captioner:
         """`limits`: what decoding one file may cost, in a process of its own; None: files are decoded in this one."""
         self.model = model.eval()
         self.engine = Engine(model)
-        self.options = options or model.config.decode
+        self.options = options or self.engine.runtime.config.decode
         self.limits = limits
 
     @classmethod
