@@ -23,12 +23,16 @@ class TorchRuntime(Runtime):
         self.model = model
         tokenizer = model.llm.tokenizer
         self.sample_rate, self.frame_rate = model.encoder.sample_rate, model.encoder.frame_rate
-        self.dim, self.labels = model.encoder.dim, model.encoder.labels
+        self.dim = model.encoder.dim
         self.eos, self.vocabulary = tokenizer.eos_token_id, tokenizer.get_vocab()
 
     @property
     def config(self):  # type: ignore[override]  # the model's own, which may be replaced
         return self.model.config
+
+    @property
+    def labels(self):  # type: ignore[override]
+        return self.model.encoder.labels
 
     @property
     def device(self) -> str:  # type: ignore[override]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Encoder
+from .spectrum import power_spectrogram
 
 RANGE_DB = 80.0  # what lies further below the clip's peak is floor
 
@@ -83,10 +84,8 @@ class Branch(nn.Module):
         """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
         with torch.autocast(waveform.device.type, enabled=False):
             signal = waveform.float() * mask
-            spectrum = torch.stft(
-                signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
-            )
-            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
+            signal = F.pad(signal, (self.n_fft // 2, self.n_fft // 2))  # frames are centred
+            power = power_spectrogram(signal, self.window, self.hop).transpose(1, 2)  # (B, frames, bins)
             decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
         frames = mask.sum(1) // self.hop + 1
         valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)

@@ -1,0 +1,244 @@
+"""A LAMB model as graphs for ONNX Runtime: `lamb export`. See `lamb.inference.onnx_runtime`, which runs them.
+
+    encoder.onnx         waveform -> h_a             adapter.onnx          h_a -> z_a, and what the label heads say
+    guide.onnx           z_a -> bias                 language_model.onnx   a tree of tokens grows (`lamb.export.llama`)
+    onnx.json            what else it takes          model.safetensors     the weights, which the graphs point into
+
+The graphs are checked against PyTorch on real sounds before they are put into their place.
+"""
+
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from .. import extensions
+from ..audio import reader as audio
+from ..errors import LambError
+from ..inference.engine import Engine
+from ..inference.onnx_runtime import FORMAT, OnnxRuntime
+from ..inference.torch_runtime import TorchRuntime
+from ..model import checkpoint
+from ..model.lamb import LambModel
+from ..model.safetensors_index import entries, fingerprint
+from .llama import Llama, float32_copy
+from .networks import AdapterGraph, EncoderGraph, GuideGraph
+from .weights import Weights
+
+OPSET = 18
+TOLERANCE = 1e-3  # of tokens, relative to their spread, and of scores: float32 in another order
+INT8_TOLERANCE = 0.2
+INT8 = {"language_model.onnx": ["MatMul"]}  # what eight bits are kept for: the products with most of the weights
+
+
+class ExportError(LambError, ValueError):
+    """A model that cannot be exported, or graphs that do not give what PyTorch gives."""
+
+
+def export(name: str | Path, to: Path | None = None, *, int8: bool = False, sounds: Sequence[Path] = ()) -> Path:
+    """Write the graphs of the model `name`; returns their folder.
+
+    Args:
+        to: a folder that becomes a whole model with float32 weights, LoRA merged; None: the graphs are added to the
+            model's own folder, which must be a standalone one, and point into its weights.
+        int8: store the language model's matrices as 8-bit integers.
+        sounds: what the graphs are checked on, besides noise.
+
+    Raises CheckpointError, UnsupportedModelError, and ExportError where the graphs differ from the model.
+    """
+    model = extensions.load(name, "cpu")
+    model.merge_lora()
+    home = checkpoint.find(name)
+    folder = to or home
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
+        new = Path(scratch)
+        if (folder.exists() and to is None) or to.resolve() == home.resolve():  # type: ignore[union-attr]
+            if not checkpoint.read_facts(home)["standalone"] or model.config.llm.train == "lora":
+                raise ExportError(f"{name}: its weights are not whole in one file", "write a new folder with --to DIR")
+            for file in ("lamb.json", "model.safetensors"):
+                os.link(home / file, new / file)
+            shutil.copytree(home / "llm", new / "llm")
+        else:
+            checkpoint.save(_merged(model), new, standalone=True, card=checkpoint.read_facts(home)["card"])
+        write_graphs(model, new, int8)
+        check(model, new, sounds, INT8_TOLERANCE if int8 else TOLERANCE)
+        for file in sorted(filter(Path.is_file, new.rglob("*"))):
+            target = folder / file.relative_to(new)
+            target.parent.mkdir(exist_ok=True)
+            if not (target.exists() and target.samefile(file)):
+                file.replace(target)
+    return folder
+
+
+def write_graphs(model: LambModel, folder: Path, int8: bool = False) -> None:
+    """The graphs of `model` beside the whole model that lies in `folder`, and onnx.json."""
+    file = folder / "model.safetensors"
+    stored = entries(file)
+    weights = Weights(file, stored)
+    model = float32_copy(model)
+    for name, graph in _graphs(model).items():
+        if int8 and name in INT8:
+            graph = _quantised(graph, INT8[name])
+        weights.point(graph)
+        onnx.save(graph, folder / name)
+    runtime, llm, guide = TorchRuntime(model), model.llm, model.guide
+    table = llm.embedding_matrix.data_ptr()
+    embedding = next(key for key, value in checkpoint.tensors(model, True).items() if value.data_ptr() == table)
+    facts = {
+        "format": FORMAT,
+        "weights": fingerprint(file, stored),
+        "precision": "int8" if int8 else "float32",
+        "sample_rate": runtime.sample_rate,
+        "frame_rate": runtime.frame_rate,
+        "dim": runtime.dim,
+        "labels": list(runtime.labels),
+        "prompt": [llm.before, llm.after],
+        "eos": runtime.eos,
+        "embedding": embedding,
+        "residual": guide.residual if guide is not None else 0.0,
+    }
+    (folder / "onnx.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _merged(model: LambModel) -> LambModel:
+    """`model` with a configuration that says that nothing of it is LoRA any more."""
+    from dataclasses import replace
+
+    config = model.config
+    full = {
+        part: replace(getattr(config, part), train="full" if getattr(config, part).train == "lora" else "frozen")
+        for part in ("encoder", "llm")
+    }
+    model.config = replace(config, **full)
+    return model
+
+
+def _graphs(model: LambModel) -> dict[str, onnx.ModelProto]:
+    """The graphs by the names of their files."""
+    encoder, adapter = EncoderGraph(model), AdapterGraph(model)
+    residual = model.guide is not None and model.guide.residual != 0
+    llama = Llama(model.llm.model, model.guide is not None, residual)
+    rate = model.encoder.sample_rate
+    waveform, lengths = 0.1 * torch.randn(2, 2 * rate), torch.tensor([2 * rate, rate])  # padded: masks are traced too
+    batch, tokens = {0: "clips"}, {0: "clips", 1: "tokens"}
+    with torch.inference_mode():
+        h_a, there = encoder(waveform, lengths)
+        outputs = adapter(h_a, there.sum(1))
+    z_a, z_mask, *tags = outputs
+    graphs = {
+        "encoder.onnx": _graph(
+            encoder,
+            {"waveform": waveform, "lengths": lengths},
+            ["h_a", "mask"],
+            {"waveform": {0: "clips", 1: "samples"}, "lengths": batch, "h_a": tokens, "mask": tokens},
+        ),
+        "adapter.onnx": _graph(
+            adapter,
+            {"h_a": h_a.clone(), "lengths": there.sum(1)},
+            ["z_a", "mask", "clip", "frame"][: 2 + len(tags)],
+            {"h_a": tokens, "lengths": batch, "z_a": tokens, "mask": tokens, "clip": batch, "frame": tokens},
+        ),
+    }
+    if model.guide is not None:
+        inputs = {"z_a": z_a.clone(), "lengths": z_mask.sum(1)}
+        axes = {"z_a": tokens, "lengths": batch, "bias": batch}
+        graphs["guide.onnx"] = _graph(GuideGraph(model), inputs, ["bias"], axes)
+    graphs["language_model.onnx"] = _language_model(llama)
+    return graphs
+
+
+def _language_model(llama: Llama) -> onnx.ModelProto:
+    clips, new, before, width, layers = 2, 3, 4, llama.embedding.shape[1], len(llama.layers)
+    cache = [torch.randn(clips, llama.groups, before, llama.head_dim) for _ in range(2 * layers)]
+    names = [f"{kind}_{n}" for n in range(layers) for kind in ("key", "value")]
+    inputs = {
+        "x": torch.randn(clips, new, width),
+        "positions": torch.arange(before, before + new).expand(clips, -1).clone(),
+        "mask": torch.ones(clips, new, before + new, dtype=torch.bool).tril(before),
+        "at": torch.tensor([0, 2]),
+        "bias": torch.randn(clips, llama.embedding.shape[0]),
+        "spent": torch.randn(clips, 2, width),
+        **dict(zip(names, cache, strict=True)),
+    }
+    axes = {
+        "x": {0: "clips", 1: "new"},
+        "positions": {0: "clips", 1: "new"},
+        "mask": {0: "clips", 1: "new", 2: "all"},
+        "at": {0: "asked"},
+        "bias": {0: "clips"},
+        "spent": {0: "clips", 1: "asked"},
+        "logits": {0: "clips", 1: "asked"},
+        **{name: {0: "clips", 2: "before"} for name in names},
+        **{f"{name}_grown": {0: "clips", 2: "all"} for name in names},
+    }
+    return _graph(llama, inputs, ["logits", *(f"{name}_grown" for name in names)], axes)
+
+
+def _graph(
+    module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]
+) -> onnx.ModelProto:
+    """A module that was traced with `inputs` by name."""
+    content = io.BytesIO()
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # of asserts, and that this exporter has a successor
+        torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            content,
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
+            opset_version=OPSET,
+            dynamo=False,  # the new one wants no assert that looks at numbers
+            do_constant_folding=False,  # the weights must stay those of the checkpoint
+        )
+    return onnx.load_from_string(content.getvalue())
+
+
+def _quantised(graph: onnx.ModelProto, kinds: list[str]) -> onnx.ModelProto:
+    """The graph with the weights of operations of these `kinds` as 8-bit integers, a scale for each column."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as scratch:
+        plain, small = Path(scratch, "plain.onnx"), Path(scratch, "small.onnx")
+        onnx.save(graph, plain)
+        quantize_dynamic(plain, small, op_types_to_quantize=kinds, per_channel=True, weight_type=QuantType.QInt8)
+        return onnx.load(small)
+
+
+def check(model: LambModel, folder: Path, sounds: Sequence[Path], tolerance: float) -> None:
+    """ExportError where the graphs in `folder` do not give what `model` gives: tokens, bias, captions and scores."""
+    ours, theirs = Engine(model), Engine(OnnxRuntime(folder))
+    rate = ours.sample_rate
+    rng = np.random.default_rng(0)
+    waveforms = [0.1 * rng.standard_normal(round(seconds * rate)).astype(np.float32) for seconds in (0.4, 2.0, 11.0)]
+    waveforms += [audio.load(sound, rate)[: 10 * rate] for sound in sounds]
+    waveforms = [x for x in waveforms if not audio.is_silent(x)]
+    h_a = _alike("encoder.onnx", [engine.encode(waveforms, 3) for engine in (ours, theirs)], TOLERANCE)
+    _alike("adapter.onnx", [engine.audio_tokens(h_a, 3) for engine in (ours, theirs)], TOLERANCE)
+    options = model.config.decode
+    for k, (one, other) in enumerate(zip(*(engine.describe(h_a, options) for engine in (ours, theirs)), strict=True)):
+        if abs(one[0].score - other[0].score) > tolerance:
+            raise ExportError(
+                f"the graphs say {other[0].text!r} ({other[0].score:.4f}) where PyTorch says {one[0].text!r} "
+                f"({one[0].score:.4f}), for sound {k}",
+                "this is a bug of the export: please report it",
+            )
+
+
+def _alike(what: str, pair: list[list[np.ndarray]], tolerance: float) -> list[np.ndarray]:
+    """The first of both; ExportError where they are further apart than `tolerance` times their spread."""
+    for one, other in zip(*pair, strict=True):
+        if one.shape != other.shape or np.abs(one - other).max() > tolerance * one.std():
+            raise ExportError(f"{what}: differs from PyTorch", "this is a bug of the export: please report it")
+    return pair[0]
