@@ -113,6 +113,7 @@ class Decoding:
             raise SandboxError("this system has no decoding processes", "use Linux or macOS")
         self.name, self.sample_rate, self.damage = called or name(source), sample_rate, damage
         self._through = False  # whether the decoder is free for another file
+        self._left = False  # whether it may have got one
         limits = limits or DecodeLimits()
         with ExitStack() as stack:
             file = _descriptor(source, stack)
@@ -157,9 +158,10 @@ class Decoding:
         return np.concatenate(chunks)
 
     def kill(self) -> None:
-        """End the decoder; whoever waits for it gets an AudioError."""
-        with contextlib.suppress(OSError):
-            self._decoder.line.shutdown(socket.SHUT_RDWR)
+        """End the decoder, unless it is through; whoever waits for it gets an AudioError."""
+        with _lock, contextlib.suppress(OSError):
+            if not self._left:
+                self._decoder.line.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "Decoding":
         return self
@@ -167,10 +169,12 @@ class Decoding:
     def __exit__(self, *_: object) -> None:
         """Let the decoder have another file if it is through with this one; else end it."""
         self._decoder.uses += 1
-        if self._through and self._decoder.uses < USES and len(_idle) < IDLE:
-            _idle.append(self._decoder)
-        else:
-            self._decoder.close()
+        with _lock:
+            self._left = True
+            if self._through and self._decoder.uses < USES and len(_idle) < IDLE:
+                _idle.append(self._decoder)
+            else:
+                self._decoder.close()
 
     def _next(self) -> tuple[int, bytes]:
         """The next INFO, WINDOW or END; what else is said on the way is passed on."""
@@ -264,6 +268,8 @@ class _Server:
             self._ready = self._ready or bool(self._control.recv(1))
         self._control.settimeout(None)
         if not self._ready:
+            self.process.kill()
+            self.process.wait()  # else it may seem alive a moment longer
             raise SandboxError("the decoding process does not start", _TRY)
 
     def check(self) -> None:

@@ -60,7 +60,7 @@ def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
     """Batch number `step` of `size` scenes, B of them here: waveform and mask (B, T), captions, events."""
     scenes = maker.batch(step, size, part_of(size, share))
-    waveform, mask = pad([scene.waveform for scene in scenes])
+    waveform, mask = pad([audio.centred(scene.waveform) for scene in scenes])
     return {
         "waveform": waveform,
         "mask": mask,
@@ -106,7 +106,7 @@ class ClipReader:
         start = clip.start + rng.uniform(0, spare)
         x = audio.load(clip.path, self.sample_rate, start, min(self.seconds, length or self.seconds))
         gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
-        return x * gain, caption
+        return audio.centred(x) * gain, caption
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ class TokenCache:
     def file(self, clip: Clip, seconds: float) -> Path:
         """The file of the tokens of the first `seconds` of `clip`; another one as soon as the recording changes."""
         facts = os.stat(clip.path)
-        part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, clip.start, clip.duration, seconds)
+        stretch = (clip.start, clip.duration, seconds, "centred")
+        part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, *stretch)
         return self.folder / self.encoder / f"{hashlib.sha256(repr(part).encode()).hexdigest()[:32]}.npy"
 
     def fill(
@@ -147,7 +148,7 @@ class TokenCache:
                 if file.exists():
                     return clip, file, None, ""
                 length = seconds if clip.duration is None else min(seconds, clip.duration)
-                return clip, file, audio.load(clip.path, sample_rate, clip.start, length), ""
+                return clip, file, audio.centred(audio.load(clip.path, sample_rate, clip.start, length)), ""
             except FileNotFoundError:
                 return clip, None, None, f"{clip.path}: does not exist; check the path"
             except audio.AudioError as error:

@@ -1,8 +1,8 @@
 """A LLaMA as one graph that grows a tree of tokens: the prompt, the beams of a search, and whole captions alike.
 
-The forward pass is that of `transformers`' LlamaForCausalLM. The new tokens of a clip attend to those before, whose keys
-and values are kept once a clip, and to each other, as a mask says. So a prompt is a chain, a step of beam search adds a
-leaf for each beam, and captions that begin alike share their beginning; nothing is ever reordered when beams are.
+The forward pass is that of `transformers`' LlamaForCausalLM. The new tokens of a clip attend to those before, whose
+keys and values are kept once a clip, and to each other, as a mask says. So a prompt is a chain, a step of beam search
+adds a leaf for each beam, and captions that begin alike share their beginning; nothing is reordered when beams are.
 
     h = x + O softmax(q [K ; k]^T / sqrt(d)) [V ; v],   x' = h + W_down (silu(W_gate n(h)) * W_up n(h))
 

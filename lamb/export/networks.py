@@ -24,7 +24,7 @@ class EncoderGraph(nn.Module):
         if not isinstance(model.encoder, CED | ConvEncoder | EfficientAT):
             raise UnsupportedModelError(
                 f"an encoder of the kind {model.config.encoder.name!r} has no ONNX graph",
-                "export a model with conv, efficientat or ced, or stay with PyTorch (engine torch), which runs this one",
+                "export a model with conv, efficientat or ced, or stay with PyTorch (engine torch)",
             )
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

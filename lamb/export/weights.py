@@ -1,8 +1,8 @@
-"""Graphs whose weights lie in the checkpoint: an initializer that equals a tensor of model.safetensors is read from there.
+"""Graphs whose weights lie in the checkpoint: an initializer that equals a tensor of it is read from there.
 
 ONNX calls this external data: the name of a file, an offset and a length. A tensor that is stored in half precision is
-followed by a cast, so the numbers are those that PyTorch computes with. So weights are on the disk once, and mapped into
-memory, whichever engine runs them.
+followed by a cast, so the numbers are those that PyTorch computes with. So weights are on the disk once, whichever
+engine runs them.
 """
 
 import hashlib

@@ -9,12 +9,14 @@ Letters: B batch, T samples, N_a encoder tokens, D encoder width, N audio tokens
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from ..audio.reader import centred
 from ..config import DecodeConfig, LambConfig
 from ..data.vocabulary import mentions
 from .generation import Hypothesis, generate
@@ -37,7 +39,13 @@ class Runtime(ABC):
     dim: int  # D
     labels: Sequence[str]  # what `tag` tells apart; empty: the encoder has no label heads
     eos: int  # the token that ends a caption
+    threads: int  # of a CPU
+    space: str  # a name for the space of z_a and words: equal for the same adapter and embedding table
     vocabulary: dict[str, int]  # the number of each token
+
+    @abstractmethod
+    def share(self, ways: int) -> None:
+        """Divide the threads among batches that run at once."""
 
     @abstractmethod
     def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,11 +107,8 @@ class Engine:
         return self.runtime.dim
 
     def encode(self, waveforms: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-        """Samples (T,) at `sample_rate` -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time.
-
-        A constant is no sound: the mean of the samples is subtracted first.
-        """
-        waveforms = [x - x.mean(dtype=np.float64).astype(np.float32) for x in waveforms]
+        """Samples (T,) at `sample_rate`, centred -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time."""
+        waveforms = [centred(x) for x in waveforms]
         return _by_length(waveforms, size, lambda batch: _rows(*self.runtime.encode(*pad(batch))))
 
     def audio_tokens(self, tokens: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
@@ -138,6 +143,14 @@ class Engine:
             return [varied(row, n_best) for row in found]
 
         return _by_length(tokens, options.batch_size, part)
+
+
+def space_of(tensors: Mapping[str, np.ndarray], table: np.ndarray) -> str:
+    """`Runtime.space` by a model's tensors, of which the adapter's count, and its embedding table (V, D_llm)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in [*(tensors[name] for name in sorted(tensors) if name.startswith("adapter.")), table]:
+        digest.update(tensor.astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def varied(hypotheses: Sequence[Hypothesis], n: int) -> list[Hypothesis]:

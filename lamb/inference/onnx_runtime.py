@@ -18,25 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import LambError, reason
+from ..errors import reason
 from ..model import checkpoint
 from ..model.safetensors_index import entries, fingerprint
-from .engine import Runtime
+from .engine import Runtime, space_of
+from .loading import EngineError, cores
 from .search import log_softmax
 
 FORMAT = 1  # of onnx.json and the graphs' inputs and outputs
 GRAPHS = ("encoder.onnx", "adapter.onnx", "guide.onnx", "language_model.onnx")
 REMEDY = "export the model again: lamb export MODEL, or load it with PyTorch (engine torch)"
 ENCODED = 4  # clips that the encoder takes at once: more are no faster, and each takes 10 MB and more
-
-
-class EngineError(LambError, ValueError):
-    """A model that an engine cannot run: why, and which engine can."""
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a model's folder has graphs."""
-    return (folder / "onnx.json").is_file()
 
 
 class OnnxRuntime(Runtime):
@@ -49,7 +41,7 @@ class OnnxRuntime(Runtime):
         """The model in `folder` on `threads` threads; None: one for each core. EngineError if it cannot be run."""
         from tokenizers import Tokenizer
 
-        self.folder = folder
+        self.folder, self.threads = folder, threads or cores()
         self.config = checkpoint.read_facts(folder)["config"]
         facts = _facts(folder)
         weights = folder / "model.safetensors"
@@ -64,13 +56,26 @@ class OnnxRuntime(Runtime):
             self.tokenizer = Tokenizer.from_file(str(folder / "llm" / "tokenizer.json"))
         except Exception as error:  # tokenizers raises nothing narrower
             raise EngineError(f"{folder}: its tokenizer cannot be read ({reason(error)})", REMEDY) from None
+        self._load(self.threads)
+
+    def _load(self, threads: int) -> None:
+        names = [name for name in GRAPHS if name != "guide.onnx" or self.config.guide.enabled]
         with ThreadPoolExecutor(2) as pool:  # mostly outside of Python
-            names = [name for name in GRAPHS if name != "guide.onnx" or self.config.guide.enabled]
-            loaded = pool.map(lambda name: _session(folder / name, threads), names)
+            loaded = pool.map(lambda name: _session(self.folder / name, threads), names)
             self.sessions = dict(zip(names, loaded, strict=True))
         self.languages = self.sessions["language_model.onnx"]
         self.inputs = {given.name: given for given in self.languages.get_inputs()}
         self.outputs = [given.name for given in self.languages.get_outputs()]
+
+    def share(self, ways: int) -> None:
+        if (threads := max(1, self.threads // ways)) != self.threads:
+            self._load(threads)
+
+    @cached_property
+    def space(self) -> str:  # type: ignore[override]
+        file = self.folder / "model.safetensors"
+        content, stored = np.memmap(file, np.uint8, "r"), entries(file)
+        return space_of({name: entry.array(content) for name, entry in stored.items()}, self.table)
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:  # type: ignore[override]
@@ -255,11 +260,11 @@ def _facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def _session(file: Path, threads: int | None) -> Any:
+def _session(file: Path, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads take no core from others

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.lamb import LambModel, caption_labels
 from ..model.padding import pad
-from .engine import Runtime
+from .engine import Runtime, space_of
 
 
 class TorchRuntime(Runtime):
@@ -20,7 +20,7 @@ class TorchRuntime(Runtime):
     name = "torch"
 
     def __init__(self, model: LambModel):
-        self.model = model
+        self.model, self.threads = model.eval(), torch.get_num_threads()
         tokenizer = model.llm.tokenizer
         self.sample_rate, self.frame_rate = model.encoder.sample_rate, model.encoder.frame_rate
         self.dim = model.encoder.dim
@@ -37,6 +37,14 @@ class TorchRuntime(Runtime):
     @property
     def device(self) -> str:  # type: ignore[override]
         return str(self.model.device)
+
+    @property
+    def space(self) -> str:  # type: ignore[override]
+        adapter = {f"adapter.{name}": _arrays(value)[0] for name, value in self.model.adapter.state_dict().items()}
+        return space_of(adapter, _arrays(self.model.llm.embedding_matrix.detach())[0])
+
+    def share(self, ways: int) -> None:
+        torch.set_num_threads(max(1, self.threads // ways))
 
     @torch.inference_mode()
     def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

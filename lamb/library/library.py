@@ -24,7 +24,7 @@ from ..inference.recording import Source
 from .index import Tally, Update
 from .listing import listed
 from .moments import hear
-from .query import Words, space
+from .query import Words
 from .store import TABLE, LibraryError, Store, quoted
 
 MODEL = "tiny"  # of a new index
@@ -68,17 +68,18 @@ class Library:
         model: str | Captioner | None = None,
         device: str | None = None,
         config: LibraryConfig | None = None,
+        threads: int | None = None,
     ):
         """
         Args:
             folder: of the index; it is made by the first call of `index`.
             model: a captioner, or what `Captioner.load` takes; None: that of the index, or the bundled one.
-            device: see `Captioner.load`.
+            device, threads: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
         self._name = model if isinstance(model, str) else None
         self._captioner = model if isinstance(model, Captioner) else None
-        self._device = device
+        self._device, self._threads = device, threads
         self._store: Store | None = None
         self._words: Words | None = None
         self._checked = False  # that the captioner is the one of the index
@@ -101,8 +102,9 @@ class Library:
         """
         name, found = listed(str(source))
         if not self._exists():
-            model = self.captioner.model
-            self._store = Store.create(self.folder, model.llm.dim, self._name or MODEL, space(model), self.config)
+            runtime = self.captioner.engine.runtime
+            width = runtime.embed([0]).shape[1]
+            self._store = Store.create(self.folder, width, self._name or MODEL, runtime.space, self.config)
         with self.store.writing():
             update = Update(self.store, name, found, watch)
             todo = update.changed()
@@ -166,9 +168,9 @@ class Library:
         """The model, loaded when it is first needed; it must be the one of the index."""
         if self._captioner is None:
             name = self._name or (self.store.model if self._exists() else MODEL)
-            self._captioner = Captioner.load(name, device=self._device)
+            self._captioner = Captioner.load(name, self._device, threads=self._threads)
         if self._exists() and not self._checked:
-            if space(self._captioner.model) != self.store.space:
+            if self._captioner.engine.runtime.space != self.store.space:
                 remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
                 raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
             self._checked = True
@@ -181,7 +183,7 @@ class Library:
     def words(self) -> Words:
         """What turns a query into a vector."""
         if self._words is None:
-            self._words = Words(self.captioner.model)
+            self._words = Words(self.captioner.engine.runtime)
         return self._words
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
 FORMAT, VERSION = "lamb", 2
 EXTENSIONS = to_dict(ExtensionsConfig())  # all off
 BUNDLED = Path(__file__).parents[1] / "bundled"
-FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTION.csv")  # all that is ever downloaded
+# all that is ever downloaded
+FILES = ("lamb.json", "model.safetensors", "llm/*.json", "onnx.json", "*.onnx", "README.md", "ATTRIBUTION.csv")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
 
 

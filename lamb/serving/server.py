@@ -22,7 +22,6 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import prometheus_client
-import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -70,7 +69,7 @@ def _event(data: Mapping[str, Any], kind: str | None = None) -> str:
     return (f"event: {kind}\n" if kind else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _streamed(events: AsyncIterator[str], request: Request) -> Response:
+def _streamed(events: AsyncIterator[str], request: Request, headers: Mapping[str, str] | None = None) -> Response:
     """Server-sent events; should they break off, the last one says so."""
 
     async def whole() -> AsyncIterator[str]:
@@ -81,9 +80,8 @@ def _streamed(events: AsyncIterator[str], request: Request) -> Response:
             log.exception("failed", extra={"fields": {"request_id": request.scope["log"]["request_id"]}})
             yield _event({"error": {"message": OURS, "type": "server_error"}}, "error")
 
-    return StreamingResponse(
-        whole(), media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(whole(), media_type=EVENTS, headers=headers)
 
 
 def _add_caption(router: APIRouter, service: Service) -> None:
@@ -187,7 +185,7 @@ def _add_openai(router: APIRouter, service: Service) -> None:
                 yield _event({"type": "transcript.text.delta", "delta": delta})
             yield _event({"type": "transcript.text.done", "text": text})
 
-        return _streamed(events(), request)
+        return _streamed(events(), request, named)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -269,7 +267,7 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
     if service.settings.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.settings.cors.split(","),
+            allow_origins=[origin.strip() for origin in service.settings.cors.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[MODEL, "x-request-id"],
@@ -311,7 +309,7 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listening:
         log_to_stderr()
-        torch.set_num_threads(max(1, torch.get_num_threads() // service.batcher.batches))  # for each of them
+        service.captioner.engine.runtime.share(service.batcher.batches)
         rate = service.batcher.sample_rate
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, rate).astype(np.float32)
         service.captioner.caption([(noise, rate)])  # what is loaded at the first use is loaded now

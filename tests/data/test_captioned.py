@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ import soundfile
 import torch
 import yaml
 
-from lamb.audio.reader import AudioError, AudioWarning
+from lamb.audio.reader import AudioError, AudioWarning, centred
 from lamb.config import ConfigError
-from lamb.data.loader import ClipReader, clip_batch
+from lamb.data.loader import ClipReader, TokenCache, clip_batch
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.inference.captioner import Captioner
 from lamb.inference.engine import Engine
@@ -41,17 +42,25 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     return found
 
 
-def test_a_reader_crops_and_draws_captions(clips):
-    reader = ClipReader(clips, RATE, 1.0, seed=0)
+def test_a_reader_crops_and_draws_captions(clips, tmp_path):
+    """A parabola around a constant tells its crop and its gain: x[k] - x[0] = gain (2 start k + k^2) / size^2."""
+    size = int(2.5 * RATE)
+    soundfile.write(tmp_path / "long.wav", 0.1 + np.square(np.arange(size) / size) / 2, RATE, subtype="FLOAT")
+    long = Clip("long", str(tmp_path / "long.wav"), duration=2.5, captions=("A 11.", "B 11."))
+    reader = ClipReader([*clips[:11], long], RATE, 1.0, seed=0)
     seen: set[str] = set()
     starts = set()
+    half, end = RATE // 2, RATE - 1
     for epoch in range(12):
         x, caption = reader.read(11, epoch)
         assert len(x) == RATE  # 2.5 s are cut to 1
+        assert x.mean() == pytest.approx(0, abs=1e-6)
         seen.add(caption)
-        gain = (x[-1] - x[0]) / ((len(x) - 1) / 1e6)
-        assert 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
-        starts.add(round((x[0] / gain - 12 / 20) * 1e6))
+        ratio = float(x[end] - x[0]) / float(x[half] - x[0])
+        start = (end**2 - ratio * half**2) / (2 * (ratio * half - end))
+        gain = float(x[end] - x[0]) * 2 * size**2 / (2 * start * end + end**2)
+        assert 0.999 * 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
+        starts.add(round(start))
         again, same = reader.read(11, epoch)
         assert same == caption
         np.testing.assert_array_equal(again, x)
@@ -259,11 +268,35 @@ def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path, monkeypatch):
     assert terms[0] == pytest.approx(terms[1], abs=2e-4)
 
 
+def test_a_constant_changes_nothing_that_training_hears(recipe, clips, tmp_path):
+    """A microphone's offset is taken away before the encoder, in training and its cache as in use."""
+    shifted = []
+    for clip in clips:
+        x, _ = soundfile.read(clip.path, dtype="float32")
+        path = tmp_path / Path(clip.path).name
+        soundfile.write(path, x + 0.25, RATE, subtype="FLOAT")
+        shifted.append(replace(clip, path=str(path)))
+    one, other = (ClipReader(found, RATE, 1.0, seed=0) for found in (clips, shifted))
+    for number in range(12):
+        np.testing.assert_allclose(one.read(number, 0)[0], other.read(number, 0)[0], atol=1e-6)
+    heard: list[list[np.ndarray]] = [[], []]
+    for kept, found in zip(heard, (clips, shifted), strict=True):
+
+        def encode(x: torch.Tensor, mask: torch.Tensor, kept: list[np.ndarray] = kept) -> Any:
+            kept += [row[there].numpy() for row, there in zip(x, mask, strict=True)]
+            return x[..., None], mask
+
+        TokenCache(tmp_path / "cache", "encoder").fill(found, 1.0, RATE, encode)
+    assert len(heard[0]) == len(heard[1]) == 12
+    for x, y in zip(*heard, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
 def without_gain(read: Callable[..., Any]) -> Callable[..., Any]:
     def plain(self: ClipReader, number: int, epoch: int) -> Any:
         x, caption = read(self, number, epoch)
         if self.tokens is None:
-            x, _ = soundfile.read(self.clips[number].path, dtype="float32")
+            x = centred(soundfile.read(self.clips[number].path, dtype="float32")[0])
         return x, caption
 
     return plain
