@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import loading, say
+from .errors import loading, needing, say
 from .options import DEFAULT_MODEL, OUTPUT, ModelName, flag, option
 
 
@@ -39,7 +39,8 @@ def export(
     if int8 and to is None:
         raise typer.BadParameter("--int8 needs a folder of its own: --to DIR.")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # PyTorch's exporter thinks aloud
-    from ..export.export import export as write
+    with needing("train"):
+        from ..export.export import export as write
 
     with loading():
         folder = write(model, to, int8=int8, sounds=sounds or [])

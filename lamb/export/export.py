@@ -1,8 +1,9 @@
 """A LAMB model as graphs for ONNX Runtime: `lamb export`. See `lamb.inference.onnx_runtime`, which runs them.
 
-    encoder.onnx         waveform -> h_a             adapter.onnx          h_a -> z_a, and what the label heads say
-    guide.onnx           z_a -> bias                 language_model.onnx   a tree of tokens grows (`lamb.export.llama`)
-    onnx.json            what else it takes          model.safetensors     the weights, which the graphs point into
+    encoder.onnx           waveform -> h_a                              adapter.onnx   h_a -> z_a
+    labels.onnx            h_a -> how probable each label is            guide.onnx     z_a -> bias
+    language_model.onnx    a tree of tokens grows (`lamb.export.llama`)
+    model.safetensors      the weights, which the graphs point into     onnx.json      what else it takes
 
 The graphs are checked against PyTorch on real sounds before they are put into their place.
 """
@@ -31,7 +32,7 @@ from ..model import checkpoint
 from ..model.lamb import LambModel
 from ..model.safetensors_index import entries, fingerprint
 from .llama import Llama, float32_copy
-from .networks import AdapterGraph, EncoderGraph, GuideGraph
+from .networks import AdapterGraph, EncoderGraph, GuideGraph, LabelsGraph
 from .weights import Weights
 
 OPSET = 18
@@ -125,30 +126,23 @@ def _merged(model: LambModel) -> LambModel:
 
 def _graphs(model: LambModel) -> dict[str, onnx.ModelProto]:
     """The graphs by the names of their files."""
-    encoder, adapter = EncoderGraph(model), AdapterGraph(model)
     residual = model.guide is not None and model.guide.residual != 0
     llama = Llama(model.llm.model, model.guide is not None, residual)
-    rate = model.encoder.sample_rate
-    waveform, lengths = 0.1 * torch.randn(2, 2 * rate), torch.tensor([2 * rate, rate])  # padded: masks are traced too
+    encoder, adapter = EncoderGraph(model), AdapterGraph(model)
+    waveform = 0.1 * torch.randn(1, 2 * model.encoder.sample_rate)
     batch, tokens = {0: "clips"}, {0: "clips", 1: "tokens"}
     with torch.inference_mode():
-        h_a, there = encoder(waveform, lengths)
-        outputs = adapter(h_a, there.sum(1))
-    z_a, z_mask, *tags = outputs
+        h_a = encoder(waveform)  # (1, N_a, D)
+        h_a, lengths = h_a.repeat(2, 1, 1), torch.tensor([h_a.shape[1], 3])  # padded: masks are traced too
+        z_a, z_mask = adapter(h_a, lengths)
+    heard, axes = {"h_a": h_a.clone(), "lengths": lengths}, {"h_a": tokens, "lengths": batch}
     graphs = {
-        "encoder.onnx": _graph(
-            encoder,
-            {"waveform": waveform, "lengths": lengths},
-            ["h_a", "mask"],
-            {"waveform": {0: "clips", 1: "samples"}, "lengths": batch, "h_a": tokens, "mask": tokens},
-        ),
-        "adapter.onnx": _graph(
-            adapter,
-            {"h_a": h_a.clone(), "lengths": there.sum(1)},
-            ["z_a", "mask", "clip", "frame"][: 2 + len(tags)],
-            {"h_a": tokens, "lengths": batch, "z_a": tokens, "mask": tokens, "clip": batch, "frame": tokens},
-        ),
+        "encoder.onnx": _graph(encoder, {"waveform": waveform}, ["h_a"], {"waveform": {1: "samples"}, "h_a": tokens}),
+        "adapter.onnx": _graph(adapter, heard, ["z_a", "mask"], {**axes, "z_a": tokens, "mask": tokens}),
     }
+    if model.encoder.labels:
+        outputs = {"clip": batch, "frame": tokens}
+        graphs["labels.onnx"] = _graph(LabelsGraph(model), heard, list(outputs), {**axes, **outputs})
     if model.guide is not None:
         inputs = {"z_a": z_a.clone(), "lengths": z_mask.sum(1)}
         axes = {"z_a": tokens, "lengths": batch, "bias": batch}

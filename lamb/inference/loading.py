@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +36,11 @@ def runtime(
         from .onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(folder, threads or cores())
-    if find_spec("torch") is None:
-        why = (
-            "it has no graphs for ONNX Runtime"
-            if engine is None and on_cpu
-            else f"engine or device: {engine or device}"
-        )
-        raise EngineError(f"{name}: needs PyTorch, which is not installed ({why})", TORCH)
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError:
+        why = "it has no graphs" if engine is None and on_cpu else f"for {engine or device}"
+        raise EngineError(f"{name}: needs PyTorch, which is not installed ({why})", TORCH) from None
     return _on_torch(folder, device, threads)
 
 

@@ -21,14 +21,12 @@ import numpy as np
 from ..errors import reason
 from ..model import checkpoint
 from ..model.safetensors_index import entries, fingerprint
-from .engine import Runtime, space_of
+from .engine import Runtime, pad, space_of
 from .loading import EngineError, cores
 from .search import log_softmax
 
 FORMAT = 1  # of onnx.json and the graphs' inputs and outputs
-GRAPHS = ("encoder.onnx", "adapter.onnx", "guide.onnx", "language_model.onnx")
 REMEDY = "export the model again: lamb export MODEL, or load it with PyTorch (engine torch)"
-ENCODED = 4  # clips that the encoder takes at once: more are no faster, and each takes 10 MB and more
 
 
 class OnnxRuntime(Runtime):
@@ -59,7 +57,8 @@ class OnnxRuntime(Runtime):
         self._load(self.threads)
 
     def _load(self, threads: int) -> None:
-        names = [name for name in GRAPHS if name != "guide.onnx" or self.config.guide.enabled]
+        names = ["language_model.onnx", "encoder.onnx", "adapter.onnx"]
+        names += ["guide.onnx"] * self.config.guide.enabled + ["labels.onnx"] * bool(self.labels)
         with ThreadPoolExecutor(2) as pool:  # mostly outside of Python
             loaded = pool.map(lambda name: _session(self.folder / name, threads), names)
             self.sessions = dict(zip(names, loaded, strict=True))
@@ -82,23 +81,15 @@ class OnnxRuntime(Runtime):
         return self.tokenizer.get_vocab()
 
     def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        lengths = mask.sum(1)
-        parts = []
-        for begin in range(0, len(x), ENCODED):
-            own = lengths[begin : begin + ENCODED]
-            feed = {"waveform": x[begin : begin + ENCODED, : own.max()], "lengths": own}
-            parts.append(self.sessions["encoder.onnx"].run(None, feed))
-        longest = max(h_a.shape[1] for h_a, _ in parts)
-        filled = [[np.pad(t, [(0, 0), (0, longest - t.shape[1]), (0, 0)][: t.ndim]) for t in part] for part in parts]
-        h_a, there = (np.concatenate(rows) for rows in zip(*filled, strict=True))
-        return h_a, there
+        run = self.sessions["encoder.onnx"].run  # a clip alone is as fast as in a batch, and has no padding
+        return pad([run(None, {"waveform": own[None, there]})[0][0] for own, there in zip(x, mask, strict=True)])
 
     def audio_tokens(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        z_a, there = self.sessions["adapter.onnx"].run(["z_a", "mask"], {"h_a": h_a, "lengths": mask.sum(1)})
+        z_a, there = self.sessions["adapter.onnx"].run(None, {"h_a": h_a, "lengths": mask.sum(1)})
         return z_a, there
 
     def tag(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        clip, frame = self.sessions["adapter.onnx"].run(["clip", "frame"], {"h_a": h_a, "lengths": mask.sum(1)})
+        clip, frame = self.sessions["labels.onnx"].run(None, {"h_a": h_a, "lengths": mask.sum(1)})
         return clip, frame
 
     def bias(self, z_a: np.ndarray, mask: np.ndarray) -> np.ndarray | None:

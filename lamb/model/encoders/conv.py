@@ -46,10 +46,16 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(dim_in, dim, 1, stride, bias=False)
         self.stride = stride[0]
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = mask[:, :, :: self.stride]  # (B, 1, frames / stride, 1)
-        h = F.relu(self.norm1(self.conv1(x))) * mask
-        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)) * mask, mask
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x (B, C, frames, mels), mask (B, 1, frames, 1), None where all is clip."""
+        mask = None if mask is None else mask[:, :, :: self.stride]  # (B, 1, frames / stride, 1)
+        h = _kept(F.relu(self.norm1(self.conv1(x))), mask)
+        return _kept(F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)), mask), mask
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, C, frames, mels) with zeros beyond a clip's end, mask (B, 1, frames, 1)."""
+    return x if mask is None else x * mask
 
 
 class Branch(nn.Module):
@@ -99,14 +105,15 @@ class Branch(nn.Module):
     def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
         x = log_mel[:, None].contiguous(memory_format=self.layout)  # (B, 1, frames, mels)
-        m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
-        x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
-        m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
-        x = F.relu(self.stem_norm(x) + self.frequency_embedding.to(x.dtype)) * m
+        m = None if valid.all() else valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
+        x = self.stem(_kept(x, m))  # (B, C, frames / 2, mels / 2)
+        m = None if m is None else m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
+        x = _kept(F.relu(self.stem_norm(x) + self.frequency_embedding.to(x.dtype)), m)
         for block in self.blocks:
             x, m = block(x, m)
         tokens = x.mean(3) + x.amax(3)  # (B, D, N)
-        return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
+        present = valid.new_ones(tokens.shape[0], tokens.shape[2]) if m is None else m[:, 0, :, 0] > 0  # (B, N)
+        return self.norm(tokens.transpose(1, 2)), present
 
 
 class ConvEncoder(Encoder):

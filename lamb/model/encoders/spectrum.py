@@ -28,11 +28,14 @@ def power_spectrogram(signal: Tensor, window: Tensor, hop: int) -> Tensor:
 
 def _by_products(signal: Tensor, window: Tensor, hop: int) -> Tensor:
     size = int(window.shape[0])
-    at, columns, turn, rows, places = (table.to(signal.device) for table in _tables(size))
+    columns, turn, rows, places = (table.to(signal.device) for table in _tables(size))
+    block = math.gcd(size, hop)  # frames are whole blocks: they are copied by blocks
     frames = torch.arange((signal.shape[1] - size) // hop + 1, device=signal.device)  # (F,)
-    x = signal[:, frames[:, None, None] * hop + at] * window[at]  # (B, F, N_2, N_1)
-    x = x @ columns  # (B, F, N_2, 2 K_1)
-    real, imaginary = x.transpose(2, 3).chunk(2, 2)  # (B, F, K_1, N_2) each
+    at = frames[:, None] * (hop // block) + torch.arange(size // block, device=signal.device)  # (F, N / block)
+    blocks = signal[:, : signal.shape[1] // block * block].reshape(signal.shape[0], -1, block)  # (B, T / block, block)
+    x = blocks[:, at].flatten(2) * window  # (B, F, N)
+    x = columns @ x.reshape(x.shape[0], x.shape[1], columns.shape[1], -1)  # (B, F, 2 K_1, N_2)
+    real, imaginary = x.chunk(2, 2)  # (B, F, K_1, N_2) each
     cos, sin = turn
     x = torch.cat([real * cos + imaginary * sin, imaginary * cos - real * sin], 3)  # (B, F, K_1, 2 N_2)
     real, imaginary = (x @ rows).chunk(2, 3)
@@ -45,25 +48,23 @@ def _tables(size: int) -> tuple[Tensor, ...]:
     """What a transform of `size` samples multiplies with; made by NumPy, so that a trace holds the numbers.
 
     Returns:
-        The place n (N_2, N_1) in a frame, the transform along n_1 (N_1, 2 K_1), W_N^{n_2 k_1} as cosine and sine
-        (2, K_1, N_2), the transform along n_2 (2 N_2, 2 N_2), and where |X_k|^2 stands for k up to N / 2.
+        The transform along n_1 (2 K_1, N_1), W_N^{n_2 k_1} as cosine and sine (2, K_1, N_2), the transform along n_2
+        (2 N_2, 2 N_2), and where |X_k|^2 stands for k up to N / 2.
     """
     first = next(n for n in range(math.isqrt(2 * size), 0, -1) if size % n == 0)  # N_1
     second = size // first
     n_1, n_2, k_1 = np.arange(first), np.arange(second), np.arange(first // 2 + 1)
-    cos, sin = _turns(np.outer(n_1, k_1), first)
-    columns = np.concatenate([cos, -sin], 1)
+    cos, sin = _turns(np.outer(k_1, n_1), first)
+    columns = np.concatenate([cos, -sin])
     turn = np.stack(_turns(np.outer(k_1, n_2), size))
     cos, sin = _turns(np.outer(n_2, n_2), second)
     rows = np.block([[cos, -sin], [sin, cos]])
     bins = np.arange(size // 2 + 1)
     bins = np.where(bins % first < len(k_1), bins, size - bins)
     places = bins % first * second + bins // first
-    at = second * n_1 + n_2[:, None]
     with torch.inference_mode(False):
         floats = (torch.from_numpy(table.astype(np.float32)) for table in (columns, turn, rows))
-        columns_, turn_, rows_ = floats
-        return torch.from_numpy(at), columns_, turn_, rows_, torch.from_numpy(places)
+        return *floats, torch.from_numpy(places)
 
 
 def _turns(exponents: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
