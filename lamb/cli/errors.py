@@ -93,7 +93,9 @@ def needing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise LambError(f"this needs {error.name}, which is not installed", f"pip install 'lamb-aac[{extra}]'") from None
+        raise LambError(
+            f"this needs {error.name}, which is not installed", f"pip install 'lamb-aac[{extra}]'"
+        ) from None
 
 
 @contextmanager

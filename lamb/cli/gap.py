@@ -54,10 +54,11 @@ def gap(
     from ..data import sources
     from ..evaluation import gap
     from ..inference.captioner import Captioner
+    from ..inference.picture import check
 
     one_line_warnings(quiet=False)
     if plot:
-        gap.format_of(plot, umap)
+        check(plot, umap)
     clips = sources.clips(data, split)
     panels = []
     for name in filter(None, (model, against)):

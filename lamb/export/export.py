@@ -20,13 +20,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .. import extensions
 from ..audio import reader as audio
 from ..errors import LambError
 from ..inference.engine import Engine
-from ..inference.onnx_runtime import FORMAT, OnnxRuntime
+from ..inference.loading import FORMAT
+from ..inference.onnx_runtime import OnnxRuntime
 from ..inference.torch_runtime import TorchRuntime
 from ..model import checkpoint
 from ..model.lamb import LambModel
@@ -38,7 +40,6 @@ from .weights import Weights
 OPSET = 18
 TOLERANCE = 1e-3  # of tokens, relative to their spread, and of scores: float32 in another order
 INT8_TOLERANCE = 0.2
-INT8 = {"language_model.onnx": ["MatMul"]}  # what eight bits are kept for: the products with most of the weights
 
 
 class ExportError(LambError, ValueError):
@@ -83,18 +84,21 @@ def export(name: str | Path, to: Path | None = None, *, int8: bool = False, soun
 
 def write_graphs(model: LambModel, folder: Path, int8: bool = False) -> None:
     """The graphs of `model` beside the whole model that lies in `folder`, and onnx.json."""
+    model = float32_copy(model)
+    graphs = _graphs(model, int8)
+    table = model.llm.embedding_matrix.data_ptr()
+    tensors = checkpoint.tensors(model, True)
+    embedding = next(name for name, value in tensors.items() if value.data_ptr() == table)
     file = folder / "model.safetensors"
+    if int8:  # what the graphs still read from there
+        used = Weights(file, entries(file)).used(graphs.values()) | {embedding}
+        save_file({name: tensors[name].contiguous() for name in sorted(used)}, file)
     stored = entries(file)
     weights = Weights(file, stored)
-    model = float32_copy(model)
-    for name, graph in _graphs(model).items():
-        if int8 and name in INT8:
-            graph = _quantised(graph, INT8[name])
+    for name, graph in graphs.items():
         weights.point(graph)
         onnx.save(graph, folder / name)
     runtime, llm, guide = TorchRuntime(model), model.llm, model.guide
-    table = llm.embedding_matrix.data_ptr()
-    embedding = next(key for key, value in checkpoint.tensors(model, True).items() if value.data_ptr() == table)
     facts = {
         "format": FORMAT,
         "weights": fingerprint(file, stored),
@@ -124,7 +128,7 @@ def _merged(model: LambModel) -> LambModel:
     return model
 
 
-def _graphs(model: LambModel) -> dict[str, onnx.ModelProto]:
+def _graphs(model: LambModel, int8: bool) -> dict[str, onnx.ModelProto]:
     """The graphs by the names of their files."""
     residual = model.guide is not None and model.guide.residual != 0
     llama = Llama(model.llm.model, model.guide is not None, residual)
@@ -147,11 +151,11 @@ def _graphs(model: LambModel) -> dict[str, onnx.ModelProto]:
         inputs = {"z_a": z_a.clone(), "lengths": z_mask.sum(1)}
         axes = {"z_a": tokens, "lengths": batch, "bias": batch}
         graphs["guide.onnx"] = _graph(GuideGraph(model), inputs, ["bias"], axes)
-    graphs["language_model.onnx"] = _language_model(llama)
+    graphs["language_model.onnx"] = _language_model(llama, int8)
     return graphs
 
 
-def _language_model(llama: Llama) -> onnx.ModelProto:
+def _language_model(llama: Llama, int8: bool) -> onnx.ModelProto:
     clips, new, before, width, layers = 2, 3, 4, llama.embedding.shape[1], len(llama.layers)
     cache = [torch.randn(clips, llama.groups, before, llama.head_dim) for _ in range(2 * layers)]
     names = [f"{kind}_{n}" for n in range(layers) for kind in ("key", "value")]
@@ -175,11 +179,18 @@ def _language_model(llama: Llama) -> onnx.ModelProto:
         **{name: {0: "clips", 2: "before"} for name in names},
         **{f"{name}_grown": {0: "clips", 2: "all"} for name in names},
     }
-    return _graph(llama, inputs, ["logits", *(f"{name}_grown" for name in names)], axes)
+    outputs = ["logits", *(f"{name}_grown" for name in names)]
+    if int8:  # of most of the weights
+        return _quantised(_graph(llama, inputs, outputs, axes, fold=True), ["MatMul"])
+    return _graph(llama, inputs, outputs, axes)
 
 
 def _graph(
-    module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, dict[int, str]]
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+    fold: bool = False,
 ) -> onnx.ModelProto:
     """A module that was traced with `inputs` by name."""
     content = io.BytesIO()
@@ -194,7 +205,7 @@ def _graph(
             dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},
             opset_version=OPSET,
             dynamo=False,  # the new one wants no assert that looks at numbers
-            do_constant_folding=False,  # the weights must stay those of the checkpoint
+            do_constant_folding=fold,  # else the weights stay those of the checkpoint
         )
     return onnx.load_from_string(content.getvalue())
 

@@ -6,7 +6,7 @@ engine runs them.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +25,30 @@ class Weights:
 
     def __init__(self, file: Path, entries: Mapping[str, Entry]):
         self.file = file.name
-        self.places: dict[str, Entry] = {}
+        self.places: dict[str, tuple[str, Entry]] = {}  # digest: name, place
         content = np.memmap(file, np.uint8, "r")
-        for entry in entries.values():
+        for name, entry in entries.items():
             if entry.dtype in TYPES:
-                self.places.setdefault(_digest(entry.array(content).astype(np.float32)), entry)
+                self.places.setdefault(_digest(entry.array(content).astype(np.float32)), (name, entry))
 
-    def point(self, graph: onnx.ModelProto) -> int:
-        """Replace what is in the file by where it is; returns how many bytes stay in the graph."""
-        left = 0
+    def used(self, graphs: Iterable[onnx.ModelProto]) -> set[str]:
+        """The names of the tensors that the graphs hold copies of."""
+        held = [self._place(initializer) for graph in graphs for initializer in graph.graph.initializer]
+        return {place[0] for place in held if place}
+
+    def _place(self, initializer: onnx.TensorProto) -> tuple[str, Entry] | None:
+        if initializer.data_type != TensorProto.FLOAT or len(initializer.raw_data) < SMALL:
+            return None
+        return self.places.get(_digest(numpy_helper.to_array(initializer)))
+
+    def point(self, graph: onnx.ModelProto) -> None:
+        """Replace what is in the file by where it is."""
         casts = []
         for initializer in graph.graph.initializer:
-            size = len(initializer.raw_data)
-            entry = None
-            if initializer.data_type == TensorProto.FLOAT and size >= SMALL:
-                entry = self.places.get(_digest(numpy_helper.to_array(initializer)))
-            if entry is None:
-                left += size
+            found = self._place(initializer)
+            if found is None:
                 continue
+            entry = found[1]
             if entry.dtype == "F16":
                 name = initializer.name
                 initializer.name = f"{name}.stored"
@@ -56,7 +62,6 @@ class Weights:
         nodes = [*casts, *graph.graph.node]
         del graph.graph.node[:]
         graph.graph.node.extend(nodes)
-        return left
 
 
 def _digest(array: np.ndarray) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import LambError, OptionError, reason
 from ..model import checkpoint
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from ..model.lamb import LambModel
 
 ENGINES = ("onnx", "torch")
+FORMAT = 1  # of onnx.json and the graphs' inputs and outputs
+REMEDY = "export the model again: lamb export MODEL, or load it with PyTorch (engine torch)"
 TORCH = "pip install 'lamb-aac[torch]'"
 
 
@@ -36,12 +39,32 @@ def runtime(
         from .onnx_runtime import OnnxRuntime
 
         return OnnxRuntime(folder, threads or cores())
+    if graphs and describe(folder)["precision"] != "float32":
+        raise EngineError(f"{name}: was exported with 8-bit weights, which PyTorch does not run", "use engine onnx")
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError:
         why = "it has no graphs" if engine is None and on_cpu else f"for {engine or device}"
         raise EngineError(f"{name}: needs PyTorch, which is not installed ({why})", TORCH) from None
     return _on_torch(folder, device, threads)
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """onnx.json of an exported model. EngineError for one that this lamb cannot run."""
+    file = folder / "onnx.json"
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        version = facts["format"]
+    except FileNotFoundError:
+        raise EngineError(
+            f"{folder}: holds no graphs for ONNX Runtime",
+            f"make them with lamb export {folder} --to DIR, or use engine torch",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{file}: cannot be read ({reason(error)})", REMEDY) from None
+    if version != FORMAT:
+        raise EngineError(f"{file}: format {version}, this lamb runs {FORMAT}", REMEDY)
+    return facts
 
 
 def torch_model(runtime: Runtime) -> LambModel:

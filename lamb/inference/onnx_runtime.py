@@ -9,7 +9,6 @@ D_llm LLM width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -22,11 +21,8 @@ from ..errors import reason
 from ..model import checkpoint
 from ..model.safetensors_index import entries, fingerprint
 from .engine import Runtime, pad, space_of
-from .loading import EngineError, cores
+from .loading import REMEDY, EngineError, cores, describe
 from .search import log_softmax
-
-FORMAT = 1  # of onnx.json and the graphs' inputs and outputs
-REMEDY = "export the model again: lamb export MODEL, or load it with PyTorch (engine torch)"
 
 
 class OnnxRuntime(Runtime):
@@ -40,8 +36,8 @@ class OnnxRuntime(Runtime):
         from tokenizers import Tokenizer
 
         self.folder, self.threads = folder, threads or cores()
-        self.config = checkpoint.read_facts(folder)["config"]
-        facts = _facts(folder)
+        self.config = checkpoint.readdescribe(folder)["config"]
+        facts = describe(folder)
         weights = folder / "model.safetensors"
         stored = entries(weights)
         if facts["weights"] != fingerprint(weights, stored):
@@ -231,24 +227,6 @@ def _value(x: np.ndarray) -> Any:
     from onnxruntime import OrtValue
 
     return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x))
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    """onnx.json. EngineError for what cannot be run."""
-    file = folder / "onnx.json"
-    try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        version = facts["format"]
-    except FileNotFoundError:
-        raise EngineError(
-            f"{folder}: holds no graphs for ONNX Runtime",
-            f"make them with lamb export {folder} --to DIR, or use PyTorch: --engine torch",
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineError(f"{file}: cannot be read ({reason(error)})", REMEDY) from None
-    if version != FORMAT:
-        raise EngineError(f"{file}: format {version}, this lamb runs {FORMAT}", REMEDY)
-    return facts
 
 
 def _session(file: Path, threads: int) -> Any:

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 
+from lamb import extensions
 from lamb.config import DecodeConfig
 from lamb.export.export import ExportError, check, export, write_graphs
 from lamb.export.llama import UnsupportedModelError
@@ -52,7 +53,7 @@ def randomised(model):
 
 
 def exported(model, folder: Path, **options) -> OnnxRuntime:
-    checkpoint.save(model, folder, standalone=True, card=CARD, **{k: options.pop(k) for k in ("half",) if k in options})
+    checkpoint.save(model, folder, standalone=True, card=CARD)
     write_graphs(model, folder, **options)
     return OnnxRuntime(folder, threads=1)
 
@@ -71,11 +72,11 @@ def same(one: np.ndarray, other: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_every_network_gives_what_pytorch_gives(make_model, sounds, tmp_path, kind):
-    extensions = {"residual_guide": {"enabled": True, "strength": 2.0}, "positional_encoding": {"enabled": True}}
+    added = {"residual_guide": {"enabled": True, "strength": 2.0}, "positional_encoding": {"enabled": True}}
     if kind != "ced":
-        extensions["class_prototypes"] = {"enabled": True}
+        added["class_prototypes"] = {"enabled": True}
     encoder = {"name": kind, "source": None, "options": ENCODERS[kind]}
-    model = randomised(make_model(encoder=encoder, extensions=extensions, guide={"beta": 0.3}))
+    model = randomised(make_model(encoder=encoder, extensions=added, guide={"beta": 0.3}))
     ours, theirs = TorchRuntime(model), exported(model, tmp_path / "model")
     assert (ours.dim, ours.sample_rate, ours.frame_rate) == (theirs.dim, theirs.sample_rate, theirs.frame_rate)
     assert (ours.eos, ours.vocabulary, list(ours.labels)) == (theirs.eos, theirs.vocabulary, list(theirs.labels))
@@ -117,10 +118,10 @@ def shaped(request, llm_folder, make_model, tmp_path):
         for parameter in llama.parameters():
             parameter.mul_(3.0)  # opinions that differ
     llama.save_pretrained(folder)
-    extensions = {"residual_guide": {"enabled": True}}
+    added = {"residual_guide": {"enabled": True}}
     llm = {"source": str(folder), "prompt": "Audio: <audio>{instruction}"}
     return randomised(
-        make_model(llm=llm, adapter={"kind": "linear"}, extensions=extensions, guide={"beta": 0.2}, decode={"beams": 4})
+        make_model(llm=llm, adapter={"kind": "linear"}, extensions=added, guide={"beta": 0.2}, decode={"beams": 4})
     )
 
 
@@ -130,7 +131,7 @@ def test_every_step_gives_what_pytorch_gives(shaped, tmp_path):
     z_a = (0.3 * rng.standard_normal((3, 5, shaped.llm.dim))).astype(np.float32)
     mask = np.arange(5) < np.array([5, 2, 4])[:, None]
     pair = [runtime.decoding(z_a, mask, 0.7) for runtime in (ours, theirs)]
-    close = lambda one, other: np.testing.assert_allclose(other, one, atol=2e-4, rtol=1e-3)
+    close = lambda one, other: np.testing.assert_allclose(other, one, atol=2e-3, rtol=1e-3)
     close(*(decoding.start() for decoding in pair))
     steps = [
         ([0, 1, 2], [[0, 0], [0, 0], [0, 0]], [[5, 6], [7, 8], [9, 5]]),
@@ -152,34 +153,41 @@ def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options
     encoder = {"source": None, "options": ENCODERS["conv"]}
     model = randomised(make_model(encoder=encoder, decode={"weigh": {"enabled": options == {}}}))
     config = replace(model.config.decode, **options)
-    ours, theirs = Engine(model), Engine(exported(model, tmp_path / "model", half=False))
+    ours, theirs = Engine(model), Engine(exported(model, tmp_path / "model"))
     h_a = ours.encode(sounds, 2)
     for seed, n_best in ((None, 1), (None, 3), (7, 3)):
         pair = [engine.describe(h_a, config, n_best, seed) for engine in (ours, theirs)]
         for one, other in zip(*pair, strict=True):
             assert [h.text for h in one] == [h.text for h in other]
             assert [h.score for h in one] == pytest.approx([h.score for h in other], abs=1e-3)
-            assert [h.sounds for h in one] == pytest.approx([h.sounds for h in other]) or options == {}
+            for sounds_of_one, sounds_of_other in zip(*([h.sounds for h in row] for row in (one, other)), strict=True):
+                assert [s.labels for s in sounds_of_one] == [s.labels for s in sounds_of_other]
+                confidences = [[s.confidence for s in own] for own in (sounds_of_one, sounds_of_other)]
+                assert confidences[0] == pytest.approx(confidences[1], abs=1e-3)
 
 
 def test_weights_are_there_once(make_model, tmp_path):
     encoder = {"source": None, "options": ENCODERS["conv"]}
     model = make_model(encoder=encoder)
-    exported(model, tmp_path, half=True)
-    within = 0
+    checkpoint.save(model, tmp_path, standalone=True, card=CARD, half=True)
+    write_graphs(extensions.load(tmp_path), tmp_path)
+    held = [tensor.half().float() for tensor in checkpoint.tensors(model, True).values() if tensor.is_floating_point()]
+    pointed = 0
     for file in tmp_path.glob("*.onnx"):
         graph = onnx.load(file, load_external_data=False)
-        tables = [t for t in graph.graph.initializer if not t.external_data and len(t.raw_data) > 1024]
-        within += sum(len(t.raw_data) for t in tables if not {"columns", "window", "mel"} & set(t.name.split(".")))
         for tensor in graph.graph.initializer:
             if tensor.external_data:
                 assert {e.key: e.value for e in tensor.external_data}["location"] == "model.safetensors"
-    assert within < 4096, "weights that are in the file are not in the graphs"
+                pointed += 1
+            elif len(tensor.raw_data) > 1024:
+                value = torch.from_numpy(onnx.numpy_helper.to_array(tensor).copy())
+                assert not any(value.shape == own.shape and torch.equal(value, own) for own in held), tensor.name
+    assert pointed > len([tensor for tensor in held if tensor.numel() > 64]) - 5  # the aligner has no graph
 
 
 def test_an_export_is_a_whole_model(make_model, make_config, sounds, tmp_path):
     """By reference and with LoRA: the export holds everything, and both engines run it."""
-    model = randomised(make_model(llm={"train": "lora"}))
+    model = make_model(llm={"train": "lora"})
     for name, parameter in model.llm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -210,6 +218,11 @@ def test_int8_is_smaller_and_close(make_model, sounds, tmp_path):
     for one, other in zip(*pair, strict=True):
         same(one, other)
     check(model, tmp_path / "model", [], 0.5)
+    assert {name.split(".")[0] for name in entries(tmp_path / "model" / "model.safetensors")} == {
+        *("adapter", "encoder", "guide", "llm")
+    } - {"guide"}
+    with pytest.raises(EngineError, match="8-bit weights, which PyTorch does not run; use engine onnx"):
+        Captioner.load(str(tmp_path / "model"), engine="torch")
 
 
 def test_a_difference_is_an_error(make_model, tmp_path):

@@ -20,6 +20,6 @@ def test_two_products_are_the_fourier_transform(size, hop):
 
 def test_a_trace_holds_any_length():
     window = torch.hann_window(64)
-    traced = torch.jit.trace(lambda x: power_spectrogram(x, window, 16), torch.randn(1, 500))
+    traced = torch.jit.trace(lambda x: power_spectrogram(x, window, 16), torch.randn(1, 500), check_trace=False)
     signal = torch.randn(3, 901)
     torch.testing.assert_close(traced(signal), power_spectrogram(signal, window, 16), atol=1e-4, rtol=1e-4)
