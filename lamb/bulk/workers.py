@@ -95,7 +95,7 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
     loading = ("model", "device", "threads", "limits")
     options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
-        rate = captioner.model.encoder.sample_rate
+        rate = captioner.engine.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)
         rows = [
             {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}

@@ -159,7 +159,7 @@ def _set_apart(out: str) -> None:
 
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
     """Caption `clips` with the model in `folder`, into predictions.jsonl there, and measure captions and gap."""
-    captioner = Captioner.load(str(folder), device)
+    captioner = Captioner.load(str(folder), device, engine="torch")
     results = captioner.caption(clips)
     if broken := [result.error for result in results if not result.ok]:
         raise ConfigError(f"{clips[0].path} and others: {broken[0]}; remove the folder of scenes to render them anew")
