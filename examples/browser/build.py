@@ -1,4 +1,4 @@
-"""Put a page together that captions sounds in the browser: an exported model, ONNX Runtime for the web, and this folder.
+"""Put a page together that captions sounds in the browser: an exported model, ONNX Runtime for the web, and this page.
 
     python examples/browser/build.py --to site            the bundled model
     python examples/browser/build.py MODEL --to site      a folder that `lamb export MODEL --to DIR` made
