@@ -75,7 +75,8 @@ def on_one_device(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{name}: tensors on two devices")
     if device is not None:
         there = torch.device(device) == GPU
-        kwargs = {**kwargs, "device": "cpu"}
+        if there:  # but "meta" stays: `transformers` builds models there, and fills in what it finds there
+            kwargs = {**kwargs, "device": "cpu"}
     held_args, held_kwargs = tree_map_only(OnGPU, lambda x: x.held, (args, kwargs))
     out = (gru_cell if "fused_gru_cell" in name else function)(*held_args, **held_kwargs)
     if function._schema.is_mutable and not function._schema.name.endswith("out"):
@@ -104,6 +105,7 @@ def attention(q: Any, k: Any, v: Any, attn_mask: Any = None, is_causal: bool = F
 def step(config: LambConfig) -> None:
     from lamb.inference.captioner import Captioner
 
+    torch.manual_seed(0)
     model = build(config).train().to(GPU)
     if hasattr(model.encoder, "spec_augment"):
         model.encoder.spec_augment = True
@@ -114,7 +116,7 @@ def step(config: LambConfig) -> None:
         output = model(waveform, mask, ids, ids_mask)
         terms = loss_terms(model, output)
     terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
-    assert all(term.device == GPU for term in terms.values())  # values are for the tests on a real device
+    assert all(term.device == GPU and term.isfinite() for term in terms.values()), terms
     model.merge_lora()
     assert Captioner(model).caption([(waveform[0].held.numpy(), 16000)], n_best=2)[0].ok
 
