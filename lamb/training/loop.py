@@ -96,7 +96,7 @@ def fit(config: TrainConfig, stage: Stage) -> None:
             if not all(map(math.isfinite, shown.values())):
                 raise TrainingError(
                     f"step {step + 1}: a loss or the gradient is not finite: {shown}; the last state is kept; "
-                    f"the clips of this step: {[name for b in parts for name in b.get('ids', b.get('captions'))]}"
+                    f"the clips of this step: {[name for b in parts for name in b.get('ids') or b.get('captions', ())]}"
                 )
             optimiser.step()
             if state.ema:
