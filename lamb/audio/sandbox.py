@@ -10,6 +10,9 @@ has come to a file's end takes another one; the death of one is told by its moni
 is closed.
 
     a message: kind (1 byte), length (8 bytes), content: float64 and float32 numbers of a window, or JSON
+
+Where processes cannot fork (Windows), `windows` decodes in this process, without protection and limits; the service,
+which decodes what strangers send, does not run there.
 """
 
 import contextlib
@@ -18,7 +21,6 @@ import io
 import json
 import math
 import os
-import resource
 import select
 import shutil
 import signal
@@ -57,6 +59,9 @@ _LARGEST = 2**31  # bytes of a message
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
 
 
+CAN_FORK = hasattr(os, "fork")
+
+
 class SandboxError(LambError, OSError):
     """No decoder can be started."""
 
@@ -70,8 +75,9 @@ def windows(
     limits: DecodeLimits | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """As `reader.windows`, decoded in a process of its own within `limits`. Arrays need none."""
-    if isinstance(source, tuple):
-        yield from reader.windows(source, sample_rate, window, hop, damage)
+    if isinstance(source, tuple) or not CAN_FORK:
+        with reader.opened(source, damage, limits.track if limits else None) as sound:
+            yield from reader.cut(sound, sample_rate, window, hop)
         return
     with Decoding(source, sample_rate, window, hop, damage, limits) as decoding:
         decoding.info()
@@ -80,9 +86,10 @@ def windows(
 
 def start(wait: bool = False) -> None:
     """Start the server, so that it is there when the first file comes. Raises SandboxError."""
-    server = _server()
-    if wait:
-        server.wait()
+    if CAN_FORK:
+        server = _server()
+        if wait:
+            server.wait()
 
 
 class Decoding:
@@ -102,6 +109,8 @@ class Decoding:
         limits: DecodeLimits | None = None,
         called: str | None = None,
     ) -> None:
+        if not CAN_FORK:
+            raise SandboxError("this system has no decoding processes", "use Linux or macOS")
         self.name, self.sample_rate, self.damage = called or name(source), sample_rate, damage
         self._through = False  # whether the decoder is free for another file
         self._left = False  # whether it may have got one
@@ -407,10 +416,12 @@ def _decode(
 
 
 def _limit(file: int, seconds: float, memory: int) -> None:
+    import resource  # not on Windows
+
     unlimited = resource.RLIM_INFINITY
     regular = stat.S_ISREG(os.fstat(file).st_mode)  # a pipe may go on for days, and be copied to a file
     for limit, value in (
-        (resource.RLIMIT_AS, memory),
+        *([] if sys.platform == "darwin" else [(resource.RLIMIT_AS, memory)]),  # macOS refuses it
         (resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) if regular and seconds else unlimited),
         (resource.RLIMIT_FSIZE, 0 if regular else unlimited),
         (resource.RLIMIT_CORE, 0),

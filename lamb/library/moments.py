@@ -14,7 +14,7 @@ import numpy as np
 from ..audio.errors import AudioError
 from ..config import DecodeConfig
 from ..inference.changes import CELL
-from ..inference.confidence import confidence
+from ..inference.confidence import confidence_of
 from ..inference.engine import Engine
 from ..inference.parts import Cells, Part
 from ..inference.recording import Source, Windows, has_sound, is_sliver, windows
@@ -128,7 +128,7 @@ def _describe(engine: Engine, parts: Sequence[Part], options: DecodeConfig) -> N
     unknown = [part for part in parts if part.h_a is not None]
     found = engine.describe([part.h_a for part in unknown if part.h_a is not None], options)
     for part, (best, *_) in zip(unknown, found, strict=True):
-        part.caption, part.confidence = best.text, confidence(best.score, options.confidence)
+        part.caption, part.confidence = best.text, confidence_of(best, options)
 
 
 def _joined(moments: list[Moment]) -> list[Moment]:

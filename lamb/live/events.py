@@ -15,7 +15,7 @@ import numpy as np
 from ..audio.reader import level
 from ..config import DecodeConfig, ListenConfig
 from ..inference.changes import CELL, PAUSE, changes, features
-from ..inference.confidence import confidence
+from ..inference.confidence import confidence_of
 from ..inference.engine import Engine
 
 
@@ -105,7 +105,7 @@ class Ear:
         begin = self.at / self.engine.sample_rate
         for (start, until), (best, *_) in zip(pairwise(edges), found, strict=True):
             samples = self.x[start * self.cell : until * self.cell].copy()
-            sure = confidence(best.score, self.options.confidence)
+            sure = confidence_of(best, self.options)
             yield Event(begin + start * CELL, begin + until * CELL, best.text, sure, samples)
 
     def _drop(self, cells: int) -> None:

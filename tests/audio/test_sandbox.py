@@ -237,3 +237,23 @@ sys.stdin.read()
         assert len(pids) == 3
         process.kill()
     until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids))
+
+
+def test_a_system_that_cannot_fork_decodes_in_this_process():
+    """As on Windows, which also has no `resource` and no `fcntl`."""
+    code = f"""
+import os, sys
+del os.fork
+sys.modules["resource"] = sys.modules["fcntl"] = None
+from lamb.audio import sandbox
+sandbox.start(wait=True)
+[(start, x)] = sandbox.windows({str(FILES[0])!r}, 16000, 60, 60)
+assert start == 0 and abs(x).max() > 0
+try:
+    sandbox.Decoding({str(FILES[0])!r}, 16000)
+except sandbox.SandboxError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "no decoding processes" in done.stdout
