@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,9 @@ ALIASES = {"file": "path", "file_name": "path", "filename": "path", "caption": "
 def read(path: str | Path, split: str | None = None) -> list[Clip]:
     """The clips of a JSONL or CSV manifest (lists in CSV are JSON), or of one split of it. Raises ManifestError."""
     path = Path(path).absolute()
-    text = text_of(path)
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    for number, row in rows(text, path):
+    for number, row in rows(lines_of(path), path):
         try:
             clip = parse(json.loads(row) if isinstance(row, str) else row, path.parent)
             if clip.id in lines:
@@ -58,8 +58,8 @@ def read(path: str | Path, split: str | None = None) -> list[Clip]:
     return select(clips, split, path)
 
 
-def text_of(path: Path, encoding: str | None = None) -> str:
-    """The text of a table or manifest, UTF-8 or UTF-16 if no encoding is given; ManifestError for what is neither."""
+def lines_of(path: Path, encoding: str | None = None) -> Iterable[str]:
+    """The lines of a table or manifest, UTF-8 or UTF-16 if no encoding is given; ManifestError for what is neither."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -68,26 +68,33 @@ def text_of(path: Path, encoding: str | None = None) -> str:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror})", "check the path and its permissions"
         ) from None
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
+        # newline: a caption may hold a character that Unicode calls a line break
+        return io.StringIO(content.decode(encoding or encoding_of(content)), newline="")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         remedy = f"save it as UTF-8, for instance with: iconv -f cp1252 -t utf-8 {path.name} > utf8{path.suffix}"
         raise ManifestError(f"{path}, line {line}: neither UTF-8 nor UTF-16", remedy) from None
 
 
-def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """The line number and content of each row that is not blank: a dict in CSV and TSV, the line itself in JSONL.
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that begins so: UTF-16 by its mark, else UTF-8."""
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
-    A CSV file may separate its columns by commas, semicolons or tabs; the first line decides.
+
+def rows(lines: Iterable[str], path: str | Path) -> Iterator[tuple[int, Any]]:
+    """The line number and content of each row that is not blank: a dict in CSV and TSV, the line itself in others.
+
+    A CSV file may separate its columns by commas, semicolons or tabs; the first line decides. `lines` are taken one by
+    one, with their ends as they are.
     """
-    delimiter = {".csv": max(",;\t", key=text.partition("\n")[0].count), ".tsv": "\t"}.get(path.suffix.lower())
-    if delimiter is None:
-        # not splitlines(): a caption may hold a character that Unicode calls a line break
-        yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    suffix, lines = Path(path).suffix.lower(), iter(lines)
+    if suffix not in (".csv", ".tsv"):
+        yield from ((n, line.rstrip("\r\n")) for n, line in enumerate(lines, 1) if line.strip())
         return
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    first = next(lines, "")
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.DictReader(chain([first], lines), delimiter=delimiter)
     try:
         for row in reader:
             if None in row:
@@ -99,7 +106,7 @@ def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 def table(path: Path, columns: Collection[str], encoding: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
     """The line number and cells of every row of a CSV file; ManifestError if it lacks one of `columns`."""
-    for number, row in rows(text_of(path, encoding), path):
+    for number, row in rows(lines_of(path, encoding), path):
         absent = [column for column in columns if row.get(column) is None]
         if absent:
             raise ManifestError(f"{path}, line {number}: no {', '.join(absent)}")
@@ -131,7 +138,7 @@ def parse(row: Any, folder: Path) -> Clip:
     if unknown:
         raise ValueError(f"unknown keys {sorted(map(str, unknown))}; known: {sorted(_FIELDS)}")
     values = {k: v for k, v in row.items() if v not in ("", None)}
-    for key in ("id", "path"):
+    for key in ("path", "id"):
         if key not in values:
             raise ValueError(f"{key} is missing")
     for key in values.keys() - {*_LISTS, *_NUMBERS}:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import Clip, ManifestError, rows, text_of
+from ..data.manifest import Clip, ManifestError, lines_of, rows
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from ..model import checkpoint
@@ -129,11 +129,10 @@ def read_predictions(
     has is left out.
     """
     path = Path(path)
-    text = text_of(path)
     ids_of_files = _ids_of_files(clips)
     found: dict[str, Caption] = {}
     lines: dict[str, int] = {}
-    for number, content in rows(text, path):
+    for number, content in rows(lines_of(path), path):
         try:
             row = json.loads(content) if isinstance(content, str) else content
             id, caption = _row(row, ids_of_files)

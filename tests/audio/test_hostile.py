@@ -89,3 +89,9 @@ def test_a_header_of_very_many_parts_is_refused_before_it_costs_anything(kind, p
 def test_zeros_behind_the_samples_are_no_parts_of_the_header():
     for kind in ("WAV PCM_16", "AIFF None"):
         assert outcome(hostile.sounds()[kind] + bytes(200_000), None) == "sound"
+
+
+def test_millions_of_packets_that_hold_nothing_are_given_up():
+    content = hostile.sounds()["amr libopencore_amrnb"]
+    assert outcome(content[:6] + b"\x7c" * 2_000_000, None) == "truncated or damaged: nothing of it can be decoded"
+    assert outcome(content[:6] + b"\x7c" * 5_000 + content[6:], Damage()) == "sound"

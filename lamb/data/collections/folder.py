@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..manifest import Clip, ManifestError, parse, rows
+from ..manifest import Clip, ManifestError, lines_of, parse, rows
 from .published import Published
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "file_path", "filepath", "audio", "fname")
@@ -22,12 +22,8 @@ TABLES = (".csv", ".tsv", ".jsonl")
 
 def folder(to: Path, audio: Path | None) -> Published:
     table = _table(audio or to, to / "manifest.jsonl")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{table}: cannot be read: {error}") from None
     clips: dict[tuple[str, float, float | None], Clip] = {}
-    for number, row in rows(text, table):
+    for number, row in rows(lines_of(table), table):
         try:
             clip = _clip(json.loads(row) if isinstance(row, str) else row, table.parent)
         except ValueError as error:
