@@ -166,7 +166,7 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """Samples `x` (T,) without their mean, as every encoder hears them in training and in use: a constant is no sound."""
+    """Samples `x` (T,) without their mean, as encoders hear them, in training and in use: a constant is no sound."""
     return x - x.mean(dtype=np.float64).astype(np.float32)
 
 

@@ -395,7 +395,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The folder, for one run at a time; the lock falls with the process. A run that is refused leaves no new folder."""
+    """The folder, for one run at a time; the lock falls with the process. What is refused leaves no new folder."""
     new = next((folder for folder in [*reversed(out.parents), out] if not folder.exists()), None)
     try:
         out.mkdir(parents=True, exist_ok=True)

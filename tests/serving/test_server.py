@@ -530,9 +530,9 @@ def preflight(client: httpx.Client, origin: str) -> httpx.Response:
 
 
 def test_no_other_page_may_use_the_service_unless_it_is_named(client):
-    answer = preflight(client, "https://a.example")
-    assert answer.status_code == 405
-    for answer in (answer, client.get("/v1/models", headers={"Origin": "https://a.example"})):
+    asked = preflight(client, "https://a.example")
+    assert asked.status_code == 405
+    for answer in (asked, client.get("/v1/models", headers={"Origin": "https://a.example"})):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
