@@ -58,10 +58,10 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
     except av.FFmpegError:
         problem = "not audio, or damaged at its very beginning"
         remedy = "give a sound file, for instance wav, flac, mp3 or m4a"
-        head = b"" if isinstance(file, Stream) else read_at(file, 0, 8)
-        if head[4:] == b"ftyp":
+        sign = b"" if isinstance(file, Stream) else read_at(file, 0, 8)
+        if sign[4:] == b"ftyp":
             problem, remedy = "its index is missing or damaged, as in a recording that was cut off", REPLACE
-        elif head.startswith(_DTS):
+        elif sign.startswith(_DTS):
             problem, remedy = "its audio is in an unsupported codec (dts)", CONVERT
         raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:

@@ -30,7 +30,7 @@ from .decoders import AudioInfo, Sound, array, libsndfile, resampled
 from .downmix import downmix
 from .errors import REPLACE, RESCUE, SAFE, AudioDamage, AudioError, AudioRepair, AudioWarning, Damage
 from .ffmpeg import ffmpeg
-from .headers import HeaderError, Part, is_cut, is_mp3, joined_at, read_at
+from .headers import Part, is_cut, is_mp3, joined_at, read_at
 from .sources import Source, Stream, is_live, name, open_source
 
 __all__ = [
@@ -166,7 +166,7 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
 
 
 def centred(x: np.ndarray) -> np.ndarray:
-    """Samples `x` (T,) without their mean, as encoders hear them, in training and in use: a constant is no sound."""
+    """Samples `x` (T,) without their mean, as every encoder hears them, in training too: a constant is no sound."""
     return x - x.mean(dtype=np.float64).astype(np.float32)
 
 
@@ -204,8 +204,6 @@ def opened(source: Source, damage: Damage | None = None, track: int | None = Non
                 sound = _decoded(called, file, stack, damage, track)
             except AudioError:
                 raise
-            except HeaderError as error:
-                raise AudioError(called, str(error), SAFE) from None
             except Exception as error:  # whatever a decoder raises is the file's error
                 raise AudioError(called, _problem(error, "damaged: it cannot be decoded"), SAFE) from error
         for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):

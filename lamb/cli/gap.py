@@ -54,15 +54,16 @@ def gap(
     from ..data import sources
     from ..evaluation import gap
     from ..inference.captioner import Captioner
+    from ..inference.picture import check
 
     one_line_warnings(quiet=False)
     if plot:
-        gap.format_of(plot, umap)
+        check(plot, umap)
     clips = sources.clips(data, split)
     panels = []
     for name in filter(None, (model, against)):
         with loading():
-            captioner = Captioner.load(name)
+            captioner = Captioner.load(name, engine="torch")
         panels.append((name, gap.embed(captioner.model, clips)))
     found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
     if plot:

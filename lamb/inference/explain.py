@@ -2,11 +2,11 @@
 
     support(word, stretch) = log softmax_v( bias_v(z_a of the stretch) )  at the word's first token
 
-The guide (paper, section 4) scores every entry of the vocabulary by its distance to z_a. Stretches of a second are
-taken out of the encoder's tokens, which are in the order of time, each goes through the adapter alone, and a word was
-heard where the guide expects it most. That found the right one of two sounds in sequence more often than the language
-model's probability of the word did, or what is lost when a stretch is hidden: one bark of three hides little
-(benchmarks/explain.py).
+The guide (paper, section 4) scores every entry of the vocabulary by its distance to z_a. The encoder's tokens, which
+are in the order of time, are cut into stretches of a second. Each stretch goes through the adapter alone, and a word
+was heard where the guide expects it most. This found the right one of two sounds in sequence more often than the
+probability of the word by the language model, and more often than hiding a stretch, for hiding one of three barks
+changes little (benchmarks/explain.py).
 
 Letters: N_a encoder tokens, D encoder width, W words, K stretches, V vocabulary.
 """
@@ -24,20 +24,21 @@ import numpy as np
 from ..config import DecodeConfig, ExplainConfig
 from ..errors import LambError
 from .captions import SILENCE
+from .engine import Engine, pad
 from .recording import Source, has_sound, name_of, windows
+from .search import log_softmax
 
 if TYPE_CHECKING:
-    from .engine import Engine
     from .picture import Picture
 
 
 class ExplainError(LambError, ValueError):
-    """A recording whose caption cannot be explained: which, why, and the remedy."""
+    """A recording whose caption cannot be explained: its name, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the caption, and the stretch (seconds) that explains it best."""
+    """A word of the caption, and the stretch (seconds) that supports it best."""
 
     text: str
     start: float
@@ -46,7 +47,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A caption and when its words were heard: `support` (W, K) of each word by each stretch (seconds)."""
+    """A caption, its words, the stretches (seconds), and the `support` (W, K) of each word by each stretch."""
 
     file: str
     duration: float
@@ -75,11 +76,10 @@ def explain(
     listen: Callable[[np.ndarray], None] = lambda x: None,
     text: str | None = None,
 ) -> Explanation:
-    """The caption of `source`, or a `text` in its place, and when its words were heard.
+    """When the words of the caption of `source`, or of `text` in its place, were heard.
 
-    `listen` is handed the samples, in order.
-
-    Raises AudioError for what cannot be read, ExplainError for silence and for a recording that is too long.
+    `listen` is called with the samples, in order. Raises AudioError for a recording that cannot be read, ExplainError
+    for silence, for a recording that is too long, and for a model without a guide.
     """
     config = config or ExplainConfig()
     file, parts, times, duration, end = name_of(source), [], [], 0.0, 0.0
@@ -94,7 +94,7 @@ def explain(
             [h_a] = engine.encode([x], 1)
             parts.append(h_a)
             times.append(start + (np.arange(len(h_a)) + 0.5) * (duration - start) / len(h_a))
-    if engine.model.guide is None:
+    if not engine.runtime.config.guide.enabled:
         raise ExplainError("this model has no Token Guide, whose scores tell when a word was heard", "choose another")
     if not parts:
         raise ExplainError(f"{file}: {SILENCE} There is nothing to explain", "give a recording with some sound")
@@ -118,14 +118,14 @@ def explain(
 
 
 def draw(found: Explanation, picture: Picture) -> None:
-    """Draw the words by time below the spectrogram of `picture`, which has listened to the recording.
+    """Draw the words over time below the spectrogram of `picture`, which has taken the samples of the recording.
 
-    A row is a word; the darker, the better a stretch explains it. The frame is around the best one.
+    Each row is a word. The darker a stretch, the better it supports the word; a frame marks the best one.
     """
     upper, lower = picture.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
     picture.draw_spectrogram(upper)
     upper.set_title(found.caption, loc="left", parse_math=False)
-    # the stretches overlap: each is shown around its middle
+    # the stretches overlap, so each is drawn around its middle
     edges = [0.0, *((a + b) / 2 for a, b in pairwise((a + b) / 2 for a, b in found.stretches)), found.duration]
     low, high = found.support.min(1, keepdims=True), found.support.max(1, keepdims=True)
     shades = (found.support - low) / np.maximum(high - low, 1e-6)  # (W, K) in 0 to 1
@@ -140,7 +140,7 @@ def draw(found: Explanation, picture: Picture) -> None:
 
 
 def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, float]]:
-    """Stretches of `config.stretch` seconds, one every `config.hop`, the last one at the end."""
+    """Stretches of `config.stretch` seconds, one every `config.hop` seconds; the last one ends with the recording."""
     last = max(0.0, duration - config.stretch)
     starts = [*np.arange(0.0, last - config.hop / 2, config.hop).tolist(), last]
     return [(start, min(duration, start + config.stretch)) for start in starts]
@@ -149,22 +149,17 @@ def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, floa
 def _support(
     engine: Engine, parts: Sequence[np.ndarray], text: str, places: Sequence[int], options: DecodeConfig
 ) -> np.ndarray:
-    """Tokens h_a (N_a, D) of each stretch -> (W, K) for the words of `text` that begin at the characters `places`; a
-    stretch without tokens, of silence, supports nothing."""
-    import torch
+    """Support (W, K) by the stretches, each with tokens h_a (N_a, D), of the words that begin at `places` in `text`.
 
-    model = engine.model
-    assert model.guide is not None
-    encoded = model.llm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = [end for _, end in encoded["offset_mapping"]]
-    words = [encoded["input_ids"][next(k for k, end in enumerate(ends) if end > place)] for place in places]
+    A stretch of silence, which has no tokens, gets the lowest support of all.
+    """
+    [(ids, spans)] = engine.runtime.tokenize([text])
+    words = [ids[next(k for k, (_, end) in enumerate(spans) if end > place)] for place in places]
     support = np.full((len(places), len(parts)), -np.inf)
     heard = [k for k, h_a in enumerate(parts) if len(h_a)]
     tokens = engine.audio_tokens([parts[k] for k in heard], options.batch_size)  # z_a (N, D_llm) of each
-    with torch.inference_mode():
-        for k, z_a in zip(heard, tokens, strict=True):
-            z = torch.from_numpy(z_a)[None].to(model.device)  # (1, N, D_llm)
-            bias = model.bias(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))  # (1, 1, V)
-            assert bias is not None
-            support[:, k] = bias.flatten().log_softmax(-1)[words].cpu().numpy()
+    for k, z_a in zip(heard, tokens, strict=True):
+        bias = engine.runtime.bias(*pad([z_a]))  # (1, V)
+        assert bias is not None
+        support[:, k] = log_softmax(bias[0])[words]
     return np.maximum(support, support[np.isfinite(support)].min() if words else 0.0)

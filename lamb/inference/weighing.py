@@ -1,50 +1,55 @@
-"""Which caption says best what is there: every sound that a candidate names is weighed on its own. [O]
+"""The choice among candidate captions: every sound that a candidate names is weighed on its own. [O]
 
-Beam search finds likely sentences; a small language model rounds them off with sounds that nobody hears, and tells one
-sound twice. So the candidates are the beams and what is left of them where they end before another sound ("A dog barks
-while rain falls." also gives "A dog barks."). Of each sound that one names it is known how the encoder's label heads
-answer to it, and how the language model, and from that follows a confidence:
+Beam search finds likely sentences, but a small language model completes them with sounds that are not there, and names
+one sound twice. Therefore the candidates are the beams and their beginnings up to another sound ("A dog barks while
+rain falls." also gives "A dog barks."). Each sound that a candidate names gets a confidence from the label heads of the
+encoder and from the language model:
 
     c = sigmoid(w . [1, logit p_clip, logit p_frame, logit p_text, upper, later])
 
-    p_clip    the clip head's probability of the labels that the words stand for (of an upper class of all below it)
-    p_frame   the highest of the frame head's probabilities of the same over the tokens
-    p_text    exp(mean log probability of the tokens of its clause), raw logits and guide
+    p_clip    probability by the clip head of the labels for which the words stand (for an upper class, of all below it)
+    p_frame   highest probability of the same labels by the frame head over the tokens
+    p_text    exp(mean log probability of the tokens of its clause), from raw logits and guide
     upper     1 for the name of an upper class;  later  1 for any sound but the first
 
-The caption is the candidate with the highest sum over its sounds of worth * c - doubt * (1 - c), and `wording` times
-the mean log probability of its tokens; worth is 1, or `upper` for the name of an upper class. One that tells a sound
-twice is taken only where there is no other. With doubt 1 a second sound is told from a confidence of 0.5 on.
+The caption is the candidate with the highest sum of worth * c - doubt * (1 - c) over its sounds, plus `wording` times
+the mean log probability of its tokens. The worth is 1, or `upper` for the name of an upper class. A candidate that
+names a sound twice is only chosen if there is no other. With doubt 1, a second sound needs a confidence of 0.5.
 
     confidence of the caption = sigmoid(a + b * logit prod_s c_s + u * (whether it names an upper class))
 
 The numbers are fitted on labelled recordings by `scripts/fit_weighing.py`.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..config import DecodeConfig, WeighConfig
 from ..data.vocabulary import PARENTS, PHRASES, SAME, VOCABULARY, akin, ancestors, mentions
-from ..model.lamb import LambModel
 from .captions import Sound
-from .generation import Hypothesis, clean, log_probabilities
+from .generation import Hypothesis, clean
+from .search import Decoding, Found
+
+if TYPE_CHECKING:
+    from .engine import Runtime
 
 # Where another sound may begin, and the sentence could have ended
 LINK = re.compile(r",? (?:and )?then |,? followed by | before | while | as | with | and ")
-EDGE = 1e-3  # probabilities are kept this far from 0 and 1, where a logit says more than anybody knows
-TWICE = 100.0  # taken off a candidate that tells a sound twice
+EDGE = 1e-3  # probabilities are kept this far from 0 and 1, where logits are overconfident
+TWICE = 100.0  # penalty of a candidate that names a sound twice
 
 
 @dataclass(frozen=True)
 class Named:
-    """A sound that a caption names: what the words may stand for, and the clause that names it, in characters."""
+    """A sound that a caption names: the labels for which the words may stand, and the clause, in characters."""
 
     labels: frozenset[str]
     start: int
@@ -53,7 +58,7 @@ class Named:
 
 @lru_cache(65536)
 def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
-    """The sounds that `caption` names, in their order, and whether it tells one of them twice."""
+    """The sounds that `caption` names, in order, and whether it names one of them twice."""
     starts = [0, *(link.end() for link in LINK.finditer(caption))]
     ends = [*(link.start() for link in LINK.finditer(caption)), len(caption)]
     found: list[Named] = []
@@ -67,91 +72,112 @@ def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
                 found.append(Named(labels, start, end))
             elif all(found[k].start != start for k in same):
                 twice = True
-            else:  # several words of one clause: the narrower ones count
+            else:  # several words in one clause: the narrower ones count
                 k = next(k for k in same if found[k].start == start)
                 found[k] = replace(found[k], labels=_narrower(found[k].labels, labels))
     return tuple(found), twice
 
 
 def _narrower(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
-    """Of words for one sound, what they have in common; else the ones that are not the upper class of the others."""
+    """The common labels of two words for one sound or, without any, those that are not an upper class of the others."""
     if one & other:
         return one & other
     return other if one & frozenset().union(*map(ancestors, other)) else one
 
 
 def shorter(caption: str) -> list[str]:
-    """The sentences that are left of `caption` where it ends before another sound."""
+    """The beginnings of `caption` that end before another sound, as sentences."""
     return [caption[: link.start()].rstrip(",") + "." for link in LINK.finditer(caption)]
 
 
 class Weigher:
-    """The candidates of a batch of clips, weighed by what the encoder's label heads and the language model say."""
+    """Weighs the candidates of a batch of clips with the label heads of the encoder and the language model."""
 
-    def __init__(self, model: LambModel, options: DecodeConfig):
-        self.model, self.options = model, options
-        self.places: dict[str, list[int]] = {}  # outputs of the label heads that stand for a label
-        for k, label in enumerate(model.encoder.labels):
+    def __init__(self, runtime: Runtime, options: DecodeConfig):
+        self.runtime, self.options = runtime, options
+        self.places: dict[str, list[int]] = {}  # label: the outputs of the label heads for it
+        for k, label in enumerate(runtime.labels):
             self.places.setdefault(SAME.get(label, label), []).append(k)
 
-    @torch.inference_mode()
     def choose(
-        self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]
+        self, h_a: np.ndarray, h_a_mask: np.ndarray, decoding: Decoding, found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Hypothesis]]:
-        """h_a (B, N_a, D), z_a (B, N, D_llm), their masks and hypotheses of each clip -> its candidates, the best
-        first, with their sounds and their confidence."""
-        texts = self.candidates(h_a, h_a_mask, found)
+        """The candidates of each clip, best first, with their sounds and confidences.
+
+        They come from h_a (B, N_a, D), its mask, the prompts of the same clips, and the hypotheses of each clip.
+        """
+        clip, frame = self.runtime.tag(h_a, h_a_mask)  # (B, C), (B, N_a, C + 1)
+        texts = self.candidates(clip, found)
         rows = []
-        for own, row in zip(texts, self.measure(h_a, h_a_mask, z_a, z_a_mask, texts), strict=True):
+        for own, row in zip(texts, self.measure(clip, frame, h_a_mask, decoding, texts, found), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
             rows.append([hypothesis for _, hypothesis in sorted(scored, key=lambda item: -item[0])])
         return rows
 
-    @torch.inference_mode()
-    def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        """Of each clip, h_a (B, N_a, D), the texts that are weighed; upper classes are the last ones."""
-        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        return [[*_candidates(row), *self._offered(p)] for row, p in zip(found, clip, strict=True)]
+    def candidates(self, clip: np.ndarray, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
+        """The candidate texts of each clip, clip (B, C); those with upper classes come last."""
+        rows = []
+        for row, p in zip(found, clip, strict=True):
+            beams = [h.text for h in row if h.text]
+            texts = dict.fromkeys([*beams, *(part for text in beams for part in shorter(text))])
+            rows.append([*(texts or ["."]), *self._offered(p)])
+        return rows
 
-    @torch.inference_mode()
     def measure(
-        self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, texts: Sequence[Sequence[str]]
+        self,
+        clip: np.ndarray,
+        frame: np.ndarray,
+        mask: np.ndarray,
+        decoding: Decoding,
+        texts: Sequence[Sequence[str]],
+        found: Sequence[Sequence[Hypothesis]] = (),
     ) -> list[list[tuple[float, list[list[float]]]]]:
-        """Of each of a clip's texts its score, the mean log probability of its tokens and its end; and of each sound
-        that it names what its confidence is made of."""
-        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
-        prefix, prefix_mask = self.model.llm.prefix(z_a, z_a_mask)
-        bias = self.model.bias(z_a, z_a_mask) if self.options.guide else None
-        rows = torch.tensor([k for k, row in enumerate(texts) for _ in row], device=h_a.device)
-        flat = [text for row in texts for text in row]
-        ids, mask = self.model.llm.tokenize(flat)  # (K, L)
-        places = self.model.llm.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        log_p, valid = log_probabilities(
-            self.model, prefix[rows], prefix_mask[rows], ids, mask, None if bias is None else bias[rows], self.options
-        )  # (K, L + 1)
+        """For each text of each clip its score, which is the mean log probability of its tokens and its end, and for
+        each sound that it names the numbers from which its confidence is computed.
+
+        Args:
+            clip, frame, mask: (B, C), (B, N_a, C + 1), (B, N_a); what the label heads say, and where a clip is.
+            decoding: the prompts of the clips.
+            texts: of each clip.
+            found: hypotheses of each clip; the search has told how probable their tokens are.
+        """
+        frame = frame * mask[..., None]
+        flat = [(k, text) for k, row in enumerate(texts) for text in row]
+        tokens = self.runtime.tokenize([text for _, text in flat])
+        known = {(k, h.text): h.found for k, row in enumerate(found) for h in row if h.found is not None}
+        log_p = [_known(known.get(key), ids) for key, (ids, _) in zip(flat, tokens, strict=True)]
+        unknown = [n for n, values in enumerate(log_p) if values is None]
+        told = decoding.log_probabilities([flat[n][0] for n in unknown], [tokens[n][0] for n in unknown])
+        for n, values in zip(unknown, told, strict=True):
+            log_p[n] = values.tolist()
         measured: list[list[tuple[float, list[list[float]]]]] = [[] for _ in texts]
-        for text, k, own, there, spans in zip(flat, rows.tolist(), log_p, valid, places, strict=True):
+        for (k, text), own, (_, spans) in zip(flat, log_p, tokens, strict=True):
+            assert own is not None
             named, _ = sounds_of(text)
-            values = own[there].tolist()
-            found = [self._measures(n, place, clip[k], frame[k], values, spans) for place, n in enumerate(named)]
-            measured[k].append((sum(values) / len(values), found))
+            sounds = [self._measures(n, place, clip[k], frame[k], own, spans) for place, n in enumerate(named)]
+            measured[k].append((sum(own) / len(own), sounds))
         return measured
 
-    def _offered(self, clip: Tensor) -> list[str]:
-        """Sentences with the upper classes that are the most probable, clip (C,)."""
+    def _offered(self, clip: np.ndarray) -> list[str]:
+        """Sentences with the most probable upper classes, given the probabilities clip (C,)."""
         sums = {parent: float(clip[self._heads(frozenset([parent]))].sum()) for parent in sorted(PARENTS)}
         best = sorted(sums, key=lambda parent: -sums[parent])[: self.options.weigh.offered]
         return [clean(PHRASES[parent][0].clause) for parent in best]
 
     def _heads(self, labels: frozenset[str]) -> list[int]:
-        """The outputs of the label heads that answer to the labels, and to all below them."""
+        """The outputs of the label heads for the labels and for all labels below them."""
         return [k for label in sorted(below(labels)) for k in self.places.get(label, ())]
 
     def _measures(
-        self, named: Named, place: int, clip: Tensor, frame: Tensor, log_p: list[float], spans: list[tuple[int, int]]
+        self,
+        named: Named,
+        place: int,
+        clip: np.ndarray,
+        frame: np.ndarray,
+        log_p: list[float],
+        spans: list[tuple[int, int]],
     ) -> list[float]:
-        """Of a sound, clip (C,), frame (N_a, C + 1), log_p of each token and where it lies in the text."""
+        """The numbers of one sound, from clip (C,), frame (N_a, C + 1), and log_p and position of each token."""
         heads = self._heads(named.labels)
         p_clip = float(clip[heads].sum()) if heads else 0.0
         p_frame = float(frame[:, heads].sum(1).max()) if heads else 0.0
@@ -164,7 +190,7 @@ class Weigher:
 def weigh(
     text: str, score: float, measures: Sequence[Sequence[float]], options: WeighConfig
 ) -> tuple[float, Hypothesis]:
-    """What a candidate is worth, and it with its sounds and its confidence."""
+    """The value of a candidate, and the candidate with its sounds and its confidence."""
     named, twice = sounds_of(text)
     value = options.wording * score - TWICE * (twice or not named)
     sounds = []
@@ -176,7 +202,7 @@ def weigh(
 
 
 def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
-    """How likely the caption names what is there, and nothing else."""
+    """The probability that the caption names the sounds that are there and nothing else."""
     if not sounds:
         return 0.0
     a, b, u = options.caption
@@ -184,14 +210,16 @@ def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
     return sigmoid(a + b * logit(math.prod(sound.confidence for sound in sounds)) + u * upper)
 
 
-def _candidates(found: Sequence[Hypothesis]) -> list[str]:
-    texts = [h.text for h in found if h.text]
-    return list(dict.fromkeys([*texts, *(part for text in texts for part in shorter(text))])) or ["."]
+def _known(found: Found | None, ids: Sequence[int]) -> list[float] | None:
+    """The log probabilities of the tokens `ids` and of the end, of a sequence that a search found just so."""
+    if found is None or found.ids != tuple(ids) or len(found.log_p) != len(ids) + 1:
+        return None  # written otherwise than the tokenizer does, or cut before its end
+    return list(found.log_p)
 
 
 @lru_cache(65536)
 def below(labels: frozenset[str]) -> frozenset[str]:
-    """The labels, and all that they are upper classes of."""
+    """The labels, and all labels of which they are upper classes."""
     return labels | {name for name in VOCABULARY if labels & ancestors(name)}
 
 

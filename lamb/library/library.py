@@ -1,16 +1,17 @@
-"""The one door to a collection of sounds that can be searched: `Library`. [O]
+"""The public interface of a searchable collection of sounds: `Library`. [O]
 
     index    recording -> segments -> caption, and the mean of z_a as a vector of length 1
     search   cos(query, segment) in that space, see `query`, + w * BM25(query, caption) / the largest BM25 of all
     like     cos(recording, segment), the mean of a recording's z_a in place of the query
 
-The two scores are added, not their ranks: a small model's captions are few and alike, and equal ranks for half a
-collection say less than a cosine (benchmarks/search.py has reciprocal rank fusion beside it).
+The scores themselves are added, not their ranks: the captions of a small model are few and alike, and equal ranks for
+half of a collection say less than a cosine (benchmarks/search.py compares reciprocal rank fusion).
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..inference.recording import Source
 from .index import Tally, Update
 from .listing import listed
 from .moments import hear
-from .query import Words, space
+from .query import Words
 from .store import TABLE, LibraryError, Store, quoted
 
 MODEL = "tiny"  # of a new index
@@ -32,14 +33,14 @@ MODEL = "tiny"  # of a new index
 
 @dataclass(frozen=True)
 class Match:
-    """A segment that was found: seconds `start` to `end` of `file`, its caption, and how well it fits."""
+    """A segment that was found: seconds `start` to `end` of `file`, its caption and its score."""
 
     file: str
     start: float
     end: float
     caption: str
     confidence: float | None
-    score: float  # a cosine, and what the words of the caption add to it; larger fits better
+    score: float  # cosine plus the share of the caption's words; larger is better
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `lamb search` prints."""
@@ -68,43 +69,39 @@ class Library:
         model: str | Captioner | None = None,
         device: str | None = None,
         config: LibraryConfig | None = None,
+        threads: int | None = None,
     ):
         """
         Args:
             folder: of the index; it is made by the first call of `index`.
-            model: a captioner, or what `Captioner.load` takes; None: that of the index, or the bundled one.
-            device: see `Captioner.load`.
+            model: a captioner, or an argument of `Captioner.load`; None: the model of the index, or the bundled one.
+            device, threads: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
-        self._name = model if isinstance(model, str) else None
-        self._captioner = model if isinstance(model, Captioner) else None
-        self._device = device
-        self._store: Store | None = None
-        self._words: Words | None = None
-        self._checked = False  # that the captioner is the one of the index
+        self._model, self._device, self._threads = model, device, threads
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
     def index(
         self, source: str | Path, watch: Callable[[Tally], None] = lambda tally: None, beams: int | None = None
     ) -> Tally:
-        """Bring the index up to date with the folder or manifest `source`: what is new or changed is heard, what is
-        gone is taken out.
+        """Update the index to the folder or manifest `source`: add what is new or changed, and remove what is gone.
 
         Args:
             source: recordings below a folder, or the clips of a manifest (JSONL, CSV).
-            watch: is called after every group of recordings.
-            beams: of the search for captions; 1 is the fastest; None: the model's own number.
+            watch: called after every group of recordings.
+            beams: width of the beam search for captions; 1 is the fastest; None: the number of the model.
 
-        A recording that cannot be read is in `failed`, and tried again by the next run. A run that was ended, in
-        whatever way, is gone on with by the next one. Raises LibraryError, and what a manifest may raise.
+        A recording that cannot be read is listed in `Tally.failed`, and the next run tries it again. The next run also
+        continues a run that was interrupted. Raises LibraryError or ManifestError.
         """
-        name, found = listed(str(source))
+        source_name, found = listed(str(source))
         if not self._exists():
-            model = self.captioner.model
-            self._store = Store.create(self.folder, model.llm.dim, self._name or MODEL, space(model), self.config)
+            runtime = self.captioner.engine.runtime
+            name = self._model if isinstance(self._model, str) else MODEL
+            self.store = Store.create(self.folder, runtime.embed([0]).shape[1], name, runtime.space, self.config)
         with self.store.writing():
-            update = Update(self.store, name, found, watch)
+            update = Update(self.store, source_name, found, watch)
             todo = update.changed()
             if (first := next(todo, None)) is not None:  # else there is no need for a model
                 captioner = self.captioner
@@ -115,13 +112,13 @@ class Library:
     # ---- searching it ------------------------------------------------------------------------------------------------
 
     def search(self, query: str, limit: int = 20, **where: Any) -> list[Match]:
-        """The segments that fit the words `query` best, best first; the keywords are those of `condition`."""
+        """The segments that match the words of `query` best, best first; for the keywords see `condition`."""
         if not query.strip():
             raise LibraryError("nothing is searched for", "say in words what is to be heard")
         return self.found(self.store, self.words.vector(query), query, condition(**where), limit)
 
     def found(self, store: Store, vector: np.ndarray, query: str, where: str | None, limit: int) -> list[Match]:
-        """What `search` finds once the query is a `vector` (D_llm,) of length 1 too."""
+        """The result of `search` for the words of `query` and their `vector` (D_llm,), which has length 1."""
         count = max(limit, self.config.candidates)
         worded, near = store.worded(query, where, count), store.near(vector, where, count)
         fits = worded["_score"].to_numpy()
@@ -136,9 +133,9 @@ class Library:
         return [_match(rows[row], float(scores[row])) for row in best]
 
     def like(self, source: Source, limit: int = 20, **where: Any) -> list[Match]:
-        """The segments that sound most like the recording `source`, best first; the keywords are those of `condition`.
+        """The segments that sound most like the recording `source`, best first; for the keywords see `condition`.
 
-        Raises AudioError for what cannot be read, LibraryError for silence.
+        Raises AudioError for a recording that cannot be read, LibraryError for silence.
         """
         captioner = self.captioner
         options = replace(captioner.options, window=self.config.window)
@@ -154,35 +151,29 @@ class Library:
 
     # ---- what it needs -----------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def store(self) -> Store:
-        """The table. Raises LibraryError where there is none, or one of another model."""
-        if self._store is None:
-            self._store = Store.open(self.folder, self.config)
-        return self._store
+        """The table, opened at the first use. Raises LibraryError if there is none."""
+        return Store.open(self.folder, self.config)
 
-    @property
+    @cached_property
     def captioner(self) -> Captioner:
-        """The model, loaded when it is first needed; it must be the one of the index."""
-        if self._captioner is None:
-            name = self._name or (self.store.model if self._exists() else MODEL)
-            self._captioner = Captioner.load(name, device=self._device)
-        if self._exists() and not self._checked:
-            if space(self._captioner.model) != self.store.space:
-                remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
-                raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
-            self._checked = True
-        return self._captioner
+        """The model, loaded at the first use. Raises LibraryError if the index was made with another one."""
+        model = self._model or (self.store.model if self._exists() else MODEL)
+        given = model if isinstance(model, Captioner) else None
+        captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
+        if self._exists() and captioner.engine.runtime.space != self.store.space:
+            remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
+            raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
+        return captioner
+
+    @cached_property
+    def words(self) -> Words:
+        """The conversion of queries into vectors."""
+        return Words(self.captioner.engine.runtime)
 
     def _exists(self) -> bool:
         return (self.folder / f"{TABLE}.lance").is_dir()
-
-    @property
-    def words(self) -> Words:
-        """What turns a query into a vector."""
-        if self._words is None:
-            self._words = Words(self.captioner.model)
-        return self._words
 
 
 def condition(
@@ -194,7 +185,7 @@ def condition(
     after: float | None = None,
     before: float | None = None,
 ) -> str | None:
-    """What segments must be, as a condition of SQL; None for all of them.
+    """A filter for segments as an SQL condition; None for all of them.
 
     Args:
         folder: only recordings below it.

@@ -102,7 +102,7 @@ class Page:
             if find_spec(module) is None:
                 raise DemoError(f"the page needs {module}; install it with: pip install 'lamb-aac[demo]'")
         self.models, self.device = list(models), device
-        self.loaded = {self.models[0]: Captioner.load(self.models[0], device)}
+        self.loaded = {self.models[0]: Captioner.load(self.models[0], device, engine="torch")}
         if data is None and (SAMPLES / "manifest.jsonl").is_file():
             data = SAMPLES
         self.clips: list[Clip] = [] if data is None else sources.clips(data)
@@ -112,7 +112,7 @@ class Page:
         if name not in self.models:  # a request that was not made by the page
             raise DemoError(f"{name}: not a model of this page")
         if name not in self.loaded:
-            self.loaded[name] = Captioner.load(name, self.device)
+            self.loaded[name] = Captioner.load(name, self.device, engine="torch")
         return self.loaded[name]
 
     def hear(self, file: str | None, model: str, beams: float, strength: float) -> str:

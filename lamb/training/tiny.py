@@ -4,7 +4,7 @@ Neither is part of the paper, which takes CED and LLaMA-2 as they are; stage `la
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from ..model.lamb import caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, share_of, token_share
 from ..model.padding import pad
-from .stage import Losses, Stage, param_groups
+from .stage import Losses, Stage, caption_weights, param_groups
 
 HEADS = "heads.safetensors"  # the heads that an encoder was trained with, beside its weights
 
@@ -212,10 +212,13 @@ class LanguageModelStage(Stage):
         ]
         return {"captions": [captions[k] for k in loader.part_of(size, share)]}
 
+    def weights(self, batches: Sequence[dict[str, Any]]) -> list[float]:
+        return caption_weights(self.llm, batches)
+
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
         ids, mask = self.llm.tokenize(batch["captions"])
         labels = caption_labels(ids, mask, self.llm.tokenizer.eos_token_id)
-        return {"loss": token_share(labels) * cross_entropy(forward(ids), labels)}
+        return {"loss": batch.get("weight", 1.0) * token_share(labels) * cross_entropy(forward(ids), labels)}
 
     def check(self) -> dict[str, float]:
         """The cross entropy of the captions of recordings that are held out; {} where there are none."""

@@ -20,6 +20,7 @@ from lamb.bulk import run as bulk_module
 from lamb.bulk.listing import BulkError, Input, write_list
 from lamb.bulk.run import bulk
 from lamb.bulk.workers import Settings
+from lamb.data.manifest import ManifestError
 
 # A stand-in for lamb/inference/captioner.py that every Python process imports at its start: the workers of the run too.
 # What happens to a file is in its name; `flaky` and `fatal` ones are well once the file `healed` lies beside them.
@@ -29,7 +30,7 @@ from pathlib import Path
 from lamb.inference.captions import Caption
 
 class Captioner:
-    model = types.SimpleNamespace(encoder=types.SimpleNamespace(sample_rate=16000))
+    engine = types.SimpleNamespace(sample_rate=16000)
 
     @classmethod
     def load(cls, name, device=None):
@@ -220,7 +221,7 @@ def test_a_manifest_of_clips_keeps_ids_and_times(tmp_path):
 def test_what_cannot_be_listed_is_told(tmp_path, name, text, words):
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(BulkError, match=words):
+    with pytest.raises((BulkError, ManifestError), match=words):
         write_list(str(tmp_path / name), tmp_path / "list")
     assert not (tmp_path / "list").exists()
 
