@@ -321,7 +321,7 @@ def test_pictures_that_cannot_be_made(tmp_path, monkeypatch):
     check(tmp_path / "gap.png")
     with pytest.raises(PackageError, match=r"needs umap-learn; pip install 'lamb-aac\[plot\]'"):
         check(tmp_path / "gap.png", umap=True)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     with pytest.raises(PackageError, match=r"needs matplotlib; pip install 'lamb-aac\[plot\]'"):
         check(tmp_path / "gap.png")
 
