@@ -243,9 +243,8 @@ class DistillConfig:
     """The teacher of an encoder and its losses (stage distill); see lamb.training.distill. [O]"""
 
     teacher: str | None = None  # official EfficientAT checkpoint; None: learn from labels alone
-    hints: float = 1.5  # weight of the distance to its feature maps
-    classes: float = 30.0  # weight of the distance to its probabilities of AudioSet's classes
-    crop: int | None = None  # frames of each scene to train on, without our labels; None: whole scenes, with them
+    hints: float = 10.0  # weight of the distance to its feature maps
+    layerwise: bool = False  # each layer learns on its own, without our labels; False: all of them together, with them
 
 
 @dataclass(frozen=True)

@@ -85,20 +85,20 @@ class Convolution(nn.Sequential):
         ]
         super().__init__(*layers, *([activation()] if activation else []))
         self.wide, self.stride = kernel > 1, stride
-        # oneDNN computes the gradients of these in bfloat16 several times slower than in float32
-        self.exact = groups > 1 and (kernel > 3 or stride != (1, 1))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """x (B, C, H, F), mask (B, 1, 1, F) or None where all is clip -> (B, C', H', F'), mask (B, 1, 1, F')."""
         if self.wide and mask is not None:
             x = x * mask.to(x.dtype)
             mask = mask[..., :: self.stride[1]]
-        if self.exact and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                x = self[0](x.float())
-        else:
-            x = self[0](x)
-        for layer in list(self)[1:]:
+        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
+        if norm.training:
+            x = norm(conv(x))
+        else:  # BatchNorm is linear now, and folded into the convolution
+            scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()  # (C',)
+            bias = norm.bias - cast(Tensor, norm.running_mean) * scale
+            x = F.conv2d(x, conv.weight * scale[:, None, None, None], bias, conv.stride, conv.padding, 1, conv.groups)
+        for layer in list(self)[2:]:
             x = layer(x)
         return x, mask
 
