@@ -36,7 +36,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, efficientat, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, efficientat, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
@@ -269,11 +269,11 @@ class OptimConfig:
 class TrainConfig:
     """A recipe: one stage of training."""
 
-    stage: Literal["encoder", "distill", "language_model", "lamb"] = "lamb"
+    stage: Literal["distill", "language_model", "lamb"] = "lamb"
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
-    # stage lamb: a model to continue from, instead of `model`; stage encoder: an encoder that gets more branches
+    # stage lamb: a model to continue from, instead of `model`; stage distill: an encoder to begin with
     init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice

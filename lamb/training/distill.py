@@ -161,7 +161,7 @@ class DistillStage(Stage):
             torch.manual_seed(index)
             log_mel, valid = encoder.log_mel(batch["waveform"], torch.ones_like(batch["mask"]))
             log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
-            made = {"log_mel": log_mel, "events": batch["events"]}
+            made = {"log_mel": log_mel, "events": batch["events"], "captions": batch["captions"]}
             if self.teacher:
                 maps = self.teacher(log_mel)
                 made["hints"] = [maps[k].bfloat16() for k in self.hints]

@@ -54,7 +54,7 @@ def channels(count: float) -> int:
 
 
 @cache
-def _mels(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
+def mel_matrix(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
     """Kaldi's triangles, linear in mel = 1127 ln(1 + f / 700), from 0 to `f_max` Hz, peak 1: (mels, n_fft // 2 + 1)."""
     with torch.inference_mode(False):  # kept: a tensor made in inference mode would break autograd later
         top = 1127 * math.log(1 + f_max / 700)
@@ -174,7 +174,7 @@ class EfficientAT(Encoder):
         outputs: classes of the AudioSet head, which has no part in the tokens; 0: no such head.
         relative: divide a clip by its own peak first, so that its level does not matter, and end in a LayerNorm (our
             choice); False: as published.
-        labels: what the heads that stage encoder of `lamb train` makes tell apart; none: no such heads.
+        labels: what the heads that stage distill of `lamb train` makes tell apart; none: no such heads.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class EfficientAT(Encoder):
         hann = torch.hann_window(window, periodic=False, device=signal.device)
         spectrum = torch.stft(framed, size, self.hop, window, hann, center=False, return_complex=True)  # (B, bins, F)
         power = spectrum.real.square() + spectrum.imag.square()
-        return _mels(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
+        return mel_matrix(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
 
     def layers(self, log_mel: Tensor, valid: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What comes out of each layer of `features`: log mels (B, windows, mels, F), mask (B, F) -> feature map
@@ -343,7 +343,7 @@ def _official_options(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
     except KeyError as error:
         raise ValueError(
             f"{file} is not a checkpoint of {OFFICIAL}: it has no {error}, only {published.some(shapes)}. Give an "
-            "official one with an MLP head, or the folder that stage encoder of lamb train left"
+            "official one with an MLP head, or the folder that stage distill of lamb train left"
         ) from None
     for tenth in range(1, 51):
         width = tenth / 10
