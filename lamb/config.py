@@ -115,7 +115,7 @@ class WeighConfig:
     doubt: float = 1.0  # cost of naming a sound that is absent; 0: every sound that was found is named
     upper: float = 0.5  # value of naming an upper class, where its exact class has the value 1
     wording: float = 0.1  # weight of the mean log probability of the tokens
-    offered: int = 2  # how many of the most probable upper classes are always candidates
+    offered: int = 2  # how many of the most probable kinds and upper classes are always candidates
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 Beam search finds likely sentences; a small language model rounds them off with sounds that nobody hears, and tells one
 sound twice. So the candidates are the beams and what is left of them where they end before another sound ("A dog barks
-while rain falls." also gives "A dog barks."). Of each sound that one names it is known how the encoder's label heads
-answer to it, and how the language model, and from that follows a confidence:
+while rain falls." also gives "A dog barks."), and sentences that are offered: the kinds of sound that the label heads
+find the most probable, alone and two of them together, and the upper classes. Of each sound that one names it is known
+how the encoder's label heads answer to it, and how the language model, and from that follows a confidence:
 
     c = sigmoid(w . [1, logit p_clip, logit p_frame, logit p_text, upper, later])
 
@@ -93,6 +94,7 @@ class Weigher:
         self.places: dict[str, list[int]] = {}  # outputs of the label heads that stand for a label
         for k, label in enumerate(model.encoder.labels):
             self.places.setdefault(SAME.get(label, label), []).append(k)
+        self.kinds = {label: at for label, at in self.places.items() if label in PHRASES}
 
     @torch.inference_mode()
     def choose(
@@ -100,7 +102,7 @@ class Weigher:
     ) -> list[list[Hypothesis]]:
         """h_a (B, N_a, D), z_a (B, N, D_llm), their masks and hypotheses of each clip -> its candidates, the best
         first, with their sounds and their confidence."""
-        texts = self.candidates(h_a, h_a_mask, found)
+        texts = [list(dict.fromkeys(row)) for row in self.candidates(h_a, h_a_mask, found)]
         rows = []
         for own, row in zip(texts, self.measure(h_a, h_a_mask, z_a, z_a_mask, texts), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
@@ -109,9 +111,11 @@ class Weigher:
 
     @torch.inference_mode()
     def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        """Of each clip, h_a (B, N_a, D), the texts that are weighed; upper classes are the last ones."""
+        """Of each clip, h_a (B, N_a, D), the texts that are weighed; the last ones are those that are offered."""
         clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        return [[*_candidates(row), *self._offered(p)] for row, p in zip(found, clip, strict=True)]
+        frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
+        rows = zip(found, clip, frame, strict=True)
+        return [[*_candidates(row), *self._offered(p, by_token)] for row, p, by_token in rows]
 
     @torch.inference_mode()
     def measure(
@@ -138,11 +142,22 @@ class Weigher:
             measured[k].append((sum(values) / len(values), found))
         return measured
 
-    def _offered(self, clip: Tensor) -> list[str]:
-        """Sentences with the upper classes that are the most probable, clip (C,)."""
+    def _offered(self, clip: Tensor, frame: Tensor) -> list[str]:
+        """Sentences with the most probable kinds and upper classes: clip (C,), frame (N_a, C + 1), 0 in padding. Two
+        kinds are also told in the order in which they sound the most, and at once."""
+        count = self.options.weigh.offered
+        by_time = frame.sum(0)
+        both = {label: float(clip[at].sum() + by_time[at].sum() / by_time.sum()) for label, at in self.kinds.items()}
+        kinds = sorted(both, key=lambda label: -both[label])[:count]
+        when = {label: int(frame[:, self.kinds[label]].sum(1).argmax()) for label in kinds}
+        clauses = {label: PHRASES[label][0].clause for label in kinds}
+        texts = [clauses[label] for label in kinds]
+        if count > 1:
+            first, second = (clauses[label] for label in sorted(kinds[:2], key=lambda label: when[label]))
+            texts += [f"{first}, then {second}", f"{first} while {second}"]
         sums = {parent: float(clip[self._heads(frozenset([parent]))].sum()) for parent in sorted(PARENTS)}
-        best = sorted(sums, key=lambda parent: -sums[parent])[: self.options.weigh.offered]
-        return [clean(PHRASES[parent][0].clause) for parent in best]
+        parents = sorted(sums, key=lambda parent: -sums[parent])[:count]
+        return [clean(text) for text in (*texts, *(PHRASES[parent][0].clause for parent in parents))]
 
     def _heads(self, labels: frozenset[str]) -> list[int]:
         """The outputs of the label heads that answer to the labels, and to all below them."""
