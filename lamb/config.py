@@ -1,11 +1,12 @@
-"""Every default of `lamb`: frozen dataclasses, read from YAML recipes and stored in every checkpoint.
+"""All defaults of `lamb`: frozen dataclasses that are read from YAML recipes and stored in every checkpoint.
 
 Marks, as in `docs/method.md`: [P] the paper, [A] the authors' earlier captioner, [O] our choice.
-A recipe states only what differs from these defaults. An unknown key or a wrong type is an error.
+A recipe states only values that differ from these defaults. An unknown key or a wrong type is an error.
 """
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class ConfigError(LambError, ValueError):
-    """A recipe or configuration that cannot be used; the text says where, what and the remedy."""
+    """A recipe or configuration that cannot be used: where, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,15 @@ class AdapterConfig:
     """Two-Stream Adapter [P], or a baseline in its place."""
 
     kind: Literal["two_stream", "linear", "qformer"] = "two_stream"
-    semantic: bool = True  # with the semantic stream
-    temporal: bool = True  # with the temporal stream
+    semantic: bool = True  # whether there is a semantic stream
+    temporal: bool = True  # whether there is a temporal stream
     semantic_queries: int = 8  # N_s [P]
     temporal_queries: int = 8  # N_t [P]
     fusion_queries: int = 32  # N_g [P]; also the queries of the Q-Former
     query_std: float = 0.02  # initial standard deviation of the queries [O]
+    # norm of an audio token at the start, in norms of the LLM's embeddings; None: that of PyTorch's linear layer [O]
+    scale: float | None = None
+    centred: bool = False  # audio tokens start around the mean of the LLM's embeddings [O]
     kernels: tuple[int, ...] = (3, 5, 7)  # sizes of the temporal stream's convolutions [O]
     head_dim: int = 64  # width of an attention head [O]
     layers: int = 2  # of the Q-Former [O]
@@ -80,14 +84,17 @@ class GuideConfig:
     enabled: bool = True
     distance: Literal["l2", "l1", "cosine"] = "l2"  # squared L2 [P]
     reduce: Literal["mean", "min"] = "mean"  # over the audio tokens [O]
-    beta: float | None = None  # initial strength; None: so that beta * score has standard deviation 1 [O]
+    beta: float | None = None  # initial strength; None: by `spread` [O]
+    spread: float = (
+        0.5  # standard deviation, over the vocabulary, of the part of the bias that differs between clips [O]
+    )
 
 
 @dataclass(frozen=True)
 class LLMConfig:
     """The language model, LLaMA-2 7B + LoRA in the paper. [P]"""
 
-    source: str | None = None  # hub id or folder; None: inside the checkpoint
+    source: str | None = None  # hub id, folder or GGUF file (lamb.model.gguf); None: inside the checkpoint
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     train: Literal["frozen", "lora", "full"] = "lora"  # [P]
     lora: LoraConfig = LoraConfig()
@@ -115,7 +122,7 @@ class WeighConfig:
     doubt: float = 1.0  # cost of naming a sound that is absent; 0: every sound that was found is named
     upper: float = 0.5  # value of naming an upper class, where its exact class has the value 1
     wording: float = 0.1  # weight of the mean log probability of the tokens
-    offered: int = 2  # how many of the most probable kinds and upper classes are always candidates
+    offered: int = 2  # number of the most probable kinds and upper classes that are always candidates
 
 
 @dataclass(frozen=True)
@@ -175,14 +182,14 @@ class OneMentionConfig:
 
 @dataclass(frozen=True)
 class RerankingConfig:
-    """The similarity of caption and audio has a say in the choice among the beams. [O]"""
+    """The similarity of caption and audio contributes to the choice among the beams. [O]"""
 
     weight: float = 0.0  # of the similarity, against the mean log probability; 0: off
 
 
 @dataclass(frozen=True)
 class ExtensionsConfig:
-    """What `lamb.extensions` adds to the method; all of it is off by default. [O]"""
+    """The extensions of the method in `lamb.extensions`; all are off by default. [O]"""
 
     channel_dropout: ChannelDropoutConfig = ChannelDropoutConfig()
     class_prototypes: ClassPrototypesConfig = ClassPrototypesConfig()
@@ -194,7 +201,7 @@ class ExtensionsConfig:
 
 @dataclass(frozen=True)
 class LambConfig:
-    """A LAMB model: all that is needed to build it again."""
+    """A LAMB model: everything that is needed to build it again."""
 
     encoder: EncoderConfig = EncoderConfig()
     adapter: AdapterConfig = AdapterConfig()
@@ -218,8 +225,11 @@ class DataConfig:
     cache: str | None = None  # folder for the tokens of a frozen encoder: clips are encoded once, uncropped [O]
     # SpecAugment (lamb.model.encoders.spec_augment) for an encoder that learns, such as CED [A]
     spec_augment: bool = False
-    unreadable: int = 10  # training stops when more clips than this cannot be read
-    seconds: float = 10.0  # longest training clip [O]
+    unreadable: float = 0.01  # training stops when more than this share of the clips cannot be read
+    seconds: float = (
+        30.0  # longest training clip; a longer one is cropped at random. It is heard in windows of decode [O]
+    )
+    gain: float = 0.0  # largest random change of a clip's level, in dB; an extension, the paper has none [O]
     # shares of scenes with one recording, several in sequence, several at the same time [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)
     parents: float = 0.0  # share of sounds that are degraded, and named by an upper class [O]
@@ -277,9 +287,7 @@ class TrainConfig:
     init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice
-    save_every: int = (
-        200  # steps between saved states; each comes with a check, which optim.epochs moves to every epoch
-    )
+    save_every: int = 200  # steps between saved states with a check; with optim.epochs, checks are after each epoch
     keep_states: int = 2  # how many of the latest states are kept
     model: LambConfig = LambConfig()
     language_model: LanguageModelConfig = LanguageModelConfig()
@@ -333,11 +341,11 @@ def _option(default: Any, metavar: str, help: str, group: str = "Options", **bou
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """How a file is decoded, in a process of its own, and what it may cost. [O]"""
+    """How a file is decoded in a process of its own, and the resources that this may use. [O]"""
 
-    seconds: float = 20.0  # of processor time; 0: any ...
-    seconds_per_mb: float = 10.0  # ... and as many more for each megabyte of the file
-    memory: float = 1024.0  # MB of address space, of which 210 are taken at the start
+    seconds: float = 20.0  # of processor time; 0: no limit
+    seconds_per_mb: float = 10.0  # of further processor time for each megabyte of the file
+    memory: float = 1024.0  # MB of address space, of which 210 are used at the start
     track: int | None = None  # which audio track of a video, from 1; None: the default one, else the loudest
 
 
@@ -372,71 +380,61 @@ class ServeConfig:
 
 @dataclass(frozen=True)
 class LibraryConfig:
-    """How sounds are indexed and found (`lamb index`, `lamb search`). [O]"""
+    """Options of indexing and searching sounds (`lamb index`, `lamb search`). [O]"""
 
     window: float = 10.0  # seconds; a longer recording is cut into segments where its sound changes
-    group: int = 32  # recordings that are heard together, and written at once
+    group: int = 32  # recordings that are processed together and written at once
     compact: int = 50  # groups after which the files of the index are joined
-    candidates: int = 200  # segments that each of the two searches hands on, to be scored by both
-    words: float = 0.05  # what the best fitting caption adds to the cosine of a segment
-    approximate: int = 20_000  # segments from which on vectors are searched by an index of neighbourhoods
-    probes: int = 16  # neighbourhoods that are looked into
+    candidates: int = 200  # segments that each of the two searches contributes, to be scored by both
+    words: float = 0.05  # added to the cosine of the segment whose caption fits best
+    approximate: int = 20_000  # number of segments from which vectors have an approximate index
+    probes: int = 16  # neighbourhoods of that index that are searched
 
 
 @dataclass(frozen=True)
 class ListenConfig:
-    """How a stream is heard (`lamb listen`). [O]"""
+    """How events are found in a stream (`lamb listen`). [O]"""
 
-    level: float = -60.0  # dBFS; a stretch whose peak is lower is silence
+    level: float = -60.0  # dBFS; a stretch with a lower peak is silence
     hop: float = 0.5  # seconds of new sound between two looks at it
-    sure: float = 1.0  # seconds that must follow a change in the sound before it counts
-    longest: float = 8.0  # seconds after which a sound that goes on is told, in parts
-    held: float = 20.0  # seconds of sound that wait for the model; more is dropped
+    sure: float = 1.0  # seconds that must follow a change in the sound before it is certain
+    longest: float = 8.0  # seconds after which a sound that continues is reported in parts
+    held: float = 20.0  # seconds of sound that may wait for the model; more is dropped
     patience: float = 10.0  # seconds without sound after which a stream counts as lost
-    first_wait: float = 1.0  # seconds before the first try to connect again; twice as long before each further one
-    last_wait: float = 60.0  # seconds at most
+    first_wait: float = 1.0  # seconds before the first attempt to reconnect; doubled before each further one
+    last_wait: float = 60.0  # most seconds before an attempt
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
-    """How it is found when a word was heard (`lamb explain`). [O]"""
+    """How the time of each word is found (`lamb explain`). [O]"""
 
-    stretch: float = 1.0  # seconds that are heard alone
+    stretch: float = 1.0  # seconds that are scored alone
     hop: float = 0.5  # seconds between two stretches
-    longest: float = 60.0  # seconds of a recording: the caption of a longer one is written from a part of it
+    longest: float = 60.0  # seconds of a recording; the caption of a longer one comes from a part of it
 
 
 @dataclass(frozen=True)
 class SdhConfig:
-    """How sounds are told in subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
+    """Subtitles for the deaf and hard of hearing (`lamb caption --sdh`). [O]
 
-    Times and length are those of published guidelines: about 42 characters a line, 1 to 7 seconds, two frames between.
+    The values follow published guidelines: about 42 characters per line, 1 to 7 seconds, two frames between cues.
     """
 
-    speech: bool = False  # tell speech too: "[man speaking]"
+    speech: bool = False  # whether speech is described too: "[man speaking]"
     characters: int = 42  # of a description, its brackets included
-    shortest: float = 1.0  # seconds that a description is shown at least
-    longest: float = 7.0  # seconds that it is shown at most
+    shortest: float = 1.0  # least seconds for which a description is shown
+    longest: float = 7.0  # most seconds for which it is shown
     pause: float = 0.083  # seconds between two cues
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dicts, lists and scalars, for JSON and YAML."""
-    return typing.cast(dict[str, Any], _plain(config))
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    return value
+    """A configuration as dicts, lists and scalars, as JSON and YAML have them."""
+    return typing.cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:
-    """`data` (nested dicts) as the dataclass `cls`; ConfigError for an unknown key or a wrong type."""
+    """`data` (nested dicts) as the dataclass `cls`. Raises ConfigError for an unknown key or a wrong type."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where.rstrip('.') or cls.__name__}: expected keys and values, found {data!r}")
     hints = typing.get_type_hints(cls)
@@ -480,12 +478,12 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A YAML recipe of `lamb train`, then `key.sub=value` overrides (values read as YAML)."""
+    """A YAML recipe of `lamb train`, changed by `key.sub=value` overrides, whose values are YAML too."""
     return read(TrainConfig, path, overrides)
 
 
 def read(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
-    """A YAML file as the dataclass `kind`, then `key.sub=value` overrides; ConfigError for what it cannot be."""
+    """A YAML file as the dataclass `kind`, changed by `key.sub=value` overrides. Raises ConfigError."""
     path = Path(path)
     try:
         data = _yaml(path.read_text(encoding="utf-8"), str(path)) or {}
@@ -513,7 +511,7 @@ def read(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def _yaml(text: str, where: str) -> Any:
-    """YAML that also takes 1e-3 for a number, as everybody but YAML 1.1 does; ConfigError for what is none."""
+    """Read YAML in which 1e-3 is a number, which it is not in YAML 1.1. Raises ConfigError."""
     import yaml
 
     class Loader(yaml.SafeLoader):

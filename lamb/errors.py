@@ -5,6 +5,7 @@ traceback. Subclasses keep a built-in base: `ValueError` where something that wa
 where the machine or the network fails. Any other exception is a bug.
 """
 
+from importlib import import_module
 from typing import Any
 
 
@@ -29,3 +30,15 @@ class LambError(Exception):
 
 class OptionError(LambError, ValueError):
     """A value that cannot be used, given as an argument in Python or as an option of a command."""
+
+
+class PackageError(LambError, ValueError):
+    """A package that only some features need, and that is not installed."""
+
+
+def optional(module: str, needed: str, extra: str) -> Any:
+    """The module of an optional package. Raises PackageError, which names the `extra` that brings it."""
+    try:
+        return import_module(module)
+    except ImportError:
+        raise PackageError(needed, f"pip install 'lamb-aac[{extra}]'") from None

@@ -128,4 +128,4 @@ def test_the_reader_of_imports_sees_all_kinds():
 @pytest.mark.parametrize("module", sorted(LIGHT))
 def test_light_files_import_nothing_heavy(module):
     tops = {name.split(".")[0] for name in imports(module, at_import(parsed(module)))}
-    assert tops - sys.stdlib_module_names - {"lamb"} == LIGHT[module]
+    assert tops - sys.stdlib_module_names - {"lamb"} <= LIGHT[module]

@@ -21,6 +21,8 @@ from .headers import read_at
 from .sources import Stream
 
 _DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
+# what DTS begins with, in words of 16 and 14 bits and in both orders of bytes, and as DTS-HD: no demuxer takes it
+_DTS = (b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8", b"DTSHDHDR")
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
 _TIMED = ("mov", "matroska", "asf", "flac")  # containers whose header holds the length; for others ffmpeg guesses it
 # containers whose packets have time stamps of their own: one that is missing need not be lost
@@ -54,8 +56,11 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
     except av.FFmpegError:
         problem = "not audio, or damaged at its very beginning"
         remedy = "give a sound file, for instance wav, flac, mp3 or m4a"
-        if not isinstance(file, Stream) and read_at(file, 4, 4) == b"ftyp":
+        sign = b"" if isinstance(file, Stream) else read_at(file, 0, 8)
+        if sign[4:] == b"ftyp":
             problem, remedy = "its index is missing or damaged, as in a recording that was cut off", REPLACE
+        elif sign.startswith(_DTS):
+            problem, remedy = "its audio is in an unsupported codec (dts)", CONVERT
         raise AudioError(called, problem, remedy) from None
     if not container.streams.audio:
         raise AudioError(called, "holds no audio stream", "give a file with sound in it")
@@ -104,7 +109,7 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
         seconds = float(stream.duration * stream.time_base)
     elif name in _TIMED and container.duration and len(container.streams) == 1:
         seconds = container.duration / 1e6  # of the longest stream, which is the only one
-    stated = None if seconds is None else round(seconds * rate)
+    stated = round(seconds * rate) if seconds and seconds > 0 else None  # a damaged header may say less than nothing
     channels = head.frame.layout.nb_channels
     return Sound(called, rate, channels, stated, f"{name} {codec}", read, damage, exact=False)
 

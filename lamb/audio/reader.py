@@ -41,6 +41,7 @@ __all__ = [
     "AudioWarning",
     "Damage",
     "Source",
+    "centred",
     "is_live",
     "is_silent",
     "level",
@@ -162,6 +163,11 @@ def cut(sound: Sound, sample_rate: int, window: float, hop: float) -> Iterator[t
             index += 1
     if end > covered:
         yield index * hop, np.concatenate(held)[start - first :]
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """Samples `x` (T,) without their mean, as every encoder hears them, in training too: a constant is no sound."""
+    return x - x.mean(dtype=np.float64).astype(np.float32)
 
 
 def level(x: np.ndarray) -> float:

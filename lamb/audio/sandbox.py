@@ -10,6 +10,9 @@ has come to a file's end takes another one; the death of one is told by its moni
 is closed.
 
     a message: kind (1 byte), length (8 bytes), content: float64 and float32 numbers of a window, or JSON
+
+Where processes cannot fork (Windows), `windows` decodes in this process, without protection and limits; the service,
+which decodes what strangers send, does not run there.
 """
 
 import contextlib
@@ -18,7 +21,6 @@ import io
 import json
 import math
 import os
-import resource
 import select
 import shutil
 import signal
@@ -57,6 +59,9 @@ _LARGEST = 2**31  # bytes of a message
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
 
 
+CAN_FORK = hasattr(os, "fork")
+
+
 class SandboxError(LambError, OSError):
     """No decoder can be started."""
 
@@ -70,8 +75,9 @@ def windows(
     limits: DecodeLimits | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
     """As `reader.windows`, decoded in a process of its own within `limits`. Arrays need none."""
-    if isinstance(source, tuple):
-        yield from reader.windows(source, sample_rate, window, hop, damage)
+    if isinstance(source, tuple) or not CAN_FORK:
+        with reader.opened(source, damage, limits.track if limits else None) as sound:
+            yield from reader.cut(sound, sample_rate, window, hop)
         return
     with Decoding(source, sample_rate, window, hop, damage, limits) as decoding:
         decoding.info()
@@ -80,9 +86,10 @@ def windows(
 
 def start(wait: bool = False) -> None:
     """Start the server, so that it is there when the first file comes. Raises SandboxError."""
-    server = _server()
-    if wait:
-        server.wait()
+    if CAN_FORK:
+        server = _server()
+        if wait:
+            server.wait()
 
 
 class Decoding:
@@ -102,8 +109,11 @@ class Decoding:
         limits: DecodeLimits | None = None,
         called: str | None = None,
     ) -> None:
+        if not CAN_FORK:
+            raise SandboxError("this system has no decoding processes", "use Linux or macOS")
         self.name, self.sample_rate, self.damage = called or name(source), sample_rate, damage
         self._through = False  # whether the decoder is free for another file
+        self._left = False  # whether it may have got one
         limits = limits or DecodeLimits()
         with ExitStack() as stack:
             file = _descriptor(source, stack)
@@ -148,9 +158,10 @@ class Decoding:
         return np.concatenate(chunks)
 
     def kill(self) -> None:
-        """End the decoder; whoever waits for it gets an AudioError."""
-        with contextlib.suppress(OSError):
-            self._decoder.line.shutdown(socket.SHUT_RDWR)
+        """End the decoder, unless it is through; whoever waits for it gets an AudioError."""
+        with _lock, contextlib.suppress(OSError):
+            if not self._left:
+                self._decoder.line.shutdown(socket.SHUT_RDWR)
 
     def __enter__(self) -> "Decoding":
         return self
@@ -158,10 +169,12 @@ class Decoding:
     def __exit__(self, *_: object) -> None:
         """Let the decoder have another file if it is through with this one; else end it."""
         self._decoder.uses += 1
-        if self._through and self._decoder.uses < USES and len(_idle) < IDLE:
-            _idle.append(self._decoder)
-        else:
-            self._decoder.close()
+        with _lock:
+            self._left = True
+            if self._through and self._decoder.uses < USES and len(_idle) < IDLE:
+                _idle.append(self._decoder)
+            else:
+                self._decoder.close()
 
     def _next(self) -> tuple[int, bytes]:
         """The next INFO, WINDOW or END; what else is said on the way is passed on."""
@@ -255,6 +268,8 @@ class _Server:
             self._ready = self._ready or bool(self._control.recv(1))
         self._control.settimeout(None)
         if not self._ready:
+            self.process.kill()
+            self.process.wait()  # else it may seem alive a moment longer
             raise SandboxError("the decoding process does not start", _TRY)
 
     def check(self) -> None:
@@ -401,10 +416,12 @@ def _decode(
 
 
 def _limit(file: int, seconds: float, memory: int) -> None:
+    import resource  # not on Windows
+
     unlimited = resource.RLIM_INFINITY
     regular = stat.S_ISREG(os.fstat(file).st_mode)  # a pipe may go on for days, and be copied to a file
     for limit, value in (
-        (resource.RLIMIT_AS, memory),
+        *([] if sys.platform == "darwin" else [(resource.RLIMIT_AS, memory)]),  # macOS refuses it
         (resource.RLIMIT_CPU, math.ceil(time.process_time() + seconds) if regular and seconds else unlimited),
         (resource.RLIMIT_FSIZE, 0 if regular else unlimited),
         (resource.RLIMIT_CORE, 0),

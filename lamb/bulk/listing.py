@@ -1,12 +1,11 @@
-"""What a bulk run is to caption: a folder, a manifest or an address as a list on disk, in an order that stays.
+"""The inputs of a bulk run: the recordings of a folder, a manifest or an address as a list on disk, in a fixed order.
 
-The list is one `Input` a line of JSON. It is written as the names come and sorted on disk, so that memory holds
-`RUN` names at most, however many there are; only in a remote store, where fsspec lists a folder at once, a folder's
-names. What is listed in a folder: files with one of `SUFFIXES`, at any depth; what starts with a dot is passed
-over, and a link to a folder is not followed (it may lead in a circle).
+The list holds one `Input` per line, as JSON. Names are written as they are found and sorted on disk, so that memory
+holds at most `RUN` names, however many there are. (In a remote store it holds the names of a folder, which fsspec lists
+at once.) Listed are files with one of `SUFFIXES` at any depth. Names that start with a dot are skipped, and links to
+folders are not followed, because they may form a circle.
 """
 
-import csv
 import hashlib
 import heapq
 import json
@@ -20,15 +19,15 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..audio.files import SUFFIXES, replacing
-from ..data.manifest import parse
+from ..data.manifest import parse, rows
 from ..errors import LambError
 
-RUN = 100_000  # names that are sorted in memory
+RUN = 100_000  # names that are sorted in memory at a time
 MANIFESTS = (".jsonl", ".csv", ".tsv", ".txt")
 
 
 class BulkError(LambError, ValueError):
-    """A bulk run that cannot be begun as it was asked for: what is wrong, and the remedy."""
+    """A bulk run that cannot be started as requested: the problem and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +45,15 @@ class Input:
         return cls(**json.loads(line))
 
     def to_json(self) -> str:
-        """A line of ASCII; bytes of a name that are not UTF-8 are kept as escaped surrogates."""
+        """A line of ASCII. The bytes of a name that are not UTF-8 are kept as escaped surrogates."""
         return json.dumps({key: value for key, value in asdict(self).items() if value}) + "\n"
 
 
 def write_list(source: str, path: Path) -> tuple[int, str]:
-    """Write what `source` means to the file `path`: the number of inputs and the list's SHA-256. Raises BulkError."""
+    """Write the inputs in `source` to the file `path`; return their number and the SHA-256 of the list.
+
+    Raises BulkError or ManifestError.
+    """
     digest, count = hashlib.sha256(), 0
     with replacing(path) as part, part.open("w", encoding="ascii") as file:
         for line in _lines(source, path.parent):
@@ -64,7 +66,7 @@ def write_list(source: str, path: Path) -> tuple[int, str]:
 
 
 def open_address(url: str) -> tuple[Any, str]:
-    """The fsspec file system of `url` and the path in it. Raises BulkError where no package speaks its protocol."""
+    """The fsspec file system of `url` and the path in it. Raises BulkError for an unknown protocol."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]
@@ -86,7 +88,7 @@ def _lines(source: str, scratch: Path) -> Iterator[str]:
                 return
             names = _remote(fs, path)
             yield from _sorted((Input(name).to_json() for name in names), scratch)
-        except BulkError:
+        except LambError:
             raise
         except Exception as error:  # each store has exceptions of its own
             raise BulkError(f"{source}: cannot be listed ({error}); check the address and your rights") from error
@@ -102,7 +104,7 @@ def _lines(source: str, scratch: Path) -> Iterator[str]:
 
 
 def _local(folder: str) -> Iterator[str]:
-    """Recordings below `folder`, and folders that cannot be listed, in no order; one handle is held for each level."""
+    """Recordings below `folder`, and folders that cannot be listed, in no order. Each level holds one open handle."""
     with ExitStack() as stack:
         try:
             levels = [stack.enter_context(os.scandir(folder))]
@@ -114,7 +116,7 @@ def _local(folder: str) -> Iterator[str]:
                 elif entry.is_dir(follow_symlinks=False):
                     try:
                         levels.append(stack.enter_context(os.scandir(entry.path)))
-                    except OSError:  # an input that fails, so that it is told and can be tried again
+                    except OSError:  # becomes an input that fails, so that it is reported and can be retried
                         yield entry.path
                 elif os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry.path):
                     yield entry.path
@@ -131,7 +133,7 @@ def _remote(fs: Any, path: str) -> Iterator[str]:
 
 
 def _sorted(lines: Iterable[str], scratch: Path) -> Iterator[str]:
-    """The lines in order, sorted in runs that wait in unnamed files of the folder `scratch`."""
+    """The lines in order: sorted runs in unnamed files of the folder `scratch`, which are then merged."""
     lines = iter(lines)
     with ExitStack() as stack:
         runs = []
@@ -144,34 +146,22 @@ def _sorted(lines: Iterable[str], scratch: Path) -> Iterator[str]:
 
 
 def _manifest(file: TextIO, source: str, folder: str) -> Iterator[str]:
-    """The inputs of a manifest in its own order; paths are relative to its folder, addresses stay as they are."""
+    """The inputs of a manifest in its order. Paths are relative to its folder; addresses stay as they are."""
     suffix = os.path.splitext(source)[1].lower()
     if suffix not in MANIFESTS:
         raise BulkError(f"{source}: not a folder, nor a manifest ({', '.join(MANIFESTS)}: one path a line)")
-    delimiter = {".csv": ",", ".tsv": "\t"}.get(suffix)
-    rows: Iterable[Any] = csv.DictReader(file, delimiter=delimiter) if delimiter else file
-    try:
-        for number, row in enumerate(rows, 2 if delimiter else 1):
-            if delimiter or row.strip():
-                yield _row(row, suffix, source, folder, number).to_json()
-    except csv.Error as error:
-        raise BulkError(f"{source}: {error}") from None
-
-
-def _row(row: Any, suffix: str, source: str, folder: str, number: int) -> Input:
-    try:
-        if suffix == ".txt":
-            return Input(_resolved(row.rstrip("\r\n"), folder))
-        if suffix == ".jsonl":
-            row = json.loads(row)
-        if not isinstance(row, dict):
-            raise ValueError("expected an object with the key path")
-        if not row.get("path"):
-            raise ValueError("path is missing")
-        clip = parse({"id": row.get("path"), **row}, Path())
-        return Input(_resolved(row["path"], folder), row.get("id") or None, clip.start, clip.duration)
-    except ValueError as error:
-        raise BulkError(f"{source}, row {number}: {error}") from None
+    if suffix == ".txt":
+        yield from (Input(_resolved(line.rstrip("\r\n"), folder)).to_json() for line in file if line.strip())
+        return
+    for number, row in rows(file, source):
+        try:
+            clip = parse(row, Path())
+            if not row.get("path"):
+                raise ValueError("path is missing")
+        except ValueError as error:
+            raise BulkError(f"{source}, line {number}: {error}") from None
+        # the path of `row`: `parse` would change an address
+        yield Input(_resolved(row["path"], folder), row.get("id") or None, clip.start, clip.duration).to_json()
 
 
 def _resolved(path: str, folder: str) -> str:

@@ -1,19 +1,19 @@
-"""`lamb bulk`: captions of ten to ten million recordings, on all cores or a cluster, that go on after any kill.
+"""`lamb bulk`: captions of ten to ten million recordings, on all cores or on a cluster, resumable after any kill.
 
-The folder that it fills:
+The files in the output folder are:
 
-    plan.json, inputs.jsonl     what is captioned, and how: written at the first start, read at every other
-    captions/000012.jsonl       the captions of inputs 12 * N to 13 * N - 1, in their order (or .parquet)
-    captions/000012-1.jsonl     those of its failures that succeeded with `retry_failed`, -2 the next time
+    plan.json, inputs.jsonl     what is captioned, and how; written by the first run and read by all later ones
+    captions/000012.jsonl       the captions of inputs 12 * N to 13 * N - 1, in order (or .parquet)
+    captions/000012-1.jsonl     captions of its failures that a first run with `retry_failed` added; -2 of a second
     reports/000012.json         counts and failures of that shard
-    failures.jsonl              all failures, and summary.json the counts: made from the reports whenever a run ends
+    failures.jsonl              all failures; like summary.json (the counts) made from the reports when a run ends
 
-Exactly once: workers only turn inputs into rows; this process alone writes. A shard's report is written first, then
-its captions get their name by a rename, and this one step makes the shard finished: it is not touched again. What a
-kill leaves half done has no name yet and is done again. [O]
+Every input is captioned exactly once. Workers only turn inputs into rows, and this process alone writes. The report of
+a shard is written first; then its captions get their name by a rename. This single step completes the shard, which is
+not touched again. Whatever a kill leaves half done has no name yet and is done again. [O]
 
-Ray: plain actors and not Ray Data, because a shard must come back as that shard, and it must be known which inputs a
-worker died over; Ray Data cuts blocks and repeats them as it sees fit. The loop below is the same for both. [O]
+With Ray, workers are plain actors. Ray Data is not used: it cuts and repeats blocks as it chooses, but a shard must
+come back as that shard, and it must be known on which inputs a worker died. Both kinds share the loop below. [O]
 """
 
 import fcntl
@@ -31,39 +31,41 @@ from pathlib import Path
 from typing import Any
 
 from ..audio.files import replacing, write
+from ..errors import optional
+from ..inference.captions import json_line
 from .listing import BulkError, Input, write_list
 from .workers import Answer, Settings, Worker, WorkerError, crew
 
-SHARD_SIZE = 1000  # inputs at most; a kill costs what a worker had done of one
+SHARD_SIZE = 1000  # most inputs; a kill costs each worker at most the work on one shard
 CRASH = "the decoder crashed on it, or used too much memory; convert it, for instance with: ffmpeg -i FILE sound.wav"
-PIECES = 8  # that the inputs are cut into over which a worker died
-STILLBORN = 3  # workers that may die one after another before they have their model
+PIECES = 8  # into which the inputs are cut on which a worker died
+STILLBORN = 3  # most workers that may die in succession before they have loaded their model
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Tally:
-    """Where a run stands: all of the folder's inputs, and what this run did."""
+    """Progress: of all inputs of the folder, and of this run alone."""
 
     total: int
-    done: int = 0  # captioned, in earlier runs too
+    done: int = 0  # captioned, also in earlier runs
     failed: int = 0
-    damaged: int = 0  # of those captioned, all but a part of them
+    damaged: int = 0  # captioned except for a part that cannot be decoded
     audio: float = 0.0  # seconds of sound captioned
     fresh: int = 0  # inputs finished by this run
     fresh_audio: float = 0.0
     began: float = field(default_factory=time.monotonic)
 
     def add(self, report: dict[str, Any], sign: int = 1) -> None:
-        """Count a shard in, or out."""
+        """Add the counts of a shard, or subtract them with `sign` -1."""
         self.done += sign * report["captioned"]
         self.failed += sign * len(report["failures"])
         self.damaged += sign * report["damaged"]
         self.audio += sign * report["seconds"]
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` holds."""
+        """The content of `summary.json`."""
         seconds = time.monotonic() - self.began
         return {
             "inputs": self.total,
@@ -84,14 +86,14 @@ class Tally:
 @dataclass
 class _Shard:
     number: int
-    round: int  # 0, and one more with each retry
-    inputs: list[tuple[int, Input]]  # with their places in the list
+    round: int  # 0, and one more for each retry
+    inputs: list[tuple[int, Input]]  # with their positions in the list
     rows: dict[int, Row] = field(default_factory=dict)
 
 
 @dataclass
 class _Piece:
-    """Inputs of a shard for one call of a worker: all of them, or fewer after one died."""
+    """Inputs of a shard for one call of a worker: all of them, or fewer after a worker died."""
 
     shard: _Shard
     inputs: list[tuple[int, Input]]
@@ -111,18 +113,19 @@ def bulk(
     as_listed: bool = False,
     watch: Callable[[Tally], None] = lambda tally: None,
 ) -> dict[str, Any]:
-    """Caption all of `source` (folder, manifest, address) into the folder `out`, or what is left of it; the summary.
+    """Caption `source` (a folder, manifest or address) into the folder `out`, or what is left, and return the summary.
 
     Args:
-        workers: processes, or with `ray` actors; None: one a GPU or core.
-        ray: the address of a cluster, or "local".
-        shard_size: inputs a shard; None: `SHARD_SIZE`, fewer where all would fall to a few workers.
+        workers: number of processes, or of actors with `ray`; None: one for each GPU or core.
+        ray: address of a cluster, or "local".
+        shard_size: inputs in a shard; None: `SHARD_SIZE`, or fewer if only a few workers would get any.
         format: "jsonl" or "parquet" (needs the extra `cluster`).
-        retry_failed: try the failures of finished shards again as well.
-        as_listed: go on with the list of the first start, and do not list again to see whether it changed.
+        retry_failed: whether the failures of finished shards are tried again as well.
+        as_listed: whether the list of the first run is used without a check for changes.
         watch: called whenever a shard is finished.
 
-    Raises BulkError (the command cannot be right), WorkerError (no worker can start).
+    Raises BulkError or ManifestError if the request cannot be right, PackageError for a missing package, WorkerError if
+    no worker can start.
     """
     out = Path(out)
     if format == "parquet":
@@ -150,10 +153,9 @@ def bulk(
 
 
 def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, commit: Callable[[_Shard], None]) -> None:
-    """Have `count` workers caption all shards; `commit` each that is complete. Memory: the shards in work."""
-    again: deque[_Piece] = deque()  # pieces whose worker died
-    idle: list[tuple[int, Worker]] = []
-    free = list(range(count))[::-1]  # numbers of workers to hire
+    """Let `count` workers caption all shards, and `commit` each complete one. Memory holds only the shards in work."""
+    again: deque[_Piece] = deque()  # pieces to try again
+    free: list[tuple[int, Worker | None]] = [(number, None) for number in reversed(range(count))]  # None: to be hired
     busy: dict[Future[Answer], tuple[int, Worker, _Piece]] = {}
     stillborn = 0
 
@@ -166,18 +168,15 @@ def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, co
     try:
         while True:
             while len(busy) < count and (piece := next_piece()):
-                if idle:
-                    number, worker = idle.pop()
-                else:
-                    number = free.pop()
-                    worker = hire(number)
+                number, idle = free.pop()
+                worker = idle or hire(number)
                 busy[_submit(worker, piece)] = number, worker, piece
             if not busy:
                 return
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 number, worker, piece = busy.pop(future)
                 died = future.exception() is not None
-                if died and worker.ready.exception() is not None:  # before it had its model: no fault of the inputs
+                if died and worker.ready.exception() is not None:  # before it had its model: not because of the inputs
                     stillborn += 1
                     if stillborn > STILLBORN:
                         raise WorkerError("workers die while they load the model; take fewer (--workers), for memory")
@@ -188,9 +187,9 @@ def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, co
                     stillborn = 0
                 if died:
                     worker.stop()
-                    free.append(number)
+                    free.insert(0, (number, None))  # the idle ones come first
                 else:
-                    idle.append((number, worker))
+                    free.append((number, worker))
                 problem = CRASH if died else future.result().problem
                 if problem:
                     again.extendleft(reversed(_again(piece, problem)))
@@ -199,7 +198,7 @@ def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, co
                 if len(piece.shard.rows) == len(piece.shard.inputs):
                     commit(piece.shard)
     finally:
-        for worker in [*(worker for _, worker in idle), *(worker for _, worker, _ in busy.values())]:
+        for worker in filter(None, [*(idle for _, idle in free), *(worker for _, worker, _ in busy.values())]):
             worker.stop()
 
 
@@ -219,7 +218,7 @@ def _fill(piece: _Piece, rows: list[Row]) -> None:
 
 
 def _again(piece: _Piece, problem: str) -> list[_Piece]:
-    """What to try after `piece` failed as a whole: the same once more, then parts of it; a lone input is given up."""
+    """What to try after a failure of `piece`: the same once more, then parts of it; a single input is given up."""
     piece.tries += 1
     if piece.tries < 2:
         return [piece]
@@ -233,7 +232,7 @@ def _again(piece: _Piece, problem: str) -> list[_Piece]:
 
 
 def _todo(out: Path, size: int, rounds: dict[int, int], retry_failed: bool) -> Iterator[_Shard]:
-    """The shards that are not finished, and with `retry_failed` the failures of those that are."""
+    """The shards that are not finished and, with `retry_failed`, the failures of those that are."""
     with (out / "inputs.jsonl").open(encoding="ascii") as lines:
         number = 0
         while held := list(islice(lines, size)):
@@ -252,10 +251,10 @@ def _todo(out: Path, size: int, rounds: dict[int, int], retry_failed: bool) -> I
 def _plan(
     source: str, out: Path, settings: Settings, size: int | None, format: str, workers: int, as_listed: bool
 ) -> dict[str, Any]:
-    """What is to be done: of the first start, which the later ones must agree with, or made now."""
+    """The plan of the first run, with which the arguments of later runs must agree, or a new one."""
     path, listing = out / "plan.json", out / "inputs.jsonl"
     chosen = {**asdict(settings), "input": source, "format": str(format)}
-    for name in ("device", "threads", "batch_size", "limits"):  # they change no caption
+    for name in ("device", "threads", "batch_size", "limits"):  # these change no caption
         del chosen[name]
     if not path.exists():
         count, digest = write_list(source, listing)
@@ -286,7 +285,7 @@ def _rounds(out: Path) -> dict[int, int]:
     """The finished shards, each with its last round."""
     (out / "captions").mkdir(exist_ok=True)
     (out / "reports").mkdir(exist_ok=True)
-    for part in out.rglob(".*.part"):  # that a kill left
+    for part in out.rglob(".*.part"):  # left by a kill
         part.unlink()
     rounds: dict[int, int] = {}
     for entry in os.scandir(out / "captions"):
@@ -301,12 +300,12 @@ def _name(number: int, round: int) -> str:
 
 def _report(out: Path, number: int, rounds: dict[int, int]) -> dict[str, Any]:
     path = out / "reports" / f"{_name(number, rounds[number])}.json"
-    # a run that an older version began knows no damage
+    # reports of older versions do not count damage
     return {"damaged": 0, **json.loads(path.read_text(encoding="utf-8"))}
 
 
 def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally: Tally) -> None:
-    """Make a complete shard finished: its report, then its captions."""
+    """Finish a complete shard: write its report, then its captions."""
     rows = [shard.rows[index] for index, _ in shard.inputs]
     good = [row for row in rows if "error" not in row]
     failures = [{"index": index, **shard.rows[index]} for index, _ in shard.inputs if "error" in shard.rows[index]]
@@ -318,10 +317,10 @@ def _commit(out: Path, shard: _Shard, rounds: dict[int, int], format: str, tally
         for name in ("captioned", "damaged", "seconds"):
             report[name] += before[name]
         tally.add(before, -1)
-    if good or not before:  # a retry without a success leaves all as it was
+    if good or not before:  # a retry without any success leaves everything as it was
         name = _name(shard.number, shard.round)
         write(out / "reports" / f"{name}.json", json.dumps(report) + "\n", durable=True)
-        content = _parquet(good) if format == "parquet" else "".join(map(_line, good))
+        content = _parquet(good) if format == "parquet" else "".join(json_line(row) for row in good)
         write(out / "captions" / f"{name}.{format}", content, durable=True)
         rounds[shard.number] = shard.round
     tally.add(report)
@@ -333,22 +332,12 @@ def _conclude(out: Path, rounds: dict[int, int], tally: Tally) -> None:
     """Write failures.jsonl and summary.json."""
     with replacing(out / "failures.jsonl") as part, part.open("w", encoding="utf-8") as file:
         for number in sorted(rounds):
-            file.writelines(map(_line, _report(out, number, rounds)["failures"]))
+            file.writelines(json_line(row) for row in _report(out, number, rounds)["failures"])
     write(out / "summary.json", json.dumps(tally.summary(), indent=2) + "\n", durable=True)
 
 
-def _line(row: Row) -> str:
-    """A row as a line of JSON; a name's bytes that are not UTF-8 as escaped surrogates."""
-    try:
-        line = json.dumps(row, ensure_ascii=False) + "\n"
-        line.encode()
-    except UnicodeEncodeError:
-        line = json.dumps(row) + "\n"
-    return line
-
-
 def _parquet(rows: list[Row]) -> bytes:
-    """The rows as a Parquet file; a name's bytes that are not UTF-8 are written out as \\udcXX."""
+    """The rows as a Parquet file. Bytes of a name that are not UTF-8 are written out as \\udcXX."""
     pa, parquet = _pyarrow()
     segment = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("caption", pa.string())])
     segment = pa.struct([*segment, ("confidence", pa.float64())])
@@ -362,17 +351,13 @@ def _parquet(rows: list[Row]) -> bytes:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BulkError("--format parquet needs pyarrow: pip install 'lamb-aac[cluster]'") from None
-    return pyarrow, pyarrow.parquet
+    needed = "--format parquet needs pyarrow"
+    return optional("pyarrow", needed, "cluster"), optional("pyarrow.parquet", needed, "cluster")
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """The folder, for one run at a time; the lock falls with the process."""
+    """Lock the folder, so that one run at a time fills it. The lock ends with the process."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")

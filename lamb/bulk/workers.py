@@ -1,7 +1,7 @@
-"""The workers of a bulk run: inputs in, rows out. One model each, in a process of its own or a Ray actor.
+"""The workers of a bulk run turn inputs into rows. Each has one model, in a process of its own or in a Ray actor.
 
-A worker is lent inputs by `submit` and answers with a future. It never touches the folder of the run. When it dies,
-of a decoder's fault or a kill, its futures raise; what goes wrong within Python is in the `Answer`.
+A worker gets inputs by `submit`, which returns a future, and never touches the folder of the run. If it dies because of
+a decoder or a kill, its futures raise an exception; an error within Python is in the `Answer`.
 """
 
 import glob
@@ -19,24 +19,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..audio.errors import AudioError
 from ..audio.files import SPECIAL, is_special
 from ..config import DecodeLimits
-from ..errors import LambError, reason
-from .listing import BulkError, Input, open_address
+from ..errors import LambError, optional, reason
+from .listing import Input, open_address
 
 if TYPE_CHECKING:
     from ..inference.captioner import Captioner
 
 
 class WorkerError(LambError, OSError):
-    """No worker can do anything: the model cannot be loaded, or the cluster not be reached."""
+    """No worker can start: the model cannot be loaded, or the cluster cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How captions are made; the options of `Captioner.load` and `Captioner.stream`."""
+    """Options of `Captioner.load` and `Captioner.stream`."""
 
     model: str = "tiny"
     device: str | None = None
-    threads: int | None = None  # of each worker; None: the cores shared out
+    threads: int | None = None  # of each worker; None: an equal share of the cores
     n_best: int = 1
     beams: int | None = None
     batch_size: int | None = None
@@ -48,22 +48,22 @@ class Settings:
 
 @dataclass(frozen=True)
 class Answer:
-    """Rows in the order of the inputs, or why there are none."""
+    """Rows in the order of the inputs, or the problem."""
 
     rows: list[dict[str, Any]]
     problem: str | None = None
 
 
 class Worker(Protocol):
-    """`ready` ends with None once the model is there, or with why it cannot be loaded."""
+    """`ready` gives None once the model is loaded, or the reason why it cannot be loaded."""
 
     ready: "Future[str | None]"
 
     def submit(self, inputs: list[Input]) -> "Future[Answer]":
-        """Caption these."""
+        """Caption the inputs."""
 
     def stop(self) -> None:
-        """End at once, whatever it is doing."""
+        """End immediately, also in the middle of work."""
 
 
 # ---- in the worker ------------------------------------------------------------------------------------------------
@@ -79,9 +79,9 @@ def _captioner(settings: Settings) -> "Captioner":
 
 
 def load(settings: Settings) -> str | None:
-    """Load the model; why it cannot be, or None."""
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # torch reads it when it is imported, here or below
-    warnings.simplefilter("ignore")  # the repairs of thousands of clips, from several processes
+    """Load the model; return the problem, or None."""
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read by torch when it is imported
+    warnings.simplefilter("ignore")  # several processes would warn of thousands of clips
     try:
         _captioner(settings)
     except (ValueError, OSError) as error:
@@ -90,7 +90,7 @@ def load(settings: Settings) -> str | None:
 
 
 def work(settings: Settings, inputs: list[Input]) -> Answer:
-    """The rows of `inputs`: `Caption.to_dict` with the input's own name, its id and its damage where it has them."""
+    """The rows of `inputs`: `Caption.to_dict` with the name and, if there is one, the id of the input."""
     captioner = _captioner(settings)
     loading = ("model", "device", "threads", "limits")
     options = {key: value for key, value in asdict(settings).items() if key not in loading}
@@ -101,13 +101,13 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
             {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
             for item, caption in zip(inputs, captions, strict=True)
         ]
-    except Exception as error:  # a bug, or the memory of a GPU: for one input a failure, for many they are parted
+    except Exception as error:  # such as a lack of GPU memory; the caller tries fewer inputs
         return Answer([], f"{type(error).__name__}: {reason(error)}")
     return Answer(rows)
 
 
 class _Lazy(io.RawIOBase):
-    """A file that is fetched when the captioner's background threads read it, copy it to disk and let go of it."""
+    """A file that is only fetched when a background thread of the captioner reads it to copy it to disk."""
 
     def __init__(self, name: str, fetch: Callable[[], Any]) -> None:
         self.name, self._fetch = name, fetch
@@ -121,18 +121,18 @@ class _Lazy(io.RawIOBase):
             return data
         except AudioError:
             raise
-        except Exception as error:  # each store has exceptions of its own
+        except Exception as error:  # each store has its own exceptions
             remedy = "check the address, your rights and the network, then --retry-failed"
             raise AudioError(self.name, f"cannot be fetched ({type(error).__name__}: {error})", remedy) from error
 
 
 def _source(item: Input, rate: int) -> Any:
-    """What the captioner is given for `item`: a path, or something that is fetched in time."""
+    """The source of `item` for the captioner: a path, or a file object that is fetched when it is read."""
     if "://" in item.file:
         whole: Any = _Lazy(item.file, lambda: _open(item.file))
     else:
         whole = item.file
-        if is_special(item.file):  # a pipe would be waited for, a device read for ever
+        if is_special(item.file):  # reading a pipe or a device might never end
             return _Lazy(item.file, lambda: _refuse(item.file))
     if not item.start and item.duration is None:
         return whole
@@ -149,7 +149,7 @@ def _refuse(file: str) -> Any:
 
 
 def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:
-    """A wav file of the clip's part of its recording."""
+    """The part of a recording that is the clip, as a wav file."""
     import soundfile
 
     from ..audio.reader import load as load_audio
@@ -165,7 +165,7 @@ def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:
 
 
 class Process:
-    """A worker on this machine. It ends when its end of the line `leash` is closed, be it by our own death."""
+    """A worker on this machine. It ends when the pipe `leash` is closed, also because this process died."""
 
     def __init__(self, settings: Settings) -> None:
         context = multiprocessing.get_context("spawn")
@@ -183,7 +183,7 @@ class Process:
 
 
 def _begin(leash: Any) -> None:
-    """A worker's first moment: Ctrl-C is its master's business; when the master is gone, so is it."""
+    """Prepare a worker: it ignores Ctrl-C, which the main process handles, and ends with the main process."""
     import signal
     import threading
 
@@ -198,7 +198,7 @@ def _begin(leash: Any) -> None:
 
 
 class Actor:
-    """A worker somewhere in a Ray cluster."""
+    """A worker in a Ray cluster."""
 
     def __init__(self, settings: Settings, cores: float, gpus: float) -> None:
         import ray
@@ -217,7 +217,7 @@ class Actor:
 
 
 class _Remote:
-    """What the actor runs: the same two functions."""
+    """The class of the actor, which runs the same two functions."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -231,7 +231,7 @@ class _Remote:
 
 @contextmanager
 def crew(settings: Settings, workers: int | None, ray: str | None) -> Iterator[tuple[Callable[[int], Worker], int]]:
-    """A function that hires worker number k, and how many there should be."""
+    """A function that starts worker number k, and the number of workers."""
     if ray is not None:
         with _cluster(ray, settings, workers) as hiring:
             yield hiring
@@ -249,7 +249,7 @@ def crew(settings: Settings, workers: int | None, ray: str | None) -> Iterator[t
 
 def _gpus() -> int:
     if not glob.glob("/dev/nvidia[0-9]*") and not os.path.exists("/dev/kfd"):
-        return 0  # without the two seconds that torch takes to say so
+        return 0  # torch would take two seconds to find out
     import torch
 
     return torch.cuda.device_count()
@@ -257,10 +257,7 @@ def _gpus() -> int:
 
 @contextmanager
 def _cluster(address: str, settings: Settings, workers: int | None) -> Iterator[tuple[Callable[[int], Worker], int]]:
-    try:
-        import ray
-    except ImportError:
-        raise BulkError("--ray needs Ray: pip install 'lamb-aac[cluster]'") from None
+    ray = optional("ray", "--ray needs Ray", "cluster")
     threads = settings.threads or 1
     options: dict[str, Any] = {"address": address}
     if address == "local":  # as many "cores" as the workers ask for, be they there or not

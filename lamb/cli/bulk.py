@@ -28,6 +28,7 @@ from .options import (
     Quiet,
     Track,
     flag,
+    option,
     positive_seconds,
 )
 from .terminal import progress_bar, table
@@ -52,28 +53,10 @@ def bulk(
             metavar="INPUT", help="A folder, a manifest (.jsonl, .csv, .tsv, .txt), or an address such as s3://..."
         ),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            metavar="DIR",
-            help="The output folder; an unfinished run in it is continued.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ],
-    format: Annotated[
-        BulkFormat,
-        typer.Option(metavar="NAME", help="The output format: jsonl or parquet.", rich_help_panel=OUTPUT),
-    ] = BulkFormat.jsonl,
+    out: Annotated[Path, option("DIR", "The output folder; an unfinished run in it is continued.", OUTPUT)],
+    format: Annotated[BulkFormat, option("NAME", "The output format: jsonl or parquet.", OUTPUT)] = BulkFormat.jsonl,
     shard_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Recordings per shard.",
-            show_default="1000, fewer for small inputs",
-            rich_help_panel=OUTPUT,
-        ),
+        int | None, option("N", "Recordings per shard.", OUTPUT, default="1000, fewer for small inputs", min=1)
     ] = None,
     retry_failed: Annotated[
         bool, flag("--retry-failed", panel=INPUT, help="Also retry what failed in an earlier run.")
@@ -83,56 +66,37 @@ def bulk(
     ] = False,
     timeline: Annotated[bool, flag("--timeline", panel=LONG, help="Caption each window, with times.")] = False,
     window: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=positive_seconds,
-            help="Length of a window.",
-            show_default=OWN,
-            rich_help_panel=LONG,
-        ),
+        float | None, option("SECONDS", "Length of a window.", LONG, default=OWN, callback=positive_seconds)
     ] = None,
     hop: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
+        option(
+            "SECONDS",
+            "Time from the start of one window to the next, at most a window.",
+            LONG,
+            default=OWN,
             callback=positive_seconds,
-            help="Time from the start of one window to the next, at most a window.",
-            show_default=OWN,
-            rich_help_panel=LONG,
         ),
     ] = None,
     n_best: NBest = 1,
     beams: Beams = None,
     model: Model = DEFAULT_MODEL,
     device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="auto, cpu, cuda, cuda:1, mps ...",
-            show_default="the GPUs if there are any",
-            rich_help_panel=MACHINE,
-        ),
+        str | None, option("NAME", "auto, cpu, cuda, cuda:1, mps ...", MACHINE, default="the GPUs if there are any")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        option(
+            "N",
+            "Worker processes, each with its own model.",
+            MACHINE,
+            default="one for each GPU, else for each core",
             min=1,
-            help="Worker processes, each with its own model.",
-            show_default="one for each GPU, else for each core",
-            rich_help_panel=MACHINE,
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="Processor threads of each worker.",
-            show_default="the cores divided by the workers",
-            rich_help_panel=MACHINE,
-        ),
+        option("N", "Processor threads of each worker.", MACHINE, default="the cores divided by the workers", min=1),
     ] = None,
     batch_size: BatchSize = None,
     track: Track = None,
@@ -140,11 +104,11 @@ def bulk(
     decode_memory: DecodeMemory = DecodeLimits.memory,
     ray: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Run on the Ray cluster at this address, or on a local one: local.",
-            show_default="this machine, without Ray",
-            rich_help_panel=MACHINE,
+        option(
+            "ADDRESS",
+            "Run on the Ray cluster at this address, or on a local one: local.",
+            MACHINE,
+            default="this machine, without Ray",
         ),
     ] = None,
     quiet: Quiet = False,

@@ -35,21 +35,21 @@ from .options import (
     Threads,
     Track,
     flag,
+    option,
     positive_seconds,
+    refuse,
     words,
 )
 from .output import (
-    BEGINNINGS,
-    ONE_RECORDING,
     SUFFIXES,
     Format,
     destination,
     format_of,
     is_template,
-    outputs_of,
-    refuse_to_replace,
+    targets_of,
     write,
 )
+from .subtitles import described, film_of, merged
 from .terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -62,43 +62,36 @@ if TYPE_CHECKING:
 
 def caption(
     paths: Annotated[
-        list[str],
-        typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input."),
+        list[str], typer.Argument(metavar="PATH", help="Files, folders, quoted globs, or - for standard input.")
     ],
     recursive: Annotated[
         bool, flag("--recursive", "-r", panel=INPUT, help="Also search the folders within folders.")
     ] = False,
     format: Annotated[
         Format | None,
-        typer.Option(
+        option(
+            "NAME",
+            f"The output format: {', '.join(Format)}.",
+            OUTPUT,
             "--format",
             "-f",
-            metavar="NAME",
-            help=f"The output format: {', '.join(Format)}.",
-            show_default="by the suffix of --output, else text",
-            rich_help_panel=OUTPUT,
+            default="by the suffix of --output, else text",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        option(
+            "FILE",
+            "Write to this file, which appears only once it is complete. With {stem}, {name} or {parent}, which "
+            "stand for parts of the path of a recording, one file is written per recording.",
+            OUTPUT,
             "--output",
             "-o",
-            metavar="FILE",
-            help="Write to this file, which appears only once it is complete. With {stem}, {name} or {parent}, which "
-            "stand for parts of the path of a recording, one file is written per recording.",
-            show_default="standard output",
-            rich_help_panel=OUTPUT,
+            default="standard output",
         ),
     ] = None,
     output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write one file per recording into this folder: --output DIR/{stem}.SUFFIX.",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
+        Path | None, option("DIR", "Write one file per recording into this folder: --output DIR/{stem}.SUFFIX.", OUTPUT)
     ] = None,
     skip_existing: Annotated[
         bool, flag("--skip-existing", panel=OUTPUT, help="With one file per recording: skip those that have one.")
@@ -112,32 +105,23 @@ def caption(
     ] = False,
     window: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
-            callback=positive_seconds,
-            help="Use a fixed grid: each segment is a window of this length.",
-            show_default=False,
-            rich_help_panel=LONG,
+        option(
+            "SECONDS", "Use a fixed grid: each segment is a window of this length.", LONG, callback=positive_seconds
         ),
     ] = None,
     hop: Annotated[
         float | None,
-        typer.Option(
-            metavar="SECONDS",
+        option(
+            "SECONDS",
+            "Time from the start of one window to the next, at most a window.",
+            LONG,
+            default="in proportion to the window",
             callback=positive_seconds,
-            help="Time from the start of one window to the next, at most a window.",
-            show_default="in proportion to the window",
-            rich_help_panel=LONG,
         ),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --timeline: also draw the spectrogram with the segments below it (png, pdf, svg).",
-            show_default=False,
-            rich_help_panel=LONG,
-        ),
+        option("FILE", "With --timeline: also draw the spectrogram with the segments below it (png, pdf, svg).", LONG),
     ] = None,
     sdh: Annotated[
         bool,
@@ -148,11 +132,8 @@ def caption(
     speech: Annotated[bool, flag("--speech", panel=SUBTITLES, help="With --sdh: also describe speech.")] = False,
     merge: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).",
-            show_default=False,
-            rich_help_panel=SUBTITLES,
+        option(
+            "FILE", "With --sdh: put the descriptions between the lines of these subtitles (.srt, .vtt).", SUBTITLES
         ),
     ] = None,
     n_best: NBest = 1,
@@ -160,10 +141,7 @@ def caption(
     sample: Annotated[
         bool, flag("--sample", panel=DECODING, help="Sample captions at random instead of searching for the best.")
     ] = False,
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="The random seed of --sample.", show_default="0", rich_help_panel=DECODING),
-    ] = None,
+    seed: Annotated[int | None, option("N", "The random seed of --sample.", DECODING, default="0")] = None,
     detailed: Annotated[
         bool, flag("--detailed", panel=DECODING, help="Also name sounds that the model is not sure of.")
     ] = False,
@@ -195,50 +173,29 @@ def caption(
       curl -s https://example.org/dog.ogg | lamb caption -
     """
     if not sample and beams is not None and n_best > beams:
-        raise typer.BadParameter(
-            f"{n_best} captions cannot come out of {beams} beams; add --beams {n_best}, or --sample.",
-            param_hint="--n-best",
-        )
+        refuse("--n-best", f"{n_best} captions cannot come out of {beams} beams; add --beams {n_best}, or --sample.")
     if window and hop and hop > window:
-        raise typer.BadParameter(
-            f"{hop:g} s is longer than the window, {window:g} s; the sound between two windows would be lost.",
-            param_hint="--hop",
-        )
-    film = _film(merge, sdh, speech, format)
-    if merge and output and output.exists() and output.samefile(merge):
-        raise typer.BadParameter(f"{output} would replace the subtitles that are merged into.", param_hint="--output")
-    timeline = timeline or sdh
-    if plot and not timeline:
-        raise typer.BadParameter("the picture shows segments; add --timeline.", param_hint="--plot")
+        lost = "the sound between two windows would be lost"
+        refuse("--hop", f"{hop:g} s is longer than the window, {window:g} s; {lost}.")
+    if plot and not (timeline or sdh):
+        refuse("--plot", "the picture shows segments; add --timeline.")
     if paths.count("-") > 1:
-        raise typer.BadParameter("standard input (-) can be read only once.", param_hint="PATH")
+        refuse("PATH", "standard input (-) can be read only once.")
     if output and output_dir:
-        raise typer.BadParameter("give only one of --output and --output-dir.", param_hint="--output-dir")
+        refuse("--output-dir", "give only one of --output and --output-dir.")
+    film = film_of(merge, sdh, speech, format, output)
     format = format or format_of(output, Format.srt if sdh else Format.text)
-    target = output_dir / f"{{stem}}{SUFFIXES[format][0]}" if output_dir else output
-    each = target is not None and is_template(target)
-    if skip_existing and not each:
-        raise typer.BadParameter("it needs one file per recording; see --output-dir.", param_hint="--skip-existing")
     failed: list[str] = []
     one_line_warnings(quiet, failed)
     inputs = _inputs(paths, recursive, failed)
-    if plot and len(inputs) != 1:
-        raise typer.BadParameter(f"a picture shows one recording, and {len(inputs)} were given.", param_hint="--plot")
-    if format in ONE_RECORDING and len(inputs) > 1 and not each:
-        raise typer.BadParameter(
-            f"{format} has the times of one recording; add --output-dir DIR for one file per recording.",
-            param_hint="--format",
-        )
-    targets = outputs_of(inputs, target) if target and each else [target]
-    if skip_existing:
-        kept = [(source, path) for source, path in zip(inputs, targets, strict=True) if path and not path.exists()]
-        if len(kept) < len(inputs) and not quiet:
-            say("note", f"{len(inputs) - len(kept)} of {len(inputs)} recordings were skipped, as their output exists")
-        inputs, targets = [source for source, _ in kept], [path for _, path in kept]
-    for path in filter(None, targets):
-        refuse_to_replace(path, inputs, BEGINNINGS.get(format), "--output-dir" if output_dir else "--output")
-    if film and len(inputs) != 1:
-        raise typer.BadParameter(f"they belong to one film, and {len(inputs)} were given.", param_hint="--merge")
+    for name, wanted_one in (("--plot", plot), ("--merge", merge)):
+        if wanted_one and len(inputs) != 1:
+            refuse(name, f"it belongs to one recording, and {len(inputs)} were given.")
+    target = output_dir / f"{{stem}}{SUFFIXES[format][0]}" if output_dir else output
+    given = len(inputs)
+    inputs, targets = targets_of(inputs, target, format, "--output-dir" if output_dir else "--output", skip_existing)
+    if len(inputs) < given and not quiet:
+        say("note", f"{given - len(inputs)} of {given} recordings were skipped, as their output exists")
     options: dict[str, Any] = {
         "n_best": n_best,
         "beams": beams,
@@ -249,7 +206,6 @@ def caption(
         "window": window,
         "hop": hop,
     }
-
     limits = DecodeLimits(seconds=decode_timeout, memory=decode_memory, track=track)
     from ..audio import sandbox
 
@@ -259,26 +215,26 @@ def caption(
         """Load the model, and caption the inputs."""
         captioner = load_captioner(model, device, threads)
         captioner.limits = limits
-        if timeline:
+        if timeline or sdh:
             picture = _picture(captioner, plot)
             found = captioner.timelines(inputs, **options, listen=picture and picture.listen)
             found = (_followed(result, progress, picture) for result in found)
         else:
             found = captioner.stream(inputs, **options)
         watched = _watched(found, progress, failed)
-        return _described(watched, speech) if sdh else watched
+        return described(watched, speech) if sdh else watched
 
     from ..inference.captions import select, wanted
 
     selected = partial(select, is_wanted=wanted(min_confidence, words(only), words(ignore)))
     with progress_bar(len(inputs), quiet) as progress:
-        if each:
+        if is_template(target):
             for result, own in zip(results(progress), targets, strict=True):
                 _write_own(selected([result]), own, format, progress)
         else:
             with destination(target) as out:
                 if film:
-                    out.write(_merged(film, selected(results(progress)), failed))
+                    out.write(merged(film, selected(results(progress)), failed))
                 else:
                     write(selected(results(progress)), format, out, progress)
     if failed:
@@ -324,46 +280,6 @@ def _standard_input() -> BinaryIO:
     return io.BufferedReader(raw)
 
 
-def _film(merge: Path | None, sdh: bool, speech: bool, format: Format | None) -> str | None:
-    """The subtitles that descriptions are merged into."""
-    if (merge or speech) and not sdh:
-        raise typer.BadParameter("descriptions are what --sdh writes; add it.", param_hint="--merge, --speech")
-    if merge is None:
-        return None
-    from ..inference.subtitles import is_vtt, read
-
-    film = read(merge)
-    own = Format.vtt if is_vtt(film) else Format.srt
-    if format not in (None, own):
-        raise typer.BadParameter(f"{merge} is {own}, and what is merged into it too.", param_hint="--format")
-    return film
-
-
-def _described(results: Iterable[Caption | Timeline], speech: bool) -> Iterator[Caption | Timeline]:
-    """The same results with descriptions for the deaf and hard of hearing as their segments."""
-    from ..config import SdhConfig
-    from ..inference.subtitles import sdh
-
-    config = SdhConfig(speech=speech)
-    return (sdh(result, config) for result in results)
-
-
-def _merged(film: str, results: Iterable[Caption | Timeline], failed: list[str]) -> str:
-    """The subtitles `film` with the descriptions of the one result between their lines."""
-    from ..config import SdhConfig
-    from ..inference.captions import Caption
-    from ..inference.subtitles import merge
-
-    [result] = results
-    caption = result if isinstance(result, Caption) else result.finish()
-    if failed:
-        raise typer.Exit(1)  # the film's sound cannot be read: no file is better than one without descriptions
-    text, crowded = merge(film, caption.segments, SdhConfig())
-    if crowded:
-        say("warning", f"{crowded} of {len(caption.segments)} descriptions find no room between the lines")
-    return text
-
-
 def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
     if plot is None:
         return None
@@ -375,14 +291,14 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
     from ..audio.errors import AudioError
-    from ..audio.sandbox import Decoding
+    from ..audio.sandbox import Decoding, SandboxError
     from ..inference.captions import Caption, Segment, Timeline
 
     if isinstance(result, Caption):
         return result
     task, before, length = progress.tasks[0], progress.tasks[0].completed, None
     if not progress.disable and os.path.isfile(result.file):
-        with suppress(AudioError), Decoding(result.file, 16_000) as decoding:  # damage is reported elsewhere
+        with suppress(AudioError, SandboxError), Decoding(result.file, 16_000) as decoding:  # told elsewhere
             length = decoding.info().duration
 
     def segments() -> Generator[Segment, None, Caption]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .errors import say
+from .options import option
 from .terminal import print_table
 
 
@@ -20,20 +21,15 @@ def data(
             "urbansound8k, or folder: any folder with a table of captions.",
         ),
     ],
-    to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The folder to create.", show_default="data/NAME")
-    ] = None,
+    to: Annotated[Path | None, option("DIR", "The folder to create.", default="data/NAME")] = None,
     audio: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="A folder with the recordings; without it they are downloaded.", show_default=False
-        ),
+        Path | None, option("DIR", "A folder with the recordings; without it they are downloaded.")
     ] = None,
     without: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="DIR",
-            help="Remove recordings from the training part that the evaluation part of this folder contains; "
+        option(
+            "DIR",
+            "Remove recordings from the training part that the evaluation part of this folder contains; "
             "may be repeated.",
         ),
     ] = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .errors import one_line_warnings, say
-from .options import INPUT, MACHINE, OUTPUT, AsJson, Device, Quiet, Split, flag
+from .options import INPUT, MACHINE, OUTPUT, AsJson, Device, Quiet, Split, flag, option, refuse
 from .output import refuse_to_replace
 from .terminal import print_json, print_table, progress_bar
 
@@ -30,20 +30,10 @@ def evaluate(
     split: Split = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Score these captions (CSV or JSONL with id and caption) instead of a model's.",
-            rich_help_panel=INPUT,
-        ),
+        option("FILE", "Score these captions (CSV or JSONL with id and caption) instead of a model's.", INPUT),
     ] = None,
     compare: Annotated[
-        tuple[str, str] | None,
-        typer.Option(
-            metavar="A B",
-            help="Compare two models or files of captions with a paired test.",
-            show_default=False,
-            rich_help_panel=INPUT,
-        ),
+        tuple[str, str] | None, option("A B", "Compare two models or files of captions with a paired test.", INPUT)
     ] = None,
     human: Annotated[
         bool, flag("--human", panel=INPUT, help="Score each human caption against the clip's other captions.")
@@ -52,51 +42,33 @@ def evaluate(
         bool, flag("--partial", panel=INPUT, help="Leave out clips that a file of captions does not contain.")
     ] = False,
     probe: Annotated[
-        bool,
-        flag("--probe", panel=INPUT, help="Also test on pairs of the labelled clips, silence, noise and tones."),
+        bool, flag("--probe", panel=INPUT, help="Also test on pairs of the labelled clips, silence, noise and tones.")
     ] = False,
     probe_seed: Annotated[
         list[int] | None,
-        typer.Option(
-            "--probe-seed",
-            metavar="N",
-            rich_help_panel=INPUT,
-            help="Draw the pairs of --probe from this seed; repeat the option for several seeds.",
+        option(
+            "N", "Draw the pairs of --probe from this seed; repeat the option for several seeds.", INPUT, "--probe-seed"
         ),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write an HTML report with tables, pictures and playable clips into this folder.",
-            rich_help_panel=OUTPUT,
-        ),
+        option("DIR", "Write an HTML report with tables, pictures and playable clips into this folder.", OUTPUT),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Keep predictions.jsonl in this folder; an interrupted run is continued.",
-            show_default="that of --report, else runs/evaluate/MODEL-DATA",
-            rich_help_panel=OUTPUT,
+        option(
+            "DIR",
+            "Keep predictions.jsonl in this folder; an interrupted run is continued.",
+            OUTPUT,
+            default="that of --report, else runs/evaluate/MODEL-DATA",
         ),
     ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv", metavar="FILE", help="Write the scores of each clip to this file.", rich_help_panel=OUTPUT
-        ),
-    ] = None,
+    csv: Annotated[Path | None, option("FILE", "Write the scores of each clip to this file.", OUTPUT, "--csv")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     sbert: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The sentence model of SBERT similarity and FENSE.",
-            show_default="that of FENSE",
-            rich_help_panel=MACHINE,
-        ),
+        option("NAME", "The sentence model of SBERT similarity and FENSE.", MACHINE, default="that of FENSE"),
     ] = None,
     device: Device = None,
     download: Annotated[
@@ -124,14 +96,14 @@ def evaluate(
             print(path)
         return
     if probe and (human or predictions):
-        raise typer.BadParameter("only a model can caption the additional sounds.", param_hint="--probe")
+        refuse("--probe", "only a model can caption the additional sounds.")
     if sum([predictions is not None, compare is not None, human]) > 1:
         raise typer.BadParameter("give only one of --predictions, --compare and --human.")
     *model, data = _positional(given or [], 1 if predictions or compare or human else 2)
     systems = [str(predictions)] if predictions else list(compare or model)
-    for option, target in (("--csv", csv), ("--report", report), ("--out", out)):
-        if target and target.exists() and target.is_dir() == (option == "--csv"):
-            raise typer.BadParameter(f"{target} is a {'folder' if target.is_dir() else 'file'}.", param_hint=option)
+    for name, target in (("--csv", csv), ("--report", report), ("--out", out)):
+        if target and target.exists() and target.is_dir() == (name == "--csv"):
+            refuse(name, f"{target} is a {'folder' if target.is_dir() else 'file'}.")
     if csv:
         refuse_to_replace(csv, [*(compare or ()), *([predictions] if predictions else []), data], "system,id,", "--csv")
     one_line_warnings(quiet)
@@ -197,7 +169,7 @@ def _positional(given: list[str], expected: int) -> list[str]:
     """The positional arguments, if there are as many as expected: DATA alone, or MODEL and DATA."""
     if len(given) != expected:
         names = "DATA alone" if expected == 1 else "MODEL and DATA"
-        raise typer.BadParameter(f"expected {names}, got: {' '.join(given) or 'nothing'}.", param_hint="DATA")
+        refuse("DATA", f"expected {names}, got: {' '.join(given) or 'nothing'}.")
     return given
 
 

@@ -8,20 +8,14 @@ from typing import Annotated
 import typer
 
 from .errors import one_line_warnings
-from .options import DEFAULT_MODEL, OUTPUT, AsJson, Beams, Device, Model, Threads
+from .options import DEFAULT_MODEL, OUTPUT, AsJson, Beams, Device, Model, Threads, option
 from .terminal import print_json, print_table
 
 
 def explain(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording of up to a minute.", show_default=False)],
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=OUTPUT,
-            help="Also draw the words below the spectrogram (png, pdf, svg).",
-            show_default=False,
-        ),
+        Path | None, option("FILE", "Also draw the words below the spectrogram (png, pdf, svg).", OUTPUT)
     ] = None,
     as_json: AsJson = False,
     beams: Beams = None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .errors import loading, one_line_warnings
-from .options import OUTPUT, AsJson, ModelName, Split, flag
+from .options import OUTPUT, AsJson, ModelName, Split, flag, option, refuse
 from .terminal import cell, print_json, print_table
 
 
@@ -30,28 +30,17 @@ def gap(
         ),
     ],
     split: Split = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A second model, for comparison.", show_default=False),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw both sets of embeddings (.png, .svg or .pdf).",
-            show_default=False,
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    against: Annotated[str | None, option("MODEL", "A second model, for comparison.")] = None,
+    plot: Annotated[Path | None, option("FILE", "Draw both sets of embeddings (.png, .svg or .pdf).", OUTPUT)] = None,
     umap: Annotated[bool, flag("--umap", panel=OUTPUT, help="Project with UMAP instead of PCA.")] = False,
     vectors: Annotated[
         Vectors | None,
-        typer.Option(
-            metavar="KIND",
-            help="unit, raw or both: vectors of length 1 show the gap, while raw ones mainly show that audio and text "
+        option(
+            "KIND",
+            "unit, raw or both: vectors of length 1 show the gap, while raw ones mainly show that audio and text "
             "differ in length.",
-            show_default="unit",
-            rich_help_panel=OUTPUT,
+            OUTPUT,
+            default="unit",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -61,14 +50,15 @@ def gap(
     The gap is the distance between the audio tokens and the text embeddings of the same clips.
     """
     if (umap or vectors) and plot is None:
-        raise typer.BadParameter("these options need --plot FILE.", param_hint="--umap, --vectors")
+        refuse("--umap, --vectors", "these options need --plot FILE.")
     from ..data import sources
     from ..evaluation import gap
     from ..inference.captioner import Captioner
+    from ..inference.picture import check
 
     one_line_warnings(quiet=False)
     if plot:
-        gap.format_of(plot, umap)
+        check(plot, umap)
     clips = sources.clips(data, split)
     panels = []
     for name in filter(None, (model, against)):

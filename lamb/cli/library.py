@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads
+from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads, option, refuse
 from .terminal import print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -34,13 +34,7 @@ class SearchFormat(StrEnum):
 
 Database = Annotated[Path, typer.Argument(metavar="DB", help="The folder of an index.", show_default=False)]
 ItsModel = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=MACHINE,
-        help=MODEL_HELP,
-        show_default=f"that of the index, else {DEFAULT_MODEL}",
-    ),
+    str | None, option("NAME", MODEL_HELP, MACHINE, default=f"that of the index, else {DEFAULT_MODEL}")
 ]
 
 
@@ -51,10 +45,7 @@ def index(
             metavar="INPUT", help="A folder, with all below it, or a manifest (.jsonl, .csv).", show_default=False
         ),
     ],
-    to: Annotated[
-        Path,
-        typer.Option(metavar="DB", rich_help_panel=OUTPUT, help="The folder of the index.", show_default=False),
-    ],
+    to: Annotated[Path, option("DB", "The folder of the index.", OUTPUT)],
     beams: Beams = None,
     model: ItsModel = None,
     device: Device = None,
@@ -92,50 +83,23 @@ def search(
     query: Annotated[
         str | None, typer.Argument(metavar="QUERY", help="What is to be heard, in words.", show_default=False)
     ] = None,
-    like: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            rich_help_panel=INPUT,
-            help="Look for sounds like this recording instead.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[int, typer.Option(metavar="N", min=1, max=100_000, help="How many to show.")] = 20,
-    format: Annotated[
-        SearchFormat, typer.Option(metavar="NAME", rich_help_panel=OUTPUT, help=f"{', '.join(SearchFormat)}.")
-    ] = SearchFormat.table,
-    folder: Annotated[
-        str | None,
-        typer.Option(metavar="DIR", rich_help_panel=FILTERS, help="Only below this folder.", show_default=False),
-    ] = None,
+    like: Annotated[str | None, option("FILE", "Look for sounds like this recording instead.", INPUT)] = None,
+    limit: Annotated[int, option("N", "How many to show.", min=1, max=100_000)] = 20,
+    format: Annotated[SearchFormat, option("NAME", f"{', '.join(SearchFormat)}.", OUTPUT)] = SearchFormat.table,
+    folder: Annotated[str | None, option("DIR", "Only below this folder.", FILTERS)] = None,
     since: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            metavar="WHEN",
-            rich_help_panel=FILTERS,
-            help="Only from here on: seconds into a recording (90, 1:30, 1:02:30), or a date of its file "
+        option(
+            "WHEN",
+            "Only from here on: seconds into a recording (90, 1:30, 1:02:30), or a date of its file "
             "(2026-11-26, 2026-11-26T08:00).",
-            show_default=False,
+            FILTERS,
+            "--from",
         ),
     ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="WHEN", rich_help_panel=FILTERS, help="Only up to here: the same.", show_default=False
-        ),
-    ] = None,
+    until: Annotated[str | None, option("WHEN", "Only up to here: the same.", FILTERS, "--to")] = None,
     min_confidence: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P",
-            min=0,
-            max=1,
-            rich_help_panel=FILTERS,
-            help="Only where the caption is at least this sure.",
-            show_default=False,
-        ),
+        float | None, option("P", "Only where the caption is at least this sure.", FILTERS, min=0, max=1)
     ] = None,
     model: ItsModel = None,
     device: Device = None,
@@ -151,7 +115,7 @@ def search(
       lamb search sounds.lamb thunder --format m3u > thunder.m3u
     """
     if (query is None) == (like is None):
-        raise typer.BadParameter("give either words or --like FILE.", param_hint="QUERY")
+        refuse("QUERY", "give either words or --like FILE.")
     where: dict[str, Any] = {"folder": folder, "min_confidence": min_confidence}
     where |= _when(since, "--from", "after", "since") | _when(until, "--to", "before", "until", end=True)
     one_line_warnings(quiet)
@@ -180,12 +144,18 @@ def _print(found: list[Match], format: SearchFormat) -> None:
         rows = []
         for match in found:
             sure = "" if match.confidence is None else f"{match.confidence:.2f}"
-            rows.append((one_line(match.file), span(match.start, match.end), one_line(match.caption), sure))
+            rows.append((one_line(_from_here(match.file)), span(match.start, match.end), one_line(match.caption), sure))
         print_table(("file", "when", "caption", "confidence"), rows)
         return
     sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
     for chunk in WRITERS[format](found):
         sys.stdout.write(chunk)
+
+
+def _from_here(file: str) -> str:
+    """A file below the working folder as seen from there, which is shorter; any other by its whole path."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else file
 
 
 def _moved(progress: Progress, tally: Tally) -> None:

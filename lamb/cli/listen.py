@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, OUTPUT, Device, Ignore, MinConfidence, Model, Only, Quiet, Threads, words
+from .options import DEFAULT_MODEL, OUTPUT, Device, Ignore, MinConfidence, Model, Only, Quiet, Threads, option, words
 
 if TYPE_CHECKING:
     from ..live.events import Event
@@ -31,31 +31,20 @@ def listen(
     min_confidence: MinConfidence = 0.0,
     only: Only = None,
     ignore: Ignore = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            rich_help_panel=OUTPUT,
-            help="Keep the sound of each event in this folder.",
-            show_default=False,
-        ),
-    ] = None,
+    save: Annotated[Path | None, option("DIR", "Keep the sound of each event in this folder.", OUTPUT)] = None,
     mqtt: Annotated[
         str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            rich_help_panel=OUTPUT,
-            help="Also publish to mqtt://[USER:PASSWORD@]HOST/TOPIC, with discovery by Home Assistant.",
-            show_default=False,
+        option(
+            "ADDRESS", "Also publish to mqtt://[USER:PASSWORD@]HOST/TOPIC, with discovery by Home Assistant.", OUTPUT
         ),
     ] = None,
     retries: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
+        option(
+            "N",
+            "How often to connect again, in a row, once the stream is lost.",
+            default="for ever; 0 for standard input",
             min=0,
-            help="How often to connect again, in a row, once the stream is lost.",
-            show_default="for ever; 0 for standard input",
         ),
     ] = None,
     model: Model = DEFAULT_MODEL,

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperCommand
@@ -38,6 +38,11 @@ class Command(TyperCommand):
         for heading, records in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(records)
+
+
+def refuse(option: str, why: str) -> NoReturn:
+    """End the command, as what was given with `option` cannot be."""
+    raise typer.BadParameter(why, param_hint=option)
 
 
 def positive_seconds(value: float | None) -> float | None:
@@ -73,99 +78,55 @@ def options_of(config: type) -> Callable[[Callable[..., None]], Callable[..., No
     return decorate
 
 
+def option(
+    metavar: str, help: str, panel: str | None = None, *names: str, default: str | bool = True, **more: Any
+) -> Any:
+    """An option with a value; without `names` it is called like its parameter.
+
+    Args:
+        default: what help shows as the default, where the parameter's own (None: nothing is shown) does not say it.
+    """
+    return typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=default, **more)
+
+
 def flag(*names: str, panel: str | None = None, help: str) -> Any:
     """An option without a value, off by default."""
     return typer.Option(*names, metavar="", show_default=False, rich_help_panel=panel, help=help)
 
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
-Model = Annotated[str, typer.Option(metavar="NAME", rich_help_panel=MACHINE, help=MODEL_HELP)]
-Device = Annotated[
-    str | None,
-    typer.Option(metavar="NAME", show_default=A_GPU, rich_help_panel=MACHINE, help="auto, cpu, cuda, cuda:1, mps ..."),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", min=1, show_default="one for each core", rich_help_panel=MACHINE, help="Processor threads."
-    ),
-]
+Model = Annotated[str, option("NAME", MODEL_HELP, MACHINE)]
+Device = Annotated[str | None, option("NAME", "auto, cpu, cuda, cuda:1, mps ...", MACHINE, default=A_GPU)]
+Threads = Annotated[int | None, option("N", "Processor threads.", MACHINE, default="one for each core", min=1)]
 DecodeTimeout = Annotated[
     float,
-    typer.Option(
-        metavar="SECONDS",
-        min=0,
-        rich_help_panel=MACHINE,
-        help="Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limit.",
+    option(
+        "SECONDS", "Processor time to decode a file, besides 10 s for each MB of it; 0 sets no limit.", MACHINE, min=0
     ),
 ]
 Track = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        rich_help_panel=INPUT,
-        show_default="the default track, else the loudest",
-        help="The audio track of a video.",
-    ),
+    int | None, option("N", "The audio track of a video.", INPUT, default="the default track, else the loudest", min=1)
 ]
 DecodeMemory = Annotated[
     float,
-    typer.Option(
-        metavar="MB",
-        min=256,
-        rich_help_panel=MACHINE,
-        help="Address space of a process that decodes, of which 210 MB are used at its start.",
-    ),
+    option("MB", "Address space of a process that decodes, of which 210 MB are used at its start.", MACHINE, min=256),
 ]
 BatchSize = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        min=1,
-        show_default=OWN,
-        rich_help_panel=MACHINE,
-        help="Clips that are captioned together; fewer need less memory.",
-    ),
+    int | None, option("N", "Clips that are captioned together; fewer need less memory.", MACHINE, default=OWN, min=1)
 ]
-NBest = Annotated[
-    int, typer.Option(metavar="K", min=1, rich_help_panel=DECODING, help="Captions per file, the best one first.")
-]
+NBest = Annotated[int, option("K", "Captions per file, the best one first.", DECODING, min=1)]
 Beams = Annotated[
     int | None,
-    typer.Option(
-        metavar="K",
-        min=1,
-        show_default=OWN,
-        rich_help_panel=DECODING,
-        help="Width of the beam search; 1 is greedy decoding, the fastest.",
-    ),
+    option("K", "Width of the beam search; 1 is greedy decoding, the fastest.", DECODING, default=OWN, min=1),
 ]
-MinConfidence = Annotated[
-    float,
-    typer.Option(
-        metavar="P", min=0, max=1, rich_help_panel=FILTERS, help="Leave out captions with a lower confidence."
-    ),
-]
+MinConfidence = Annotated[float, option("P", "Leave out captions with a lower confidence.", FILTERS, min=0, max=1)]
 Only = Annotated[
     str | None,
-    typer.Option(
-        metavar="WORDS",
-        rich_help_panel=FILTERS,
-        help="Keep only captions with one of these words, separated by commas; any ending may follow.",
-    ),
+    option("WORDS", "Keep only captions with one of these words, separated by commas; any ending may follow.", FILTERS),
 ]
-Ignore = Annotated[
-    str | None,
-    typer.Option(metavar="WORDS", rich_help_panel=FILTERS, help="Leave out captions with one of these words."),
-]
-Split = Annotated[
-    str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="The part of the data, such as test.")
-]
-Quiet = Annotated[
-    bool,
-    flag("--quiet", "-q", panel=OUTPUT, help="Print no progress and no warnings, only errors."),
-]
+Ignore = Annotated[str | None, option("WORDS", "Leave out captions with one of these words.", FILTERS)]
+Split = Annotated[str | None, option("NAME", "The part of the data, such as test.", INPUT)]
+Quiet = Annotated[bool, flag("--quiet", "-q", panel=OUTPUT, help="Print no progress and no warnings, only errors.")]
 AsJson = Annotated[bool, flag("--json", panel=OUTPUT, help="Print JSON instead of a table.")]
 Recipe = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A YAML recipe; see the folder recipes/.")]
 Overrides = Annotated[

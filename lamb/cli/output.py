@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, compress, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-import typer
-
 from ..errors import LambError
+from .options import refuse
 from .terminal import table
 
 if TYPE_CHECKING:
@@ -86,13 +85,37 @@ def outputs_of(inputs: Sequence[Any], template: Path) -> list[Path]:
             _filled(str(template), {"stem": file.stem, "name": file.name, "parent": file.resolve().parent.name})
         )
         if path in paths:
-            raise typer.BadParameter(
+            refuse(
+                "--output",
                 f"{paths[path]} and {file} would both be written to {path}; "
                 "give --output with {parent}/{stem} or {name}.",
-                param_hint="--output",
             )
         paths[path] = str(file)
     return list(paths)
+
+
+def targets_of(
+    inputs: list[Any], target: Path | None, format: Format, option: str, skip_existing: bool
+) -> tuple[list[Any], Sequence[Path | None]]:
+    """The inputs to caption, and where their results go: one output for all, or the file of each.
+
+    Args:
+        option: the one that named `target`, for the message.
+        skip_existing: leave out the inputs whose own file exists.
+    """
+    each = is_template(target)
+    if skip_existing and not each:
+        refuse("--skip-existing", "it needs one file per recording; see --output-dir.")
+    if format in ONE_RECORDING and len(inputs) > 1 and not each:
+        why = f"{format} has the times of one recording; add --output-dir DIR for one file per recording."
+        refuse("--format", why)
+    targets: Sequence[Path | None] = outputs_of(inputs, target) if target and each else [target]
+    if skip_existing:
+        new = [not path.exists() for path in targets if path]
+        inputs, targets = list(compress(inputs, new)), list(compress(targets, new))
+    for path in filter(None, targets):
+        refuse_to_replace(path, inputs, BEGINNINGS.get(format), option)
+    return inputs, targets
 
 
 def _filled(template: str, parts: dict[str, str]) -> str:
@@ -107,15 +130,15 @@ def refuse_to_replace(target: Path, inputs: Iterable[Any], beginning: str | None
     """
     from ..audio.files import SUFFIXES as RECORDINGS
 
-    def refuse(why: str) -> None:
-        raise typer.BadParameter(f"{target} {why}; choose another name.", param_hint=option)
+    def wrong(why: str) -> None:
+        refuse(option, f"{target} {why}; choose another name.")
 
     if target.suffix.lower() in RECORDINGS:
-        refuse("is named like a recording")
+        wrong("is named like a recording")
     if not target.is_file():  # a new file, a device or a pipe
         return
     if any(isinstance(source, str | os.PathLike) and _same(source, target) for source in inputs):
-        refuse("is an input")
+        wrong("is an input")
     with target.open("rb") as file:
         start = file.read(4096)
     try:
@@ -124,7 +147,7 @@ def refuse_to_replace(target: Path, inputs: Iterable[Any], beginning: str | None
         text = "\0"
     known = re.match(beginning, text) if beginning else target.suffix.lower() in (".txt", "")
     if start and ("\0" in text or not known):
-        refuse("exists and is not a former result of this command")
+        wrong("exists and is not a former result of this command")
 
 
 def _same(one: str | os.PathLike[str], other: Path) -> bool:
@@ -143,7 +166,7 @@ def destination(output: Path | None) -> Iterator[TextIO]:
         stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield stdout
     elif not output.resolve().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {output.parent}.", param_hint="--output")
+        refuse("--output", f"there is no folder {output.parent}.")
     else:
         with replacing(output) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file

@@ -5,23 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from ..config import ServeConfig
 from ..errors import LambError
 from .caption import load_captioner
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, LOOPBACK, MODEL_HELP, BatchSize, Device, Model, Threads, options_of
+from .options import DEFAULT_MODEL, LOOPBACK, MODEL_HELP, BatchSize, Device, Model, Threads, option, options_of
 
 
 @options_of(ServeConfig)
 def serve(
     keys: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A file of API keys, one per line; those in the environment variable LAMB_API_KEYS count too.",
-            show_default="no key is required",
+        option(
+            "FILE",
+            "A file of API keys, one per line; those in the environment variable LAMB_API_KEYS count too.",
+            default="no key is required",
         ),
     ] = None,
     model: Model = DEFAULT_MODEL,
@@ -52,29 +50,20 @@ def serve(
 def demo(
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"{MODEL_HELP} May be repeated; the page then offers a choice.",
-            show_default=DEFAULT_MODEL,
-        ),
+        option("NAME", f"{MODEL_HELP} May be repeated; the page then offers a choice.", default=DEFAULT_MODEL),
     ] = None,
-    host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="The address to listen on; 0.0.0.0 is every interface.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(metavar="N", min=1, max=65535, help="The port to listen on.")] = 7860,
+    host: Annotated[str, option("ADDRESS", "The address to listen on; 0.0.0.0 is every interface.")] = "127.0.0.1",
+    port: Annotated[int, option("N", "The port to listen on.", min=1, max=65535)] = 7860,
     device: Device = None,
     data: Annotated[
         str | None,
-        typer.Option(
-            metavar="PATH",
-            help="The clips whose modality gap is shown: a manifest with captions, or a folder of labelled recordings.",
-            show_default="the samples of the repository",
+        option(
+            "PATH",
+            "The clips whose modality gap is shown: a manifest with captions, or a folder of labelled recordings.",
+            default="the samples of the repository",
         ),
     ] = None,
-    library: Annotated[
-        Path | None,
-        typer.Option(metavar="DB", help="An index made by lamb index, to be searched on the page.", show_default=False),
-    ] = None,
+    library: Annotated[Path | None, option("DB", "An index made by lamb index, to be searched on the page.")] = None,
 ) -> None:
     """Show captions on a page in the browser.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from .options import Overrides, Recipe, flag
+from .options import Overrides, Recipe, flag, option
 
 
 def train(
@@ -33,10 +31,7 @@ def ablate(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, flag("--resume", help="Run only what an earlier call did not finish.")] = False,
-    document: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write the tables into this Markdown file.", show_default=False),
-    ] = None,
+    document: Annotated[Path | None, option("FILE", "Also write the tables into this Markdown file.")] = None,
 ) -> None:
     """Compare variants of a recipe over several seeds.
 

@@ -1,8 +1,8 @@
 """Archives of recordings: zip (also in volumes), tar.gz and 7z, all unpacked by the same rules.
 
-Archives come from strangers: one with a member that is no regular file, or whose name leads out of the folder, is
-refused as a whole. A file gets its own name only once it is complete, and complete files are not written again, so
-that an interrupted run can continue.
+Archives come from strangers. If any member is not a regular file, or has a name that leads out of the folder, the whole
+archive is refused. A file gets its own name only once it is complete, and complete files are not written again, so that
+an interrupted run can continue.
 """
 
 import gzip
@@ -24,7 +24,7 @@ from ..audio.files import replacing
 from ..errors import LambError
 
 Place = Callable[[str], str | None]
-"""From the name of a member to its path in the folder; None leaves it out."""
+"""A function from the name of a member to its path in the folder, or None to leave it out."""
 
 
 class ArchiveError(LambError, OSError):
@@ -32,7 +32,7 @@ class ArchiveError(LambError, OSError):
 
 
 def unpack(archive: Path, folder: Path, place: Place) -> None:
-    """Unpack the members of `archive` that `place` keeps into `folder`; ArchiveError for a broken or hostile one."""
+    """Unpack the members of `archive` that `place` keeps into `folder`. Raises ArchiveError."""
     kind = next((kind for kind in READERS if archive.name.endswith(kind)), None)
     if kind is None:
         raise ArchiveError(f"{archive}: not an archive of a known kind ({', '.join(READERS)})")
@@ -65,7 +65,7 @@ def _zip(archive: Path, folder: Path, place: Place) -> None:
 
 
 def _joined(archive: Path) -> Path:
-    """The archive; one that lies in volumes (NAME.z01, NAME.z02 ... NAME.zip) is joined first."""
+    """The archive, joined first if it consists of volumes (NAME.z01, NAME.z02 ... NAME.zip)."""
     if not archive.with_suffix(".z01").exists():
         return archive
     tool = shutil.which("zip")
@@ -75,7 +75,7 @@ def _joined(archive: Path) -> Path:
             f"{archive}: is in volumes, which the program `zip` has to join; install it (apt install zip), or unpack "
             f"the archive by hand and run again with --audio FOLDER"
         )
-    # `zip` would ask the user for a missing volume, and wait
+    # checked here, because `zip` would ask the user for a missing volume and wait
     names = [archive.with_suffix(f".z{n:02d}") for n in range(1, _volumes(archive) + 1)]
     if absent := [path.name for path in names if not path.exists()]:
         raise ArchiveError(f"{archive}: its volumes {', '.join(absent)} are missing; download them and run again")
@@ -90,7 +90,7 @@ def _joined(archive: Path) -> Path:
 
 
 def _volumes(archive: Path) -> int:
-    """The number of volumes before this one, from the end record of a zip; ArchiveError if there is none."""
+    """The number of volumes before the last one, from the end record of a zip file. Raises ArchiveError."""
     with archive.open("rb") as file:
         file.seek(max(0, archive.stat().st_size - 65_557))  # the record of 22 bytes and the longest comment
         end = file.read()
@@ -101,7 +101,7 @@ def _volumes(archive: Path) -> int:
 
 
 def _tar(archive: Path, folder: Path, place: Place) -> None:
-    for write in (False, True):  # read it once before writing: only the end of a gzip shows that it is complete
+    for write in (False, True):  # checked once before writing: only the end of a gzip file shows that it is complete
         with gzip.open(archive) as packed, tarfile.open(fileobj=packed, mode="r|") as file:
             for info in file:
                 if not info.isdir() and (target := _target(archive, folder, info.name, info.isreg(), place)):
@@ -132,7 +132,7 @@ def _seven(archive: Path, folder: Path, place: Place) -> None:
             _check_room(archive, folder, (size for _, size in wanted.values()))
             if not wanted:
                 return
-            # the library writes members under their own names: into a temporary folder, then to their places
+            # the library writes members under their own names, so they go into a temporary folder first
             with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as aside:
                 file.extract(aside, targets=list(wanted))
                 for name, (target, _) in wanted.items():
@@ -140,7 +140,7 @@ def _seven(archive: Path, folder: Path, place: Place) -> None:
                     (Path(aside) / name).replace(target)
     except OSError:
         raise
-    except Exception as error:  # the library passes on all errors of its decompressors
+    except Exception as error:  # the library passes on the errors of many decompressors
         raise ArchiveError(f"{archive}: damaged ({error}); delete it and run again to download it again") from None
 
 
@@ -148,7 +148,7 @@ READERS: dict[str, Callable[[Path, Path, Place], None]] = {".zip": _zip, ".tar.g
 
 
 def _target(archive: Path, folder: Path, name: str, regular: bool, place: Place) -> Path | None:
-    """The path of a member, None if it is left out; ArchiveError for a member that no honest archive has."""
+    """The path of a member, or None to leave it out. Raises ArchiveError for a member of a hostile archive."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or re.match("[A-Za-z]:/", name) or "\0" in name:
         raise ArchiveError(f"{archive}: refused, because its member {name!r} leads out of the folder")

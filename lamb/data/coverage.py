@@ -1,7 +1,7 @@
-"""How much of a published test set is here: recordings vanish, and a score on fewer clips is a score of another set.
+"""How much of a published test set is present: recordings vanish, and a score on fewer clips is not comparable.
 
-The lists are the clips as published: the 975 of AudioCaps' test.csv (papers also report 957 and 964, what was left of
-them on YouTube at the time) and the 1,045 of Clotho's evaluation. A clip is known by the id that `lamb data` gives it.
+The lists hold the clips as published: the 975 of AudioCaps' test.csv (papers also report 957 and 964, as many as were
+left on YouTube at the time) and the 1,045 of Clotho's evaluation. Clips have the ids that `lamb data` gives them.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from pathlib import Path
 from .manifest import Clip
 
 TEST_SETS = {"audiocaps-test": "audiocaps/", "clotho-evaluation": "clotho/evaluation/"}
-"""The files in test_sets/, and what comes before their lines in a clip's id."""
+"""The files in test_sets/, and the prefix that turns their lines into the ids of clips."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """The published test set that clips belong to, how many clips it has, and the ids of those that are not there."""
+    """A published test set, its number of clips, and the ids of those that are missing."""
 
     test_set: str
     published: int
@@ -24,7 +24,7 @@ class Coverage:
 
 
 def coverage(clips: Iterable[Clip]) -> Coverage | None:
-    """Of the test set that any of `clips` belongs to; None where there is none."""
+    """The coverage of the test set to which any of `clips` belongs, or None."""
     there = {clip.id for clip in clips}
     for name, prefix in TEST_SETS.items():
         lines = (Path(__file__).parent / "test_sets" / f"{name}.txt").read_text(encoding="utf-8").split("\n")

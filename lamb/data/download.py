@@ -1,7 +1,7 @@
-"""Downloads that resume, are checked and are tried again. A file gets its own name only once it is complete.
+"""Downloads that are resumed, checked and retried. A file gets its own name only once it is complete.
 
-Until then it is NAME.part. After a broken connection, this run or the next continues from there (HTTP Range).
-An existing file is used as it is, so a file that cannot be downloaded may be put in its place by hand.
+Until then it is called NAME.part. After a broken connection, this run or the next one continues from there (HTTP
+Range). An existing file is used as it is, so a file that cannot be downloaded may be put in its place by hand.
 """
 
 import errno
@@ -19,12 +19,12 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from ..errors import LambError
+from ..errors import LambError, reason
 
-TRIES = 5  # without a single new byte, before giving up
+TRIES = 5  # connections without a single new byte before giving up
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 TIMEOUT = 60.0  # seconds without an answer
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # answers of a server that may soon change
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # status codes of a server that may answer differently soon
 _BLOCK = 1 << 18
 
 
@@ -33,9 +33,9 @@ class DownloadError(LambError, OSError):
 
 
 def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, pause: float = PAUSE) -> Path:
-    """Download `url` to `path` unless that exists; DownloadError if it cannot be had.
+    """Download `url` to `path` unless that exists. Raises DownloadError.
 
-    Without a check sum, only the length that the server states is checked.
+    Without a checksum, only the length that the server states is checked.
     """
     if path.is_file():
         if md5 and _md5(path) != md5:
@@ -45,7 +45,7 @@ def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, p
     part = path.with_name(path.name + ".part")
     resumed = part.exists()
     _receive_all(url, path, part, tries, pause)
-    if md5 and resumed and _md5(part) != md5:  # the part was that of another file
+    if md5 and resumed and _md5(part) != md5:  # the part belonged to another file
         part.unlink()
         _receive_all(url, path, part, tries, pause)
     if md5 and _md5(part) != md5:
@@ -59,7 +59,7 @@ def fetch(url: str, path: Path, md5: str | None = None, *, tries: int = TRIES, p
 
 
 def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> None:
-    """Receive all of `url` into `part`, over as many connections as it takes."""
+    """Receive all of `url` into `part`, with as many connections as necessary."""
     left, most, wait = tries, _size(part), pause
     remedy = f"run again to continue from there, or download it by hand to {path} and run again"
     with _progress(url, path.name) as (progress, task):
@@ -81,7 +81,7 @@ def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> 
                     raise
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
                     raise DownloadError(f"{part}: {error.strerror}; make room, or give another folder") from None
-                if isinstance(reason, socket.gaierror):  # no such host, or no network at all: not worth a second try
+                if isinstance(reason, socket.gaierror):  # neither of the two is worth a second try
                     raise DownloadError(f"{url}: no network, or no such host ({reason.strerror}); {remedy}") from None
                 problem = str(reason) or type(reason).__name__
             left = tries if _size(part) > most else left - 1
@@ -94,7 +94,7 @@ def _receive_all(url: str, path: Path, part: Path, tries: int, pause: float) -> 
 
 
 def _receive(url: str, part: Path, progress: Any, task: Any) -> None:
-    """One connection: receive the rest of `part`, or all of it from a server that cannot start in the middle."""
+    """Receive the rest of `part` in one connection, or all of it if the server cannot start in the middle."""
     have = _size(part)
     headers = {"User-Agent": "lamb-aac", "Accept-Encoding": "identity"}
     if have:
@@ -138,9 +138,9 @@ def from_hub(repo: str, patterns: list[str], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=folder)
-    except Exception as error:  # the hub's client passes on whatever its HTTP library raises
-        raise DownloadError(f"{page}: {str(error).strip().splitlines()[0]}; {remedy}") from error
-    # offline, the client is content with the files that it finds
+    except Exception as error:  # the client of the hub passes on the errors of its HTTP library
+        raise DownloadError(f"{page}: {reason(error)}; {remedy}") from error
+    # offline, the client does not complain about missing files
     files = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     if absent := [pattern for pattern in patterns if not any(fnmatch(file, pattern) for file in files)]:
         raise DownloadError(f"{page}: {', '.join(absent)} did not come; check the network, or {remedy}")
@@ -148,7 +148,7 @@ def from_hub(repo: str, patterns: list[str], folder: Path) -> None:
 
 @contextmanager
 def _progress(url: str, name: str) -> Iterator[tuple[Any, Any]]:
-    """One line on standard error, and below it a progress bar if standard error is a terminal."""
+    """Print one line to standard error, and below it a progress bar if standard error is a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -1,6 +1,6 @@
-"""The leakage guard: no recording for evaluation is used for training, whichever collection it turns up in.
+"""The leakage guard: no evaluation recording is used for training, in whichever collection it occurs.
 
-AudioCaps and WavCaps draw on the same YouTube videos; Clotho, WavCaps, ESC-50 and UrbanSound8K on the same sounds of
+AudioCaps and WavCaps use the same YouTube videos, and Clotho, WavCaps, ESC-50 and UrbanSound8K the same sounds of
 Freesound. Therefore clips are compared by `Clip.source`, the original recording:
 
     youtube:ID          a video; a YouTube address counts as this
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .manifest import Clip, ManifestError, read
 
-FILE = "evaluation.txt"  # beside manifest.jsonl, from `lamb data`: one source in a line, also of clips without audio
+FILE = "evaluation.txt"  # beside manifest.jsonl, from `lamb data`: one source per line, also for clips without audio
 _ADDRESSES = {
     "youtube": re.compile(r"https?://(?:www\.|m\.)?(?:youtube\.com/(?:watch\?(?:.*&)?v=|embed/)|youtu\.be/)([\w-]+)"),
     "freesound": re.compile(r"https?://(?:www\.)?freesound(?:\.org)?/(?:people/[^/]+/sounds/|s/)?(\d+)"),
@@ -24,7 +24,7 @@ _ADDRESSES = {
 
 
 def evaluation_ids(*folders: str | Path) -> set[str]:
-    """The sources used for evaluation, from folders that `lamb data` made or from manifests (all splits but "train").
+    """The sources used for evaluation in folders that `lamb data` made or in manifests (all splits but "train").
 
     Raises ManifestError for a folder that has neither file.
     """

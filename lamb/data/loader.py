@@ -7,7 +7,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -26,8 +27,14 @@ from .manifest import Clip
 from .scenes import Event, Recording, SceneMaker, trim
 
 Batch = TypeVar("Batch")
+Cut = Callable[[np.ndarray], list[np.ndarray]]  # samples (T,) -> windows of them
 Share = tuple[int, int]  # (number of this process, how many there are): each makes its part of a batch
 WHOLE: Share = (0, 1)
+
+
+def whole(x: np.ndarray) -> list[np.ndarray]:
+    """Samples (T,) as one window, centred as every encoder hears them."""
+    return [audio.centred(x)]
 
 
 def recordings(clips: Sequence[Clip], sample_rate: int, workers: int = 2) -> dict[str, list[list[Recording]]]:
@@ -60,7 +67,7 @@ def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
     """Batch number `step` of `size` scenes, B of them here: waveform and mask (B, T), captions, events."""
     scenes = maker.batch(step, size, part_of(size, share))
-    waveform, mask = pad([scene.waveform for scene in scenes])
+    waveform, mask = pad([audio.centred(scene.waveform) for scene in scenes])
     return {
         "waveform": waveform,
         "mask": mask,
@@ -71,9 +78,11 @@ def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -
 
 @dataclass(frozen=True)
 class ClipReader:
-    """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain.
+    """Captioned clips for training: a random crop of at most `seconds`, one of the captions, a random gain of at most
+    `gain` dB.
 
-    With `tokens`, the files of the clips' encoder tokens (see TokenCache), these are read in place of the sound.
+    `cut` makes the windows that the encoder hears of samples (T,), as `lamb.inference.recording.heard` does. With
+    `tokens`, the files of the clips' encoder tokens (see TokenCache), these are read in place of the sound.
     """
 
     clips: Sequence[Clip]
@@ -81,19 +90,32 @@ class ClipReader:
     seconds: float
     seed: int
     tokens: Sequence[Path] | None = None
+    cut: Cut = whole
+    gain: float = 0.0
+    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        """Seconds of each clip, as far as they are used."""
+        return np.array([min(clip.duration or self.seconds, self.seconds) for clip in self.clips])
 
     def order(self, epoch: int, size: int) -> np.ndarray:
-        """The clips of an epoch in batches of `size` and of similar length; a remainder is left out of this epoch."""
-        rng = np.random.default_rng((self.seed, 2, epoch))
-        order = rng.permutation(len(self.clips))
-        # sorted by length within stretches of 16 batches: little padding, yet the neighbours of a clip stay random
-        length = np.array([min(self.clips[k].duration or self.seconds, self.seconds) for k in order])
-        stretch = np.arange(len(order)) // (16 * size)
-        batches = order[np.lexsort((length, stretch))][: len(order) // size * size].reshape(-1, size)
-        return rng.permutation(batches)
+        """The clips of an epoch in batches of `size` and of similar length; a remainder is left out of this epoch.
 
-    def read(self, number: int, epoch: int) -> tuple[np.ndarray, str]:
-        """Samples (T,) or tokens (N, D), and a caption of clip `number` in this epoch; or AudioError."""
+        The order of the last epoch that was asked for is kept: every batch of an epoch asks for it.
+        """
+        if (epoch, size) not in self._orders:
+            rng = np.random.default_rng((self.seed, 2, epoch))
+            order = rng.permutation(len(self.clips))
+            # sorted by length within stretches of 16 batches: little padding, yet the neighbours of a clip stay random
+            stretch = np.arange(len(order)) // (16 * size)
+            batches = order[np.lexsort((self._lengths[order], stretch))][: len(order) // size * size]
+            self._orders.clear()
+            self._orders[epoch, size] = rng.permutation(batches.reshape(-1, size))
+        return self._orders[epoch, size]
+
+    def read(self, number: int, epoch: int) -> tuple[Any, str]:
+        """Windows (T,), or tokens (N, D), and a caption of clip `number` in this epoch; or AudioError."""
         clip, rng = self.clips[number], np.random.default_rng((self.seed, 3, epoch, number))
         caption = clip.captions[int(rng.integers(len(clip.captions)))]
         if self.tokens is not None:
@@ -105,8 +127,16 @@ class ClipReader:
         spare = 0.0 if length is None else max(0.0, length - self.seconds)
         start = clip.start + rng.uniform(0, spare)
         x = audio.load(clip.path, self.sample_rate, start, min(self.seconds, length or self.seconds))
-        gain = np.float32(10 ** (rng.uniform(-6, 6) / 20))
-        return x * gain, caption
+        gain = np.float32(10 ** (rng.uniform(-self.gain, self.gain) / 20))
+        return _windows(self.cut, x * gain, clip), caption
+
+
+def _windows(cut: Cut, x: np.ndarray, clip: Clip) -> list[np.ndarray]:
+    """The windows that `cut` makes of samples `x` of `clip`; AudioError where there are none."""
+    windows = cut(x)
+    if not windows:
+        raise audio.AudioError(clip.path, "holds no sound", "leave it out of the manifest")
+    return windows
 
 
 @dataclass(frozen=True)
@@ -114,12 +144,12 @@ class TokenCache:
     """Encoder tokens on disk: one file (N, D) for each clip, named after the encoder, the recording and the stretch."""
 
     folder: Path
-    encoder: str  # check sum of the encoder's architecture and weights
+    encoder: str  # check sum of the encoder's architecture and weights, and of what it hears
 
     @classmethod
-    def of(cls, folder: str | Path, encoder: nn.Module) -> "TokenCache":
-        """The cache in `folder` for exactly this encoder."""
-        total = hashlib.sha256(repr(getattr(encoder, "options", type(encoder).__name__)).encode())
+    def of(cls, folder: str | Path, encoder: nn.Module, hears: tuple[Any, ...] = ()) -> "TokenCache":
+        """The cache in `folder` for exactly this encoder, which `hears` windows of this length and hop."""
+        total = hashlib.sha256(repr((getattr(encoder, "options", type(encoder).__name__), *hears)).encode())
         for name, tensor in sorted(encoder.state_dict().items()):
             total.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return cls(Path(folder), total.hexdigest()[:16])
@@ -127,27 +157,30 @@ class TokenCache:
     def file(self, clip: Clip, seconds: float) -> Path:
         """The file of the tokens of the first `seconds` of `clip`; another one as soon as the recording changes."""
         facts = os.stat(clip.path)
-        part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, clip.start, clip.duration, seconds)
+        stretch = (clip.start, clip.duration, seconds, "centred")
+        part = (os.path.abspath(clip.path), facts.st_size, facts.st_mtime_ns, *stretch)
         return self.folder / self.encoder / f"{hashlib.sha256(repr(part).encode()).hexdigest()[:32]}.npy"
 
     def fill(
-        self, clips: Sequence[Clip], seconds: float, sample_rate: int, encode: Callable[..., Any]
+        self, clips: Sequence[Clip], seconds: float, sample_rate: int, encode: Callable[..., Any], cut: Cut = whole
     ) -> tuple[list[Clip], list[Path], list[str]]:
         """Encode the clips that have no file yet; returns the readable clips, their files and the other problems.
 
-        Clips are decoded in threads and encoded 16 at a time by `encode`: (B, T), (B, T) -> (B, N, D), (B, N).
+        Clips are decoded in threads and encoded 16 at a time by `encode`: their windows (B, W, T) as `cut` makes them,
+        and the mask -> (B, N, D), (B, N).
         """
         kept: list[Clip] = []
         files: list[Path] = []
         problems: list[str] = []
 
-        def decode(clip: Clip) -> tuple[Clip, Path | None, np.ndarray | None, str]:
+        def decode(clip: Clip) -> tuple[Clip, Path | None, list[np.ndarray] | None, str]:
             try:
                 file = self.file(clip, seconds)
                 if file.exists():
                     return clip, file, None, ""
                 length = seconds if clip.duration is None else min(seconds, clip.duration)
-                return clip, file, audio.load(clip.path, sample_rate, clip.start, length), ""
+                x = audio.load(clip.path, sample_rate, clip.start, length)
+                return clip, file, _windows(cut, x, clip), ""
             except FileNotFoundError:
                 return clip, None, None, f"{clip.path}: does not exist; check the path"
             except audio.AudioError as error:
@@ -157,9 +190,9 @@ class TokenCache:
             for first in range(0, len(clips), 64):
                 found = list(pool.map(decode, clips[first : first + 64]))
                 fresh = [(file, x) for _, file, x, _ in found if file is not None and x is not None]
-                fresh.sort(key=lambda item: len(item[1]))
+                fresh.sort(key=lambda item: sum(map(len, item[1])))
                 for k in range(0, len(fresh), 16):
-                    h_a, mask = encode(*pad([x for _, x in fresh[k : k + 16]]))
+                    h_a, mask = encode(*batch_of([x for _, x in fresh[k : k + 16]]))
                     for (file, _), tokens, valid in zip(fresh[k : k + 16], h_a, mask, strict=True):
                         _write_array(file, tokens[valid].float().cpu().numpy())
                 kept += [clip for clip, file, _, _ in found if file is not None]
@@ -175,8 +208,18 @@ def _write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array)
 
 
+def batch_of(clips: Sequence[Sequence[np.ndarray]]) -> tuple[Tensor, Tensor]:
+    """The windows (T,) of each clip -> a batch (B, W, T), padded at the end of windows and clips, and its mask."""
+    x, valid = pad([window for windows in clips for window in windows])  # (windows, T), of all clips
+    counts = torch.tensor([len(windows) for windows in clips])
+    there = torch.arange(int(counts.max())) < counts[:, None]  # (B, W)
+    waveform, mask = x.new_zeros(*there.shape, x.shape[1]), valid.new_zeros(*there.shape, x.shape[1])
+    waveform[there], mask[there] = x, valid
+    return waveform, mask
+
+
 def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:
-    """Batch number `step`: waveform and mask (B, T), captions, ids, and the problems of clips that are "unreadable".
+    """Batch number `step`: waveform and mask (B, W, T), captions, ids, and the problems of clips that are "unreadable".
 
     Another clip of the epoch takes the place of such a clip, so that all processes have equally many.
     """
@@ -195,9 +238,9 @@ def clip_batch(reader: ClipReader, size: int, step: int, share: Share = WHOLE) -
                 unreadable.append(str(error))
         else:
             raise audio.AudioError(unreadable[-1], "and every clip that could stand in for it", "check the recordings")
-    waveform, mask = pad([x for x, _ in found])
+    waveform, mask = (batch_of if reader.tokens is None else pad)([x for x, _ in found])
     return {
-        "waveform": waveform,  # or tokens
+        "waveform": waveform,  # or tokens (B, N, D)
         "mask": mask,
         "captions": [c for _, c in found],
         "ids": ids,

@@ -6,17 +6,21 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..audio.files import replacing
 from ..errors import LambError
 
+T = TypeVar("T")
+
 
 class ManifestError(LambError, ValueError):
-    """A manifest that cannot be used: the file, the line and the problem."""
+    """A manifest or table that cannot be used: the file, the line and the problem."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,8 @@ class Clip:
     captions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # classes of the sounds; empty if unknown
     split: str = ""  # train, development, test ...
-    source: str = ""  # the original recording, such as youtube:ID; no source is in two splits
-    description: str = ""  # what the collection says of a labelled recording: "a dog howling"
+    source: str = ""  # the original recording, such as youtube:ID; a source is in one split only
+    description: str = ""  # of a labelled recording in its collection: "a dog howling"
 
 
 _FIELDS = {f.name for f in dataclasses.fields(Clip)}
@@ -43,23 +47,19 @@ ALIASES = {"file": "path", "file_name": "path", "filename": "path", "caption": "
 def read(path: str | Path, split: str | None = None) -> list[Clip]:
     """The clips of a JSONL or CSV manifest (lists in CSV are JSON), or of one split of it. Raises ManifestError."""
     path = Path(path).absolute()
-    text = text_of(path)
     clips: list[Clip] = []
     lines: dict[str, int] = {}
-    for number, row in rows(text, path):
-        try:
-            clip = parse(json.loads(row) if isinstance(row, str) else row, path.parent)
-            if clip.id in lines:
-                raise ValueError(f"the id {clip.id!r} is also in line {lines[clip.id]}; each clip needs its own id")
-        except ValueError as error:
-            raise ManifestError(f"{path}, line {number}: {error}") from None
+    for number, clip in records(path, lambda row: parse(row, path.parent)):
+        if clip.id in lines:
+            problem = f"the id {clip.id!r} is also in line {lines[clip.id]}; each clip needs its own id"
+            raise ManifestError(f"{path}, line {number}: {problem}")
         lines[clip.id] = number
         clips.append(clip)
     return select(clips, split, path)
 
 
 def text_of(path: Path, encoding: str | None = None) -> str:
-    """The text of a table or manifest, UTF-8 or UTF-16 if no encoding is given; ManifestError for what is neither."""
+    """The text of a table or manifest in UTF-8 or UTF-16, or in `encoding`. Raises ManifestError."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -77,37 +77,59 @@ def text_of(path: Path, encoding: str | None = None) -> str:
         raise ManifestError(f"{path}, line {line}: neither UTF-8 nor UTF-16", remedy) from None
 
 
-def rows(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """The line number and content of each row that is not blank: a dict in CSV and TSV, the line itself in JSONL.
+def rows(lines: Iterable[str], name: str | Path) -> Iterator[tuple[int, Any]]:
+    """The line number and content of each row that is not blank, of the lines of the file `name`.
 
-    A CSV file may separate its columns by commas, semicolons or tabs; the first line decides.
+    A row of CSV and TSV is a dict of texts, one of JSONL whatever its JSON says. A CSV file may separate its columns by
+    commas, semicolons or tabs; the first line decides. Raises ManifestError.
     """
-    delimiter = {".csv": max(",;\t", key=text.partition("\n")[0].count), ".tsv": "\t"}.get(path.suffix.lower())
-    if delimiter is None:
-        # not splitlines(): a caption may hold a character that Unicode calls a line break
-        yield from ((n, line) for n, line in enumerate(text.split("\n"), 1) if line.strip())
+    lines, suffix = iter(lines), os.path.splitext(name)[1].lower()
+    if suffix not in (".csv", ".tsv"):
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise ManifestError(f"{name}, line {number}: {error}") from None
+                yield number, row
         return
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    head = next(lines, "")
+    delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=head.count)
+    reader = csv.DictReader(chain([head], lines), delimiter=delimiter)
     try:
         for row in reader:
             if None in row:
-                raise ManifestError(f"{path}, line {reader.line_num}: more cells than the header names")
+                raise ManifestError(f"{name}, line {reader.line_num}: more cells than the header names")
             yield reader.line_num, row
     except csv.Error as error:
-        raise ManifestError(f"{path}, line {reader.reader.line_num}: {error}") from None
+        raise ManifestError(f"{name}, line {reader.reader.line_num}: {error}") from None
+
+
+def records(path: Path, make: Callable[[Any], T], encoding: str | None = None) -> Iterator[tuple[int, T]]:
+    """The line number of each row and the result of `make` for it; a ValueError of `make` becomes a ManifestError."""
+    # a StringIO breaks lines as csv wants it: a caption may hold other characters that Unicode calls line breaks
+    for number, row in rows(io.StringIO(text_of(path, encoding), newline=""), path):
+        try:
+            made = make(row)
+        except ValueError as error:
+            raise ManifestError(f"{path}, line {number}: {error}") from None
+        yield number, made
 
 
 def table(path: Path, columns: Collection[str], encoding: str | None = None) -> Iterator[tuple[int, dict[str, str]]]:
-    """The line number and cells of every row of a CSV file; ManifestError if it lacks one of `columns`."""
-    for number, row in rows(text_of(path, encoding), path):
-        absent = [column for column in columns if row.get(column) is None]
-        if absent:
-            raise ManifestError(f"{path}, line {number}: no {', '.join(absent)}")
-        yield number, row
+    """The line number and the cells of each row of a CSV file. Raises ManifestError if one of `columns` is missing."""
+    return records(path, lambda row: with_columns(row, columns), encoding)
+
+
+def with_columns(row: dict[str, str], columns: Collection[str]) -> dict[str, str]:
+    """`row`; ValueError if it lacks one of `columns`."""
+    if absent := [column for column in columns if row.get(column) is None]:
+        raise ValueError(f"no {', '.join(absent)}")
+    return row
 
 
 def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
-    """The clips of `split` (several, separated by commas), or all of them; ManifestError if there are none."""
+    """The clips of `split` (or of several, separated by commas), or all. Raises ManifestError if there are none."""
     if not clips:
         raise ManifestError(f"{path}: no clips")
     chosen = [clip for clip in clips if split is None or clip.split in split.split(",")]
@@ -117,9 +139,9 @@ def select(clips: list[Clip], split: str | None, path: Path) -> list[Clip]:
 
 
 def parse(row: Any, folder: Path) -> Clip:
-    """A row as a clip, with a path relative to `folder`; ValueError for anything that is not a field of a clip.
+    """A row as a clip; its path is relative to `folder`. Raises ValueError for anything that is not a field of a clip.
 
-    Other common names of a field are accepted (`ALIASES`), in upper case too. Without an id, the path is the id.
+    Other common names of the fields are accepted (`ALIASES`), in any case. Without an id, the path is the id.
     """
     if not isinstance(row, dict):
         raise ValueError("expected an object with the keys id and path")
@@ -131,27 +153,31 @@ def parse(row: Any, folder: Path) -> Clip:
     if unknown:
         raise ValueError(f"unknown keys {sorted(map(str, unknown))}; known: {sorted(_FIELDS)}")
     values = {k: v for k, v in row.items() if v not in ("", None)}
-    for key in ("id", "path"):
+    for key in ("path", "id"):
         if key not in values:
             raise ValueError(f"{key} is missing")
     for key in values.keys() - {*_LISTS, *_NUMBERS}:
         if not isinstance(values[key], str):
             raise ValueError(f"{key} is not a text")
     for key in _LISTS:
-        value = values.get(key, ())
-        if isinstance(value, str):
-            try:
-                value = json.loads(value) if value.startswith("[") else [value]
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{key}: {error}") from None
-        if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{key} is not a list of texts")
-        values[key] = tuple(value)
+        values[key] = tuple(texts(key, values.get(key, ())))
     for key in _NUMBERS:
         if key in values:
             values[key] = _seconds(key, values[key])
     values["path"] = str(folder / values["path"])  # an absolute path stays as it is
     return Clip(**values)
+
+
+def texts(key: str, value: Any) -> Sequence[str]:
+    """The texts in the field `key`: a list, also written as JSON, or a single text; ValueError for anything else."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.startswith("[") else [value]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{key}: {error}") from None
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{key} is not a list of texts")
+    return value
 
 
 def renamed(row: dict[Any, Any]) -> dict[Any, Any]:

@@ -21,7 +21,7 @@ from .scenes import SceneMaker, compose
 def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> Path:
     """Render the scenes of `config` into `folder` and return their manifest.jsonl (splits "train" and "test").
 
-    Rendering continues where it was stopped; ConfigError if `folder` holds scenes of other recordings or settings.
+    Rendering continues where it was stopped. Raises ConfigError if `folder` holds other scenes.
     """
     folder = Path(folder)
     table = Path(config.sounds) / "manifest.csv"
@@ -50,7 +50,7 @@ def write_scenes(config: ScenesConfig, folder: str | Path, sample_rate: int) -> 
 
 
 def _render(maker: SceneMaker, folder: Path, split: str, count: int, wordings: int) -> list[Clip]:
-    """Render `count` scenes as folder/audio/SPLIT-NUMBER.flac; those listed in SPLIT.jsonl exist already."""
+    """Render `count` scenes as folder/audio/SPLIT-NUMBER.flac, except for those that SPLIT.jsonl lists already."""
     import soundfile
 
     notes = folder / f"{split}.jsonl"

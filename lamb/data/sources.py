@@ -1,9 +1,9 @@
-"""What the recipes in this repository are trained on, read as it lies in a folder.
+"""The training data of the recipes in this repository, read from the folders in which it is.
 
 `sounds` reads the project's folders of labelled recordings (ESC-50, UrbanSound8K and RAVDESS clips in one, those of
-several open collections in the other); `caption_texts` the
-caption tables of AudioCaps and Clotho, `caption_table` one of them as clips without audio. What was published as
-evaluation material stays out of training. Collections that `lamb data` fetches are in `lamb/data/collections`.
+several open collections in the other). `caption_texts` reads the caption tables of AudioCaps and Clotho, and
+`caption_table` reads one of them as clips without audio. What was published for evaluation stays out of training.
+Collections that `lamb data` downloads are in `lamb/data/collections`.
 """
 
 from collections.abc import Collection
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config import ConfigError
 from .leakage import leaked
-from .manifest import Clip, ManifestError, parse, read, select, table
+from .manifest import Clip, ManifestError, parse, read, records, select, table, with_columns
 from .vocabulary import PHRASES, SAME, VOCABULARY
 
 CLOTHO_PARTS = {
@@ -26,8 +26,11 @@ DEVELOPMENT_FOLDS = {"4", "us8k-fold3", *(f"ravdess-actor{n}" for n in range(17,
 
 
 def clips(data: str | Path, split: str | None = None) -> list[Clip]:
-    """A manifest (JSONL, CSV), a folder with manifest.jsonl (as `lamb data` makes) or of labelled recordings, or a
-    caption table of AudioCaps or Clotho without audio. ManifestError for anything else."""
+    """The clips of `data`, or of one split of it. Raises ManifestError.
+
+    `data` is a manifest (JSONL, CSV), a folder with manifest.jsonl (as `lamb data` makes it), a folder of labelled
+    recordings, or a caption table of AudioCaps or Clotho, whose clips have no audio.
+    """
     path = Path(data)
     if path.is_dir():
         manifest = path / "manifest.jsonl"
@@ -40,11 +43,14 @@ def clips(data: str | Path, split: str | None = None) -> list[Clip]:
 
 
 def sounds(folder: str | Path) -> list[Clip]:
-    """The labelled recordings of `folder`/manifest.csv, in splits "train" and "development" as its README says, and
-    "unheard": all recordings of the kinds that no model is trained on, which the vocabulary has no phrases for."""
+    """The labelled recordings of `folder`/manifest.csv in the splits "train" and "development" of its README.
+
+    Recordings of kinds that no model is trained on, for which the vocabulary has no phrases, have the split "unheard".
+    """
     path = Path(folder) / "manifest.csv"
-    clips = []
-    for number, row in table(path, ("file", "label", "source")):
+
+    def clip(row: dict[str, str]) -> Clip:
+        with_columns(row, ("file", "label", "source"))
         values = {
             "id": Path(row["file"]).stem,
             "path": row["file"],
@@ -55,17 +61,15 @@ def sounds(folder: str | Path) -> list[Clip]:
             # RAVDESS gives one address for all its clips; what some of them share is the speaker
             "source": row["fold"] if row.get("fold", "").startswith("ravdess-") else row["source"],
         }
-        try:
-            clips.append(parse(values, path.parent))
-        except ValueError as error:
-            raise ManifestError(f"{path}, line {number}: {error}") from None
-    return clips
+        return parse(values, path.parent)
+
+    return [made for _, made in records(path, clip)]
 
 
 def split_sounds(*folders: str | Path) -> tuple[list[Clip], list[Clip]]:
-    """Training and development recordings of `folders`, without training recordings that are in development as well.
+    """Training and development recordings of `folders`; no training recording is also a development recording.
 
-    Raises ManifestError for a missing split, ConfigError for a label for which no caption can be composed.
+    Raises ManifestError for a missing split, ConfigError for a label without phrases.
     """
     clips = [clip for folder in folders for clip in sounds(folder)]
     training, development = (select(clips, split, Path(folders[0])) for split in ("train", "development"))
@@ -81,7 +85,7 @@ def split_sounds(*folders: str | Path) -> tuple[list[Clip], list[Clip]]:
 
 
 def folders(sounds: str | Collection[str] | None) -> tuple[str, ...]:
-    """The folders of labelled recordings that a recipe names, one or several or none."""
+    """The folders of labelled recordings that a recipe names: none, one or several."""
     return () if sounds is None else (sounds,) if isinstance(sounds, str) else tuple(sounds)
 
 
@@ -95,7 +99,7 @@ def _split(row: dict[str, str]) -> str:
 
 
 def caption_texts(folder: str | Path, without: Collection[str] = ()) -> list[str]:
-    """Training captions of AudioCaps and Clotho in `folder`, less the texts in `without` (evaluation captions)."""
+    """Training captions of AudioCaps and Clotho in `folder`, except the texts in `without` (evaluation captions)."""
     held = {text.strip() for text in without}
     files = [Path(folder) / f"{name}_train.csv" for name in ("audiocaps", "clotho")]
     texts = [row["caption"].strip() for file in files for _, row in table(file, ("caption",))]
@@ -103,8 +107,10 @@ def caption_texts(folder: str | Path, without: Collection[str] = ()) -> list[str
 
 
 def caption_table(path: str | Path) -> list[Clip]:
-    """The clips of a caption table as AudioCaps (a row a caption) or Clotho (a row a clip) publishes it, without audio;
-    their ids are those that `lamb data` gives them. ManifestError for any other table."""
+    """The clips, without audio, of a caption table of AudioCaps (one row per caption) or Clotho (one row per clip).
+
+    Their ids are those that `lamb data` gives them. Raises ManifestError for any other table.
+    """
     path = Path(path)
     clips: dict[str, list[str]] = {}
     for number, row in table(path, ()):

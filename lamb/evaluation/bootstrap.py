@@ -1,4 +1,4 @@
-"""The uncertainty of a score, and whether one system is better than another: the bootstrap over clips."""
+"""The bootstrap over clips: the uncertainty of a score, and whether one system is better than another."""
 
 from collections.abc import Callable
 
@@ -8,21 +8,24 @@ from numpy.typing import ArrayLike
 from .metrics import Floats
 
 Total = Callable[[Floats], Floats]
-"""From counts summed over clips, (..., F), to the score, (...,)."""
+"""A function from counts summed over clips, (..., F), to the score, (...,)."""
 
 
-def _per_clip(values: ArrayLike, ndim: int = 1) -> Floats:
-    """`values` as a finite array (S,) or, with `ndim` 2, (S, F), S > 0; ValueError for anything else."""
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != ndim or not array.size or not np.isfinite(array).all():
+def _counted(per_clip: ArrayLike, of: Total | None) -> tuple[Floats, Total]:
+    """What is counted in each clip, (S, F), and the score from its sums: scores (S,) count for their mean.
+
+    Raises ValueError for anything but finite numbers of at least one clip.
+    """
+    values = np.asarray(per_clip, dtype=np.float64)
+    if values.ndim != (1 if of is None else 2) or not values.size or not np.isfinite(values).all():
         raise ValueError(
-            f"one finite score a clip is wanted; got an array of shape {array.shape} or one with nan or inf"
+            f"one finite score a clip is wanted; got an array of shape {values.shape} or one with nan or inf"
         )
-    return array
+    return (values[:, None], lambda sums: sums[..., 0] / len(values)) if of is None else (values, of)
 
 
 def _resampled_sums(values: Floats, samples: int, seed: int) -> Floats:
-    """(samples, ...) sums of as many values, drawn with replacement along the first axis."""
+    """Sums (samples, F) of values (S, F) that are drawn S at a time, with replacement, along the first axis."""
     random, clips = np.random.default_rng(seed), len(values)
     draws = (random.integers(0, clips, clips) for _ in range(samples))
     return np.stack([np.bincount(draw, minlength=clips) @ values for draw in draws])
@@ -31,41 +34,35 @@ def _resampled_sums(values: Floats, samples: int, seed: int) -> Floats:
 def confidence_interval(
     per_clip: ArrayLike, level: float = 0.95, samples: int = 1000, seed: int = 0, of: Total | None = None
 ) -> tuple[float, float]:
-    """Bootstrap interval (low, high) of the mean of `per_clip`: other clips of the same kind, the same captioner.
+    """Bootstrap interval (low, high) of the mean of `per_clip`, for other clips of the same kind.
 
-    The percentiles (1 ± level) / 2 of the means of resampled clips (Efron 1979, "Bootstrap methods: another look at
-    the jackknife"). Right for scores that are means over clips (ROUGE-L, CIDEr-D with its document frequencies held).
-    One that is not, such as BLEU, is `of` counts: `per_clip` is then what is counted in each clip, (S, F), and `of` the
-    score from the sums of the counts.
+    Its ends are the percentiles (1 ± level) / 2 of the means of resampled clips (Efron 1979, "Bootstrap methods:
+    another look at the jackknife"). This is right for scores that are means over clips (ROUGE-L, and CIDEr-D with fixed
+    document frequencies). For any other score, such as BLEU, `per_clip` holds what is counted in each clip, (S, F), and
+    `of` computes the score from the sums of these counts.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; a share between 0 and 1 is wanted, such as 0.95")
-    values = _per_clip(per_clip, 1 if of is None else 2)
-    sums = _resampled_sums(values, samples, seed)
-    scores = sums / len(values) if of is None else of(sums)
-    low, high = np.quantile(scores, [(1 - level) / 2, (1 + level) / 2])
+    counts, score = _counted(per_clip, of)
+    low, high = np.quantile(score(_resampled_sums(counts, samples, seed)), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def paired_test(
     a: ArrayLike, b: ArrayLike, samples: int = 10_000, seed: int = 0, of: Total | None = None
 ) -> tuple[float, float]:
-    """(difference, p): mean of a - b over the clips that both scored, and how often chance alone gives as large a one.
+    """(difference, p): the mean of a - b over clips that both scored, and the probability of such a one by chance.
 
-    Paired bootstrap, two-sided: clips are resampled, the same for both, and p is the share of resampled differences
-    at least as far from the one observed as that is from 0; the one observed is counted in (Efron and Tibshirani 1993,
-    "An introduction to the bootstrap", 16.4). p is never below 1 / (samples + 1). With `of`, the difference is that of
-    two scores of counts (see `confidence_interval`).
+    The paired, two-sided bootstrap: the same clips are resampled for both systems, and p is the share of resampled
+    differences that are at least as far from the observed difference as that is from 0. The observed one counts too
+    (Efron and Tibshirani 1993, "An introduction to the bootstrap", 16.4), so p is at least 1 / (samples + 1). With
+    `of`, the difference is between two scores of counts (see `confidence_interval`).
     """
-    first, second = (_per_clip(values, 1 if of is None else 2) for values in (a, b))
+    (first, score), (second, _) = (_counted(values, of) for values in (a, b))
     if first.shape != second.shape:
         raise ValueError(f"{len(first)} and {len(second)} scores: both systems must be scored on the same clips")
-    if of is None:
-        observed = (first - second).mean()
-        moved = _resampled_sums(first - second - observed, samples, seed) / len(first)
-    else:
-        sums, columns = _resampled_sums(np.concatenate([first, second], axis=1), samples, seed), first.shape[1]
-        observed = of(first.sum(0)) - of(second.sum(0))
-        moved = of(sums[:, :columns]) - of(sums[:, columns:]) - observed
+    ours, theirs = np.split(_resampled_sums(np.concatenate([first, second], axis=1), samples, seed), 2, axis=1)
+    observed = score(first.sum(0)) - score(second.sum(0))
+    moved = score(ours) - score(theirs) - observed
     extreme = np.count_nonzero(np.abs(moved) >= np.abs(observed) * (1 - 1e-12))
     return float(observed), float((extreme + 1) / (samples + 1))

@@ -1,7 +1,7 @@
 """`lamb evaluate`: the scores of the captions of a model, or of any other system, on a list of clips.
 
-Clips with human captions give the caption scores (`scores`), clips with labels the label measures (`labels`);
-a list may have both. A clip that could not be captioned counts as one with an empty caption.
+Clips with human captions give the caption scores (`scores`), and clips with labels the label measures (`labels`). A
+list may have both. A clip that could not be captioned counts as one with an empty caption.
 """
 
 import csv
@@ -16,15 +16,15 @@ from ..audio.files import replacing
 from ..data import sources
 from ..data.coverage import Coverage, coverage
 from ..data.manifest import Clip, ManifestError
-from ..data.vocabulary import VOCABULARY, extra, names
+from ..data.vocabulary import VOCABULARY
 from ..errors import OptionError
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from .bootstrap import paired_test
-from .labels import is_right, is_unheard, label_scores
+from .labels import label_measures, label_scores
 from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
-from .scores import SBERT, Measure, Round, Scored, averaged, ratio, score
+from .scores import SBERT, Measure, Round, Scored, averaged, score
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,13 @@ class Evaluation:
     system: str
     data: str
     clips: list[Clip]
-    results: list[Caption]  # one a clip
+    results: list[Caption]  # one for each clip
     labels: dict[str, float]  # label measures; empty where the clips have no labels
-    measures: dict[str, Measure]  # (S,): of all clips
-    left_out: dict[str, str] = field(default_factory=dict)  # measure -> why it is missing, and what brings it
+    measures: dict[str, Measure]  # over all clips
+    left_out: dict[str, str] = field(default_factory=dict)  # measure: why it is missing, and how to get it
     notes: list[str] = field(default_factory=list)
     coverage: Coverage | None = None
-    dropped: tuple[str, ...] = ()  # ids of clips that were left out, as a file of captions does not have them
+    dropped: tuple[str, ...] = ()  # ids of clips that a file of captions lacks, and that were therefore left out
 
     @property
     def failed(self) -> int:
@@ -48,14 +48,14 @@ class Evaluation:
         return sum(not result.ok for result in self.results)
 
     def reasons(self) -> dict[str, list[str]]:
-        """The measures that were left out, by the reason why."""
+        """The measures that were left out, grouped by the reason."""
         found: dict[str, list[str]] = {}
         for name, reason in self.left_out.items():
             found.setdefault(reason, []).append(name)
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object of `lamb evaluate --json`: measures by name, `intervals` of 95 % and what else is known."""
+        """The JSON object of `lamb evaluate --json`: measures by name, their 95 % `intervals` and further facts."""
         missing = self.coverage.missing if self.coverage else self.dropped
         values: dict[str, float] = {"clips": len(self.clips), "failed": self.failed, "missing": len(missing)}
         values |= {"captioned_by_people": n} if (n := sum(bool(clip.captions) for clip in self.clips)) else {}
@@ -77,7 +77,7 @@ def evaluate(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Caption `data` with a model and score it: `Evaluation.to_dict`. See `evaluate_models` for errors."""
+    """Caption `data` with a model and return its scores, `Evaluation.to_dict`. Errors: see `evaluate_models`."""
     return evaluate_models([model], data, split, [out], sbert=sbert, device=device, progress=progress)[0].to_dict()
 
 
@@ -97,14 +97,14 @@ def evaluate_models(
     """Score models, or files of predictions (CSV, JSONL), on the same clips.
 
     Args:
-        outs: for each system, the folder for the predictions of a model; None: they are not kept.
+        outs: for each system, the folder in which the predictions of a model are kept, or None.
         sbert: the sentence model of SBERT similarity and FENSE.
-        partial: leave out, for all systems, the clips that a file of predictions does not have.
-        probe_seeds: also ask models about pairs of the labelled clips drawn from each of these seeds, and about nothing
-            (`lamb.evaluation.probes`).
-        progress, say: called with the number of clips that are done, and with messages for the user.
+        partial: whether clips that a file of predictions lacks are left out, for all systems.
+        probe_seeds: seeds of the additional sounds that models caption, see `lamb.evaluation.probes`; none by default.
+        progress: called with the number of clips that are done and the number of all clips.
+        say: called with messages for the user.
 
-    Raises ManifestError for data that cannot be used, ValueError for clips with neither captions nor known labels.
+    Raises ManifestError for data that cannot be used, OptionError for clips with neither captions nor known labels.
     """
     clips = sources.clips(data, split)
     _check(clips, data)
@@ -143,8 +143,10 @@ def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str
 
 
 def folder_of(system: str, data: str, split: str | None, out: Path | None = None, several: bool = False) -> Path:
-    """The folder for the predictions of a model: `out`, or a folder in it if there are `several` systems; without `out`
-    runs/evaluate/MODEL-DATA-SPLIT."""
+    """The folder for the predictions of a model: `out`, or a folder in it if there are `several` systems.
+
+    Without `out` it is runs/evaluate/MODEL-DATA-SPLIT.
+    """
 
     def name(*paths: str) -> str:
         return "-".join(part.lstrip(".") for path in paths for part in Path(path).parts if part.strip("./\\"))
@@ -155,14 +157,14 @@ def folder_of(system: str, data: str, split: str | None, out: Path | None = None
 
 
 def is_predictions(system: str) -> bool:
-    """Whether a system is a file of captions, not a model."""
+    """Whether a system is a file of captions rather than a model."""
     return Path(system).suffix.lower() in (".csv", ".tsv", ".jsonl") or Path(system).is_file()
 
 
 def evaluate_people(data: str, split: str | None = None, *, sbert: str = SBERT) -> Evaluation:
     """Score people for comparison: each human caption against the others of its clip, leave-one-out.
 
-    Round k takes caption k of every clip that has it and another one; scores are means over rounds.
+    Round k scores caption k of every clip that has one besides another; the result is the mean over all rounds.
     """
     clips = [clip for clip in sources.clips(data, split) if len(clip.captions) > 1]
     if not clips:
@@ -183,7 +185,7 @@ def evaluate_people(data: str, split: str | None = None, *, sbert: str = SBERT) 
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, dict[str, float]]:
-    """Paired bootstrap test of every measure that both have of each clip: {measure: {difference, p}}."""
+    """Paired bootstrap test of every measure that both systems have for each clip: {measure: {difference, p}}."""
     found = {}
     for name, a in first.measures.items():
         b = second.measures.get(name)
@@ -211,7 +213,7 @@ def _unknown(clips: Sequence[Clip]) -> list[str]:
 
 
 def _scored(clips: Sequence[Clip], results: Sequence[Sequence[Caption]], sbert: str) -> Scored:
-    """The caption scores of each system; per clip they are nan for clips without human captions."""
+    """The caption scores of each system; a clip without human captions has nan."""
     there = [n for n, clip in enumerate(clips) if clip.captions]
     if not there:
         return Scored([{} for _ in results])
@@ -236,41 +238,18 @@ def _evaluation(
         if unknown := _unknown(clips):
             left_out["label_named"] = f"labels without words in lamb/data/vocabulary.txt: {', '.join(unknown)}"
         else:
-            # ---- the label measures, all of them; some once more as measures, for their intervals and tests
             labels = label_scores([clips[n] for n in labelled], [results[n] for n in labelled])
             if all(result.confidence is None for result in results):
-                for name in ("calibration_error", "auroc"):  # of a system that tells none
+                for name in ("calibration_error", "auroc"):  # this system gives no confidence
                     labels.pop(name, None)
-            measures = {**_label_measures(clips, results), **measures}
+            measures = {**label_measures(clips, results), **measures}
     return Evaluation(system, data, clips, results, labels, measures, left_out, list(scored.notes), coverage(clips))
 
 
-def _label_measures(clips: Sequence[Clip], results: Sequence[Caption]) -> dict[str, Measure]:
-    """label_named, clean and extra of the clips whose labels a model may know."""
-    pairs = list(zip(clips, results, strict=True))
-    labels = [() if is_unheard(clip) else clip.labels for clip in clips]
-    if not any(labels):
-        return {}
-
-    def measure(sums: Sequence[float], whole: Sequence[float]) -> Measure:
-        part, of = np.array(sums, dtype=float), np.array(whole, dtype=float)
-        return ratio(part, of, np.divide(part, of, out=np.full(len(of), np.nan), where=of > 0))
-
-    named = [sum(r.ok and names(r.text, label) for label in own) for own, (_, r) in zip(labels, pairs, strict=True)]
-    known = [float(bool(own)) for own in labels]
-    clean = [float(bool(own) and is_right(*pair)) for own, pair in zip(labels, pairs, strict=True)]
-    more = [float(extra(r.text, own)) if own else 0.0 for own, (_, r) in zip(labels, pairs, strict=True)]
-    return {
-        "label_named": measure(named, [len(own) for own in labels]),
-        "clean": measure(clean, known),
-        "extra": measure(more, known),
-    }
-
-
 def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
-    """Write one row per clip and system: system, id, caption, error, and the clip's score in each measure that has one.
+    """Write one row per clip and system: system, id, caption, error, and the score of the clip in each measure.
 
-    A spreadsheet would run a text that begins with one of `=+-@` as a formula: it gets an apostrophe in front.
+    A text that begins with one of `=+-@` gets an apostrophe in front, because a spreadsheet would run it as a formula.
     """
     names = list(dict.fromkeys(n for one in evaluations for n, m in one.measures.items() if m.per_clip is not None))
 

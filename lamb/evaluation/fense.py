@@ -1,17 +1,18 @@
-"""FENSE's two networks: Sentence-BERT, how alike two captions are in meaning, and a detector of fluency errors.
+"""The two networks of FENSE: Sentence-BERT for the similarity of meaning, and a detector of fluency errors.
 
-    FENSE = mean cosine of the candidate and its references, divided by 10 where an error is likelier than THRESHOLD
+    FENSE = mean cosine of the candidate and its references, divided by 10 if the probability of an error is above 0.9
 
-Zhou et al. 2022, "Can audio captions be evaluated with image caption metrics?". SPIDEr-FL takes the same detector.
+Zhou et al. 2022, "Can audio captions be evaluated with image caption metrics?". SPIDEr-FL uses the same detector.
 
 Letters: S clips, D width of the BERT.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,12 @@ from .metrics import Floats
 from .reference_metrics import Round
 from .resources import DOWNLOAD, SBERT, Unavailable, detector_file
 
-THRESHOLD = 0.9  # a caption whose error is likelier than this loses ...
-PENALTY = 0.9  # ... this share of its score; both as in FENSE
+THRESHOLD = 0.9  # a caption loses a part of its score if the probability of an error is above this
+PENALTY = 0.9  # that part; both as in FENSE
 
 
 class Sentences:
-    """Sentence-BERT: how alike two captions are in meaning. Reimers and Gurevych 2019."""
+    """Sentence-BERT: how similar two captions are in meaning. Reimers and Gurevych 2019."""
 
     def __init__(self, name: str = SBERT) -> None:
         """`name`: a model of sentence-transformers that is on this machine, or a folder."""
@@ -45,8 +46,8 @@ class Sentences:
                 raise Unavailable(f"the sentence model {name} is not on this machine", remedy) from error
 
     def similarity(self, rounds: Sequence[Round]) -> list[Floats]:
-        """Of each clip, (S,) a round: mean cosine of the candidate and its references; 0 for no words."""
-        texts = sorted({text for candidates, groups in rounds for text in (*candidates, *_flat(groups))})
+        """For each round (S,): mean cosine of a candidate and its references; 0 for a candidate without words."""
+        texts = sorted({text for candidates, groups in rounds for text in chain(candidates, *groups)})
         vectors = self.model.encode(texts, normalize_embeddings=True, show_progress_bar=False, batch_size=64)
         of = dict(zip(texts, np.asarray(vectors, dtype=np.float64), strict=True))
         return [
@@ -60,15 +61,11 @@ class Sentences:
         ]
 
 
-def _flat(groups: Iterable[Sequence[str]]) -> Iterator[str]:
-    return (text for group in groups for text in group)
-
-
 class FluencyDetector:
-    """FENSE's detector: a BERT with a linear layer on its first token tells what is wrong with a sentence; the last
-    class is "something". Zhou et al. 2022, "Can audio captions be evaluated with image caption metrics?"
+    """The detector of FENSE: a linear layer on the first token of a BERT classifies the errors in a sentence.
 
-    A checkpoint holds `model_type` (the BERT's name, for its configuration and tokenizer), `num_classes`, `state_dict`.
+    The last class is any error at all. A checkpoint holds `model_type` (the name of the BERT, for its configuration and
+    tokenizer), `num_classes` and `state_dict`.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -81,14 +78,14 @@ class FluencyDetector:
             state = torch.load(file, map_location="cpu", weights_only=True)
             kind, classes = str(state["model_type"]), int(state["num_classes"])
             weights = {k: v for k, v in state["state_dict"].items() if k != "encoder.embeddings.position_ids"}
-        except Exception as error:  # whatever a file that is no such checkpoint makes of torch.load
+        except Exception as error:  # torch.load raises many kinds for a file of another kind
             raise Unavailable(f"{file} cannot be read as a detector", f"rm '{file}' && {DOWNLOAD}") from error
         self.model = self._build(kind, classes)
         self.model.load_state_dict(weights)
         self.model.eval()
 
     def _build(self, kind: str, classes: int, local: bool = True) -> Any:
-        """The network, its weights still random; with the configuration and tokenizer of `kind`."""
+        """The network with random weights; it has the configuration and tokenizer of the BERT `kind`."""
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -101,7 +98,7 @@ class FluencyDetector:
         return torch.nn.ModuleDict({"encoder": encoder, "clf": torch.nn.Linear(config.hidden_size, classes)})
 
     def probability(self, texts: Sequence[str], batch: int = 64) -> Floats:
-        """How likely each text has an error, (len(texts),)."""
+        """The probability that each text has an error, (len(texts),)."""
         import torch
 
         found: list[float] = []
@@ -118,7 +115,7 @@ class FluencyDetector:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of the libraries."""
+    """Hide the progress bars of the libraries within the block."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

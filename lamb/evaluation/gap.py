@@ -1,15 +1,16 @@
 """The modality gap: how far a model's audio tokens lie from the embeddings of the captions (paper, Table 2, Figure 2).
 
-Every clip gives the audio tokens z_a that its caption would be written from, and every caption its tokens' input
-embeddings z_t. Measures:
+Every clip gives the audio tokens z_a from which its caption would be generated, and every caption the input embeddings
+z_t of its tokens. The measures are:
 
 - `l2`, `cosine`: mean L2 distance and cosine of the mean-pooled, raw vectors of every clip and caption [P, Table 2];
   `l2_unit`: the distance of the same vectors at unit length, `audio_norm` and `text_norm` their mean lengths [O].
-  An L2 distance can be compared between models of one language model only; the cosine and `l2_unit` between any.
+  L2 distances can only be compared between models that share a language model; `cosine` and `l2_unit` between any.
 - `cs_global`, `cs_token`: the aligner's divergences (`lamb.model.aligner`). Global: the pooled clips against their
-  first captions, in sets of at most SET. Token: a clip's tokens against a caption's, the mean over all. The kernel is
-  that of `AlignerConfig`'s defaults whatever the model was trained with: one yardstick for all [O]. The global one
-  falls with the size of the set (a point's distance to itself counts), so it is not that of a training batch.
+  first captions, in sets of at most SET. Token: the tokens of a clip against those of a caption, averaged over all
+  captions. The kernel has the defaults of `AlignerConfig` whatever the model was trained with, so that all models are
+  measured alike [O]. The global divergence falls with the size of the set (the distance of a point to itself counts),
+  so it differs from that of a training batch.
 - `audio_to_text_r1` ... `_r10`: share of clips with one of their captions among the first 1, 5, 10 of all captions, by
   the cosine of the pooled vectors; `text_to_audio_r1` ...: share of captions whose clip is among the first [O].
 
@@ -21,7 +22,6 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -32,13 +32,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..audio import reader as audio
-from ..audio.files import replacing
 from ..config import AlignerConfig, DecodeConfig
 from ..data.manifest import Clip, ManifestError
 from ..data.scenes import Event, compose
 from ..data.vocabulary import PHRASES
-from ..errors import LambError
 from ..inference.engine import Engine
+from ..inference.picture import PictureError, check, save
 from ..inference.recording import hear
 from ..model import aligner as alignment
 from ..model.lamb import LambModel
@@ -47,14 +46,9 @@ from ..model.padding import pad
 RANKS = (1, 5, 10)
 SET = 1000  # clips whose pooled vectors the global divergence compares at once
 SHOWN = 300  # clips in a picture, evenly spaced in the list; more would hide each other
-FORMATS = ("png", "svg", "pdf")
 TOLERANCE = 1e-6  # similarities this close count as equal: those of the same caption differ by rounding
 Vectors = Literal["unit", "raw", "both"]
-AUDIO, TEXT = "#0072b2", "#d55e00"  # colour-blind readers can tell them apart
-
-
-class PlotError(LambError, ValueError):
-    """A picture that cannot be drawn: the file or the missing package, and the remedy."""
+AUDIO, TEXT = "#0072b2", "#d55e00"  # colours that colour-blind readers can tell apart
 
 
 @dataclass(frozen=True)
@@ -65,7 +59,7 @@ class Embeddings:
     text: Tensor  # (C, D_llm), the captions of one clip next to each other
     clip: Tensor  # (C,) the clip of each caption, ascending
     cs_token: float  # mean over all captions
-    failed: int  # clips that could not be read, or in which there is no sound
+    failed: int  # clips that cannot be read or hold no sound
 
     @property
     def first(self) -> Tensor:
@@ -74,7 +68,7 @@ class Embeddings:
 
 
 def captioned(clips: Sequence[Clip]) -> list[Clip]:
-    """`clips`, where one without captions gets a caption composed from its labels, the same at every call.
+    """`clips`; one without captions gets a caption composed from its labels, which is the same at every call.
 
     ManifestError for a clip that has neither a caption nor labels with phrases.
     """
@@ -94,7 +88,7 @@ def _composed(clip: Clip) -> Clip:
 def embed(model: LambModel, clips: Sequence[Clip]) -> Embeddings:
     """The audio tokens of `clips`, as the captioner hears them, and the tokens of all their captions.
 
-    A clip that cannot be read, or in which there is no sound, is left out with a warning; ManifestError if all are.
+    A clip that cannot be read or holds no sound is left out with a warning. Raises ManifestError if none is left.
     """
     yardstick = AlignerConfig()
     pooled_audio, pooled_text, owners, divergences, heard = [], [], [], [], 0
@@ -127,7 +121,7 @@ def embed(model: LambModel, clips: Sequence[Clip]) -> Embeddings:
 def _heard(
     engine: Engine, clips: Sequence[Clip], options: DecodeConfig
 ) -> Iterator[tuple[list[Clip], list[np.ndarray]]]:
-    """Clips, a group at a time, with the z_a (N, D_llm) of each; what cannot be heard is left out."""
+    """Groups of clips with the z_a (N, D_llm) of each clip; clips that cannot be heard are left out."""
     rest = iter(clips)
     for group in hear(engine, clips, options):
         found = []
@@ -142,7 +136,7 @@ def _heard(
 
 
 def measures(found: Embeddings) -> dict[str, float]:
-    """All measures of this file's docstring, with the numbers of clips, captions and unreadable clips."""
+    """All measures in the docstring of this module, with the numbers of clips, captions and clips left out."""
     a, t = found.audio[found.clip], found.text  # (C, D_llm)
     one = torch.ones(len(t), 1, dtype=torch.bool)
     raw = alignment.gap(a[:, None], one, t[:, None], one)
@@ -168,7 +162,7 @@ def _named(direction: str, shares: Sequence[float]) -> dict[str, float]:
 
 
 def _cs_global(found: Embeddings) -> float:
-    """The global divergence: the mean over sets of about the same size, at most SET, weighted by their clips."""
+    """The global divergence: the mean over sets of equal size, at most SET, weighted by their numbers of clips."""
     yardstick, parts = AlignerConfig(), math.ceil(len(found.audio) / SET)
     pairs = zip(found.audio.tensor_split(parts), found.text[found.first].tensor_split(parts), strict=True)
     terms = [
@@ -180,7 +174,7 @@ def _cs_global(found: Embeddings) -> float:
 def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor) -> list[float]:
     """Share of queries (Q, D) that find an item (C, D) of their own clip among the first 1, 5, 10 by inner product.
 
-    Items of equal similarity count as in random order, and the result is the expected share: a model that maps
+    Items of equal similarity are taken in random order, and the result is the expected share. So a model that maps
     everything to one point scores at chance, and equal captions share their rank.
     """
     found = torch.zeros(len(RANKS), dtype=torch.float64)
@@ -191,9 +185,9 @@ def recall(queries: Tensor, items: Tensor, query_clip: Tensor, item_clip: Tensor
         better = (similarity > best + TOLERANCE).sum(1)
         alike = (similarity - best).abs() <= TOLERANCE
         others, own = (alike & ~right).sum(1).double(), (alike & right).sum(1).double()
-        missed = torch.ones_like(own)  # chance that none of the first `rank` is right
+        missed = torch.ones_like(own)  # probability that none of the first `rank` items is right
         for rank in range(1, max(RANKS) + 1):
-            drawn = (rank - 1 - better).clamp_min(0)  # of those alike, before this place
+            drawn = (rank - 1 - better).clamp_min(0)  # items of equal similarity that come before this rank
             left = (others - drawn).clamp_min(0) / (others + own - drawn).clamp_min(1)
             missed = torch.where(rank > better, missed * left, missed)
             if rank in RANKS:
@@ -207,39 +201,21 @@ def scores(model: LambModel, clips: Sequence[Clip]) -> dict[str, float]:
     return {f"gap_{name}": value for name, value in found.items() if name not in ("clips", "captions", "failed")}
 
 
-def format_of(file: Path, umap: bool = False) -> str:
-    """The format that the ending of `file` names; PlotError for another one, or if a package is missing."""
-    ending = file.suffix[1:].lower()
-    if ending not in FORMATS:
-        raise PlotError(f"{file}: a picture ends in {', '.join(f'.{name}' for name in FORMATS)}")
-    if not file.absolute().parent.is_dir():
-        raise PlotError(f"{file}: there is no folder {file.parent}; make it first")
-    for module, name in (("matplotlib", "matplotlib"), *([("umap", "umap-learn")] if umap else [])):
-        if find_spec(module) is None:
-            raise PlotError(f"{file}: this picture needs {name}; pip install 'lamb-aac[plot]'")
-    return ending
-
-
-def save_figure(figure: Any, file: Path) -> None:
-    """Write a matplotlib figure in the format that `file` ends in, whole or not at all."""
-    with replacing(file) as part:
-        figure.savefig(part, format=format_of(file), dpi=150)
-
-
 def picture(
     panels: Sequence[tuple[str, Embeddings]], file: Path, umap: bool = False, vectors: Vectors = "unit"
 ) -> None:
-    """The paper's Figure 2: clips and their first captions in two dimensions, one panel (title, embeddings) per model.
+    """Draw the paper's Figure 2: clips and their first captions in two dimensions, one panel per model.
 
-    A line joins a clip to its caption; the audio is turned to the right. Two PCA panels of a row share their axes
-    unless one spreads ten times as far as the other: there, and with UMAP, whose units mean nothing, each has its own.
+    A line joins a clip and its caption, and the audio is on the right. The PCA panels of a row share their axes unless
+    one spreads ten times as far as another. Otherwise, and with UMAP, whose units mean nothing, each has its own axes.
 
     Args:
-        vectors: "unit" scales all vectors to length 1, so that the picture compares directions, as the aligner's kernel
-            does; raw audio and text vectors differ in length by an order of magnitude, and a picture of them ("raw")
-            shows this instead of the gap. "both" draws one row of each. [O]
+        panels: title and embeddings of each panel.
+        vectors: "unit" scales all vectors to length 1, so that the picture compares directions, as the kernel of the
+            aligner does. Raw audio and text vectors differ in length by an order of magnitude, and a picture of them
+            ("raw") shows this instead of the gap. "both" draws one row of each. [O]
     """
-    format_of(file, umap)
+    check(file, umap)
     from matplotlib.figure import Figure
 
     kinds = ("unit", "raw") if vectors == "both" else (vectors,)
@@ -255,11 +231,11 @@ def picture(
             about = f"{distance}, cosine {shown['cosine']:.2f}; {len(points) // 2} of {shown['clips']} clips"
             axes.set_title(f"{title}\n{about}", fontsize=10)
             axes.set(xlabel=labels[0], ylabel=labels[1])
-    save_figure(figure, file)
+    save(figure, file)
 
 
 def _draw_panel(axes: Any, points: np.ndarray, limit: float) -> None:
-    """Audio and text points (2 n, 2) with the lines between them, up to `limit` in all directions."""
+    """Draw audio and text points (2 n, 2) and the lines between them, up to `limit` in all directions."""
     from matplotlib.collections import LineCollection
 
     a, t = points.reshape(2, -1, 2)
@@ -271,7 +247,7 @@ def _draw_panel(axes: Any, points: np.ndarray, limit: float) -> None:
 
 
 def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.ndarray, tuple[str, str]]:
-    """The clips to show, then their first captions, as centred points (2 S', 2), and the names of the axes."""
+    """Centred points (2 S', 2) of the clips to show and then of their first captions, and the names of the axes."""
     chosen = torch.linspace(0, len(found.audio) - 1, min(SHOWN, len(found.audio))).long()
     points = torch.cat([found.audio[chosen], found.text[found.first[chosen]]]).double()
     points = F.normalize(points, dim=-1) if unit else points
@@ -290,7 +266,7 @@ def _projected(found: Embeddings, umap: bool, unit: bool = False) -> tuple[np.nd
 
 def _umap(points: np.ndarray) -> np.ndarray:
     if len(points) < 6:
-        raise PlotError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
+        raise PictureError(f"{len(points) // 2} clips are too few for UMAP; leave --umap out")
     from umap import UMAP
 
     # a seed makes it repeatable and single-threaded

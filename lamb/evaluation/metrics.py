@@ -1,9 +1,9 @@
 """Scores of captions against references, without Java: BLEU, ROUGE-L and CIDEr-D.
 
-Everything here takes captions as lists of tokens, such as `tokenizer.tokenize` makes, one candidate and one or more
-references per clip, and returns (score of the collection, score of each clip). The numbers are those of pycocoevalcap,
-the code behind the published tables (https://github.com/salaniz/pycocoevalcap), its conventions for empty captions and
-zero counts included; tests/evaluation/test_metrics.py compares the two. No score depends on the order of the clips.
+All functions take captions as lists of tokens, as `tokenizer.tokenize` makes them, with one candidate and one or more
+references per clip, and return (score of the collection, score of each clip). The numbers equal those of pycocoevalcap,
+the code behind the published tables (https://github.com/salaniz/pycocoevalcap), including its conventions for empty
+captions and zero counts; tests/evaluation/test_metrics.py compares the two. No score depends on the order of the clips.
 
 Letters: S clips, n the order of an n-gram (n tokens in a row).
 """
@@ -50,7 +50,7 @@ def _ngrams(captions: Sequence[Tokens], orders: int) -> list[_Grams]:
 
 
 def _look_up(keys: Ints, values: NDArray, wanted: Ints) -> NDArray:
-    """values[k] where keys[k] (sorted, each once) is wanted; 0 where it is not there."""
+    """For each key that is wanted, values[k] of the same keys[k] (sorted, without repeats), or 0 without one."""
     if not len(keys):
         return np.zeros(len(wanted), dtype=values.dtype)
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -58,7 +58,7 @@ def _look_up(keys: Ints, values: NDArray, wanted: Ints) -> NDArray:
 
 
 def _check(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> None:
-    """Raise ValueError or TypeError if the two do not fit together."""
+    """Raise ValueError or TypeError if candidates and references do not fit together."""
     if len(candidates) != len(references):
         raise ValueError(f"{len(candidates)} candidates for the references of {len(references)} clips")
     if not candidates:

@@ -1,7 +1,8 @@
-"""The captions of a system under evaluation: made here and kept as JSONL, so that a stopped run resumes, or read in.
+"""The captions of a system under evaluation: generated here, or read from a file.
 
-A line of predictions.jsonl is what `lamb caption --format jsonl` prints, with the `id` of the clip and `run`, a
-fingerprint of the model and the clips. Lines of another run are never used; their file is moved aside.
+Generated captions are kept in predictions.jsonl, so that a stopped run can resume. A line of it is what `lamb caption
+--format jsonl` prints, with the `id` of the clip and `run`, a fingerprint of the model and the clips. Lines of another
+run are never used; their file is moved aside.
 """
 
 import hashlib
@@ -13,14 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.manifest import Clip, ManifestError, rows, text_of
+from ..data.manifest import Clip, ManifestError, records
 from ..inference.captioner import Captioner
 from ..inference.captions import Caption
 from ..model import checkpoint
 
 FILE = "predictions.jsonl"
 Progress = Callable[[int, int], None]
-"""Called with the number of clips that are done, and the number of all."""
+"""A function that is called with the number of clips that are done and the number of all clips."""
 
 
 def caption_clips(
@@ -31,10 +32,10 @@ def caption_clips(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[Caption]:
-    """A caption for each clip, in their order; for one that cannot be read, a caption with `error` set.
+    """A caption for each clip, in order; a clip that cannot be read has a caption with `error` set.
 
-    With `out`, each caption is appended to `out`/predictions.jsonl as soon as it is made, and the captions of the same
-    model and clips that are already there are not made again. The model is loaded only if there is something to do.
+    With `out`, each caption is appended to `out`/predictions.jsonl as soon as it is generated, and captions of the same
+    model and clips that are already there are not generated again. The model is loaded only if it is needed.
     """
     file = None if out is None else out / FILE
     run = _fingerprint(model, clips) if file else ""
@@ -59,8 +60,10 @@ def caption_clips(
 
 
 def _fingerprint(model: str, clips: Sequence[Clip]) -> str:
-    """A hash of the files of the model and of the recordings. Recordings, and an encoder and LLM that the model only
-    refers to, count by their size and time of change."""
+    """A hash of the files of the model and of the recordings.
+
+    Recordings, and an encoder and an LLM that the model only refers to, count with their size and modification time.
+    """
     folder = checkpoint.find(model)
     config = checkpoint.read_facts(folder)["config"]
     digest = hashlib.sha256()
@@ -82,7 +85,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _kept(file: Path, run: str, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """The lines of `file` that belong to `run`, by id; an incomplete last line is removed."""
+    """The lines of `file` that belong to `run`, by id of the clip. An incomplete last line is removed."""
     if not file.exists():
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -121,26 +124,21 @@ def _caption(row: dict[str, Any]) -> Caption:
 def read_predictions(
     path: str | Path, clips: Sequence[Clip], partial: bool = False
 ) -> tuple[list[Clip], list[Caption]]:
-    """Captions of any system, CSV, TSV or JSONL with `id` and `caption`: the clips and a caption for each, in order.
+    """The captions of any system from a CSV, TSV or JSONL file with `id` and `caption`: clips and captions in order.
 
-    In place of `id`, a row may have `file`, `path` or `file_name`, as the output of `lamb caption` has: the name of the
-    recording, with or without its folder and suffix. A row with an `error` in place of a caption is a clip that failed.
-    ManifestError for an id that occurs twice, that no clip has, or that is missing; with `partial`, what only one side
-    has is left out.
+    Instead of `id`, a row may have `file`, `path` or `file_name`, as the output of `lamb caption` has: the name of the
+    recording, with or without its folder and suffix. A row with an `error` instead of a caption is a clip that failed.
+    Raises ManifestError for an id that occurs twice, that belongs to no clip, or that is missing. With `partial`, clips
+    and captions without a counterpart are left out.
     """
     path = Path(path)
-    text = text_of(path)
     ids_of_files = _ids_of_files(clips)
     found: dict[str, Caption] = {}
     lines: dict[str, int] = {}
-    for number, content in rows(text, path):
-        try:
-            row = json.loads(content) if isinstance(content, str) else content
-            id, caption = _row(row, ids_of_files)
-            if id in lines:
-                raise ValueError(f"the id {id!r} is that of line {lines[id]}; give one caption per clip")
-        except ValueError as error:
-            raise ManifestError(f"{path}, line {number}: {error}") from None
+    for number, (id, caption) in records(path, lambda row: _row(row, ids_of_files)):
+        if id in lines:
+            problem = f"the id {id!r} is that of line {lines[id]}; give one caption per clip"
+            raise ManifestError(f"{path}, line {number}: {problem}")
         found[id], lines[id] = caption, number
     known = {clip.id for clip in clips}
     for what, ids in (
@@ -157,7 +155,7 @@ def read_predictions(
 
 
 def _ids_of_files(clips: Sequence[Clip]) -> dict[str, str]:
-    """The id of each clip by its path, the name of its file and its stem, as far as these belong to one clip."""
+    """The id of each clip by its path, its file name and its stem, as far as these belong to a single clip."""
     names: dict[str, set[str]] = {}
     for clip in clips:
         path = Path(clip.path or clip.id)

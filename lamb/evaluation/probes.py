@@ -1,7 +1,7 @@
-"""Made-up tests of a captioner: two recordings in sequence or at once, and nothing but silence, noise or a tone. [O]
+"""Artificial tests of a captioner: two recordings in sequence or at once, and silence, noise or a tone alone. [O]
 
-The recordings are those that are evaluated on, as they are but for leading and trailing silence; the seed is fixed, so
-that two models hear the same.
+The recordings are those of the evaluation, without leading and trailing silence. Seeds are fixed, so that all models
+hear the same sounds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,12 +27,12 @@ PAUSE = 0.3  # seconds between them
 @dataclass(frozen=True)
 class Probe:
     kind: Kind
-    labels: tuple[str, ...]  # what sounds, in its order; of "nothing" one of silence, noise, tone
+    labels: tuple[str, ...]  # of the two sounds in order; silence, noise or tone for "nothing"
     parts: tuple[NDArray[np.float32 | np.int16], ...]  # (T,) each
-    level: float = 0.0  # dB of the second part against the first, of an overlap
+    level: float = 0.0  # dB of the second part relative to the first, in an overlap
 
     def waveform(self, sample_rate: int) -> NDArray[np.float32]:
-        """(T,), peak at most 1."""
+        """The samples (T,), with a peak of at most 1."""
         if self.kind == "nothing":
             return self.parts[0].astype(np.float32)
         longest = int(LONGEST * sample_rate)
@@ -48,8 +48,8 @@ class Probe:
 def probes(clips: Sequence[Clip], sample_rate: int, seeds: Sequence[int] = (0,), count: int = 200) -> list[Probe]:
     """For each seed `count` pairs in sequence and `count` at once (the second 0 to 6 dB softer), then 20 of nothing.
 
-    Choose settings on other seeds than those that are reported. Pairs are drawn from all the clips alike, never two of
-    one label. Raises AudioError for a clip that cannot be read, OptionError where all clips are of one kind.
+    Settings should be chosen on other seeds than those that are reported. All clips are equally likely in a pair, whose
+    labels differ. Raises AudioError for a clip that cannot be read, OptionError if all clips are of one kind.
     """
     bank = loader.recordings([clip for clip in clips if clip.labels], sample_rate)
     sounds = [(label, x.samples) for label, sources in bank.items() for x in chain(*sources)]
@@ -70,7 +70,7 @@ def _pair(kind: Kind, sounds: Sequence[tuple[str, NDArray[np.int16]]], rng: np.r
 
 
 def _nothing(sample_rate: int, rng: np.random.Generator) -> Iterator[Probe]:
-    """Four of silence, eight of white and pink noise, eight pure tones, each of its own length, level and pitch."""
+    """Four of silence, eight of white or pink noise, eight pure tones, all of random length, level and pitch."""
     for k in range(20):
         n, gain = int(rng.uniform(2, 8) * sample_rate), np.float32(10 ** (rng.uniform(-40, -3) / 20))
         if k < 4:
@@ -84,9 +84,13 @@ def _nothing(sample_rate: int, rng: np.random.Generator) -> Iterator[Probe]:
 
 
 def probe_scores(made: Sequence[Probe], results: Sequence[Caption]) -> dict[str, float]:
-    """sequence_named, overlap_named: share of the pairs whose caption names both; sequence_extra, overlap_extra: how
-    many sounds that are not there it names, in the mean; sequence_order: share of those in sequence with both named
-    that it names in their order; nothing_named: share of silence, noise and tones given as such."""
+    """The scores of captions of probes.
+
+    sequence_named, overlap_named: share of the pairs in which the caption names both sounds.
+    sequence_extra, overlap_extra: mean number of sounds that the caption names although they are not there.
+    sequence_order: share of pairs in sequence that are named in their order, among those of which both are named.
+    nothing_named: share of silence, noise and tones that are named as such.
+    """
     named: dict[Kind, list[bool]] = {"sequence": [], "overlap": [], "nothing": []}
     more: dict[Kind, list[int]] = {"sequence": [], "overlap": [], "nothing": []}
     order = []

@@ -1,10 +1,10 @@
 """Scores by the Java programs behind the published tables: PTB tokenizer, METEOR and SPICE.
 
-The jars are those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap, extra `eval`), driven here so that each
-process starts once for all captions of an evaluation, in UTF-8, and ends with an error that says what it said.
+The jars are those of pycocoevalcap (https://github.com/salaniz/pycocoevalcap, extra `eval`). Here each program starts
+once for all captions of an evaluation and works in UTF-8; if it fails, the error holds its own message.
 
-As in aac-metrics 0.6 (https://github.com/Labbeti/aac-metrics), which most published tables come from, all scores get
-captions as the PTB tokenizer leaves them: lower case, without punctuation, joined by blanks.
+As in aac-metrics 0.6 (https://github.com/Labbeti/aac-metrics), the source of most published tables, all scores are
+computed from captions as the PTB tokenizer leaves them: in lower case, without punctuation, joined by blanks.
 
 Letters: S clips.
 """
@@ -15,11 +15,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from threading import Thread
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,18 +27,18 @@ from .resources import Unavailable
 
 JAVA_VERSIONS = range(8, 22)  # METEOR and SPICE run on these
 _PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "--", "...", *".?!,:-;"])  # removed
-_LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # of java.base, which SPICE looks into
+_LIBRARIES = ("lang", "math", "util", "util.concurrent", "net", "text", "io")  # parts of java.base that SPICE accesses
 
 
 class Java(NamedTuple):
-    """The program, and its version: 8, 11, 17 ..."""
+    """The path of the program and its major version: 8, 11, 17 ..."""
 
     program: str
     version: int
 
 
 def java() -> Java:
-    """The Java of JAVA_HOME, else that on the PATH."""
+    """The Java of JAVA_HOME, or else the one on the PATH. Raises Unavailable."""
     home = os.environ.get("JAVA_HOME")
     program = shutil.which("java", path=str(Path(home, "bin"))) if home else None
     program = program or shutil.which("java")
@@ -55,77 +53,34 @@ def java() -> Java:
     return Java(program, int(found[1]))
 
 
-@contextmanager
-def _process(java: Java, arguments: Sequence[str], folder: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """A Java program's standard input and output; Unavailable with what it said where it fails."""
+def _run(java: Java, arguments: Sequence[str], folder: Path, text: str = "") -> str:
+    """The output of a Java program for the input `text`. Raises Unavailable with its own message if it fails."""
     command = [java.program, "-Dfile.encoding=UTF-8", "-Dsun.stdout.encoding=UTF-8", *arguments]
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            encoding="utf-8",
-            errors="replace",
-        )
-        assert process.stdin
-        assert process.stdout
-        try:
-            yield process.stdin, process.stdout
-            process.stdin.close()
-            failed = process.wait() != 0
-        except (BrokenPipeError, _Ended):
-            failed = True
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        if failed:
-            errors.seek(0)
-            words = errors.read().decode("utf-8", "replace").strip().splitlines() or ["it says nothing"]
-            problem = next((line for line in words if "Exception" in line or "Error" in line), words[-1])
-            raise Unavailable(f"{folder.name} by Java failed ({problem.strip()})", "java -version && free -h")
-
-
-class _Ended(Exception):
-    """A process that stopped answering."""
+    done = subprocess.run(command, cwd=folder, input=text, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        words = done.stderr.strip().splitlines() or ["it says nothing"]
+        problem = next((line for line in words if "Exception" in line or "Error" in line), words[-1])
+        raise Unavailable(f"{folder.name} by Java failed ({problem.strip()})", "java -version && free -h")
+    return done.stdout
 
 
 def ptb_tokenize(texts: Sequence[str]) -> list[list[str]]:
-    """Each text's tokens, without punctuation, lower case, by Stanford's PTBTokenizer in one process."""
+    """The tokens of each text by Stanford's PTBTokenizer, in lower case and without punctuation."""
     options = ["-cp", "stanford-corenlp-3.4.1.jar", "edu.stanford.nlp.process.PTBTokenizer"]
-    lines = "".join(" ".join(text.split()) + "\n" for text in texts)
     options += ["-preserveLines", "-lowerCase"]
-    with _process(java(), options, resources.jars() / "tokenizer") as (question, answer):
-
-        def ask() -> None:
-            question.write(lines)
-            question.close()
-
-        with _aside(ask):
-            found = [[token for token in line.split() if token not in _PUNCTUATION] for line in answer]
+    answer = _run(java(), options, resources.jars() / "tokenizer", _lines(" ".join(text.split()) for text in texts))
+    found = [[token for token in line.split() if token not in _PUNCTUATION] for line in answer.split("\n")[:-1]]
     if len(found) != len(texts):
         raise Unavailable(f"the PTB tokenizer gave {len(found)} lines for {len(texts)} captions", "java -version")
     return found
 
 
-@contextmanager
-def _aside(work: Any) -> Iterator[None]:
-    """`work` in another thread meanwhile, so that neither side of a pipe waits for the other."""
-
-    def quietly() -> None:
-        with suppress(BrokenPipeError, ValueError):  # the process is gone; its reader tells
-            work()
-
-    thread = Thread(target=quietly, daemon=True)
-    thread.start()
-    yield
-    thread.join()
+def _lines(texts: Iterable[str]) -> str:
+    return "".join(f"{text}\n" for text in texts)
 
 
 class Meteor(NamedTuple):
-    """METEOR 1.5 of one round: its score, of each clip (S,), and what is counted in each clip (S, 23)."""
+    """METEOR 1.5 of one round: its score, the scores of the clips (S,), and the counts of each clip (S, 23)."""
 
     score: float
     per_clip: Floats
@@ -133,58 +88,45 @@ class Meteor(NamedTuple):
 
 
 Round = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Candidates (S,) and the references of each, as the PTB tokenizer leaves them, joined by blanks."""
+"""Candidates (S,) and the references of each clip, as the PTB tokenizer leaves them, joined by blanks."""
 
 
 def meteor(rounds: Sequence[Round]) -> list[Meteor]:
-    """METEOR of each round, in one process. Denkowski and Lavie 2014, "Meteor universal"."""
+    """METEOR of each round. Java aligns and counts; see `meteor_of` for the score.
 
-    def plain(text: str) -> str:
-        return text.replace("|||", "")
-
+    Denkowski and Lavie 2014, "Meteor universal: language specific translation evaluation for any target language".
+    """
     lines = [
-        " ||| ".join(["SCORE", *map(plain, group), plain(candidate)])
+        " ||| ".join(["SCORE", *(text.replace("|||", "") for text in (*group, candidate))])
         for candidates, references in rounds
         for candidate, group in zip(candidates, references, strict=True)
     ]
     options = ["-Xmx2G", "-jar", "meteor-1.5.jar", "-", "-", "-stdio", "-l", "en", "-norm"]
-    scores = []
-    with _process(java(), options, resources.jars() / "meteor") as (question, answer):
+    answer = _run(java(), options, resources.jars() / "meteor", _lines(lines)).split("\n")[:-1]
+    if len(answer) != len(lines):
+        raise Unavailable(f"METEOR gave {len(answer)} lines for {len(lines)} clips", "java -version && free -h")
+    numbers = _without_perfect_chunks(np.array([line.split() for line in answer], dtype=np.float64))  # (all S, 23)
+    return [Meteor(float(meteor_of(c.sum(0))), meteor_of(c), c) for c in _split(numbers, rounds)]
 
-        def read() -> str:
-            if not (line := answer.readline()):
-                raise _Ended
-            return line.strip()
 
-        def ask() -> None:
-            question.write("".join(line + "\n" for line in lines))
-            question.flush()
-
-        with _aside(ask):
-            said = iter([read() for _ in lines])
-        for candidates, _ in rounds:
-            counts = [next(said) for _ in candidates]
-            question.write(" ||| ".join(["EVAL", *counts]) + "\n")
-            question.flush()
-            *per_clip, score = (float(read()) for _ in range(len(counts) + 1))
-            numbers = np.array([line.split() for line in counts], dtype=np.float64)
-            scores.append(Meteor(score, np.array(per_clip), _without_perfect_chunks(numbers)))
-    return scores
+def _split(values: Floats, rounds: Sequence[Round]) -> list[Floats]:
+    """Values of the clips of all rounds, those of each round apart."""
+    return np.split(values, np.cumsum([len(candidates) for candidates, _ in rounds])[:-1])
 
 
 def _without_perfect_chunks(counts: Floats) -> Floats:
-    """A clip that equals its reference is not fragmented at all: METEOR leaves its one chunk out of its sum."""
+    """Set the chunks of candidates that equal a reference to 0: METEOR takes these as not fragmented at all."""
     matched = counts[:, 4:20].reshape(-1, 8, 2).sum(1)  # (S, 2): words of the candidate, of the reference
     perfect = (matched == counts[:, :2]).all(1) & (counts[:, 20] == 1)
     return np.concatenate([counts[:, :20], np.where(perfect, 0, counts[:, 20])[:, None], counts[:, 21:]], axis=1)
 
 
 def meteor_of(counts: Floats) -> Floats:
-    """METEOR from its counts (..., 23), of a clip or summed over clips: (...,).
+    """METEOR (...,) from counts (..., 23) of a clip, or summed over clips.
 
-    (1 - gamma (chunks / m)^beta) P R / (alpha P + (1 - alpha) R); P and R are matched words over words, matches by
-    exact form, stem, synonym and paraphrase weighing `weight`, content words delta, function words 1 - delta. The
-    English parameters of METEOR 1.5.
+    (1 - gamma (chunks / m)^beta) P R / (alpha P + (1 - alpha) R), where P and R are the shares of matched words in the
+    candidate and the reference. Matches by exact form, stem, synonym and paraphrase have the weights `weight`, content
+    words delta, and function words 1 - delta. The parameters are those of METEOR 1.5 for English.
     """
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     weight = np.array([1.0, 0.6, 0.8, 0.6])
@@ -203,8 +145,10 @@ def _divided(a: Floats, b: Floats) -> Floats:
 
 
 def spice(rounds: Sequence[Round]) -> list[Floats]:
-    """SPICE of each clip, (S,) a round, in one process. Anderson et al. 2016, "SPICE: semantic propositional image
-    caption evaluation". A clip in which neither side says anything scores 0."""
+    """SPICE of each clip, (S,) for each round. A clip without any meaning on both sides scores 0.
+
+    Anderson et al. 2016, "SPICE: semantic propositional image caption evaluation".
+    """
     program, version = java()
     folder = resources.jars() / "spice"
     models = resources.corenlp()
@@ -221,14 +165,9 @@ def spice(rounds: Sequence[Round]) -> list[Floats]:
         asked.write_text(json.dumps([{"image_id": number, **item} for number, item in enumerate(items)]))
         cache.mkdir()
         options = [*opens, "-Xmx8G", "-cp", path, "edu.anu.spice.SpiceScorer", str(asked), "-cache", str(cache)]
-        with _process(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder) as (
-            _,
-            answer,
-        ):
-            answer.read()
+        _run(Java(program, version), [*options, "-out", str(told), "-subset", "-silent"], folder)
         if not told.is_file():
             raise Unavailable("SPICE ended without a result", "java -version && free -h")
         found = {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads(told.read_text())}
     scores = np.array([float(found[number] or 0.0) for number in range(len(items))])
-    ends = np.cumsum([len(candidates) for candidates, _ in rounds])[:-1]
-    return np.split(np.nan_to_num(scores), ends)
+    return _split(np.nan_to_num(scores), rounds)

@@ -1,6 +1,6 @@
-"""What the scores behind the published tables need besides packages: where it lies, and how it is fetched.
+"""The programs and models that published scores need besides Python packages: where they are, and their download.
 
-What is not on this machine raises `Unavailable`, with the command that brings it; only `download` downloads anything.
+What is not on this machine raises `Unavailable` with the command that fetches it. Only `download` downloads anything.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ DOWNLOAD = "lamb evaluate --download"
 
 
 class Unavailable(LambError):
-    """A score that cannot be had on this machine; the remedy is the command that changes it."""
+    """A score that cannot be computed on this machine; the remedy is the command that changes this."""
 
 
 def jars() -> Path:
@@ -37,7 +37,7 @@ def jars() -> Path:
 
 
 def corenlp() -> list[Path]:
-    """The two jars of CoreNLP 3.6, from where pycocoevalcap or `download` puts them."""
+    """The two jars of CoreNLP 3.6, in the folder where pycocoevalcap or `download` puts them."""
     for folder in (jars() / "spice" / "lib", _cache()):
         found = [folder / name for name in CORENLP_JARS]
         if all(path.is_file() for path in found):
@@ -46,21 +46,21 @@ def corenlp() -> list[Path]:
 
 
 def detector_file() -> Path:
-    """Where the detector lies: FENSE_DATA, else the folder that fense and aac-metrics use too."""
+    """The path of the detector: in FENSE_DATA, or else in the folder that fense and aac-metrics use too."""
     import torch
 
     return Path(os.environ.get("FENSE_DATA") or Path(torch.hub.get_dir()) / "fense_data") / f"{DETECTOR}.ckpt"
 
 
 def download(sbert: str = SBERT) -> list[Path]:
-    """Fetch what is missing of SPICE's CoreNLP, the sentence model and FENSE's detector; DownloadError if it fails."""
+    """Download CoreNLP for SPICE, the sentence model and FENSE's detector if missing. Raises DownloadError."""
     from transformers import AutoConfig, AutoTokenizer
 
     here = []
     try:
         here += corenlp()
     except Unavailable:
-        jars()  # of no use without
+        jars()  # CoreNLP is of no use without pycocoevalcap
         archive = fetch(CORENLP_URL, _cache() / f"{CORENLP}.zip")
         here += [_unpacked(archive, f"{CORENLP}/{name}", _cache() / name) for name in CORENLP_JARS]
         archive.unlink()
@@ -89,7 +89,7 @@ def download(sbert: str = SBERT) -> list[Path]:
 
 
 def _unpacked(archive: Path, name: str, target: Path) -> Path:
-    """The file `name` of the archive as `target`, whole or not at all."""
+    """Unpack the file `name` of the archive to `target`, whole or not at all."""
     try:
         with (
             ZipFile(archive) as zipped,

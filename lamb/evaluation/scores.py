@@ -1,9 +1,9 @@
-"""All caption scores of one evaluation. What needs a program or a model that is not here is left out, with the remedy.
+"""All caption scores of one evaluation. A score whose program or model is missing is left out, with the remedy.
 
-A round has one candidate per clip and its references. An evaluation has one round per system, or several where people
-are compared with each other. Captions are tokenised, embedded and passed to Java once for all rounds.
+A round has one candidate per clip and its references. An evaluation has one round per system, or several where human
+captions are compared with each other. Captions are tokenised, embedded and passed to Java once for all rounds.
 
-Letters: S clips, F what is counted in a clip.
+Letters: S clips, F counts of a clip.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,39 +43,37 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of one system: for the collection, for each clip, and the counts that it is computed from."""
+    """One score of one system: over all clips, for each clip, and the counts from which it is computed."""
 
     value: float
-    per_clip: Floats | None = None  # (S,); nan for a clip without one
+    per_clip: Floats | None = None  # (S,); nan for a clip without a score
     counts: Floats | None = None  # (S, F), to be summed over clips
     of: Total | None = None  # the score from those sums
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """Bootstrap 95 % interval over clips; None for a score that has no counts per clip."""
+        """The 95 % interval by the bootstrap over clips; None for a score that has no counts per clip."""
         if self.counts is None:
             return None
         return confidence_interval(self.counts, of=self.of)
 
 
 def mean(values: Floats) -> Measure:
-    """The mean of the scores of the clips; nan marks a clip without one."""
+    """The mean of the scores of the clips; nan stands for a clip without a score."""
     there = np.isfinite(values)
-    return ratio(np.where(there, values, 0.0), there.astype(float), values)
+    return ratio(np.where(there, values, 0.0), there.astype(float))
 
 
-def ratio(part: Floats, whole: Floats, per_clip: Floats) -> Measure:
-    """A score that is one sum over clips divided by another."""
-    return Measure(float(part.sum() / whole.sum()), per_clip, np.stack([part, whole], axis=1), _ratio)
-
-
-def _ratio(sums: Floats) -> Floats:
-    return sums[..., 0] / np.maximum(sums[..., 1], 1e-12)
+def ratio(part: Floats, whole: Floats) -> Measure:
+    """A score that is one sum over clips divided by another; a clip with a `whole` of 0 has no score of its own."""
+    of = lambda sums: sums[..., 0] / np.maximum(sums[..., 1], 1e-12)
+    per_clip = np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+    return Measure(float(part.sum() / whole.sum()), per_clip, np.stack([part, whole], axis=1), of)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is scored together: one candidate per clip, empty if there is none, and its references, at least one."""
+    """Captions that are scored together: one candidate per clip, which may be empty, and at least one reference."""
 
     candidates: Sequence[str]
     references: Sequence[Sequence[str]]
@@ -83,7 +81,7 @@ class Round:
 
 @dataclass
 class Scored:
-    """The measures of each round, those left out with the reason, and notes on how the others were computed."""
+    """The measures of each round, the reasons for those left out, and notes on how the others were computed."""
 
     rounds: list[dict[str, Measure]] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -95,7 +93,7 @@ class Scored:
             found[name] = measure
 
     def try_to(self, names: Sequence[str], work: Callable[[], Any]) -> Any:
-        """The result of `work`; None, with `names` left out, if something that it needs is not on this machine."""
+        """The result of `work`, or None if something that it needs is missing; then `names` are left out."""
         try:
             return work()
         except Unavailable as error:
@@ -104,9 +102,9 @@ class Scored:
 
 
 def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
-    """All scores that can be computed on this machine. `sbert`: the sentence model of SBERT similarity and FENSE.
+    """All scores that can be computed on this machine; `sbert` is the sentence model of SBERT similarity and FENSE.
 
-    A caption without words scores 0 everywhere. ValueError for a round without clips or references.
+    A caption without words scores 0 everywhere. Raises ValueError for a round without clips or references.
     """
     for k, one in enumerate(rounds):
         if not one.candidates or not all(one.references):
@@ -114,7 +112,7 @@ def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
     done = Scored([{} for _ in rounds])
     tokens = _tokenize(rounds, done)
     plain = [_joined(one, tokens) for one in rounds]
-    with ThreadPoolExecutor(1) as pool:  # METEOR is a process of its own: it and what follows share the cores
+    with ThreadPoolExecutor(1) as pool:  # METEOR is a process that runs beside what follows
         meteors = pool.submit(done.try_to, ["meteor"], lambda: reference.meteor(plain))
         _words(plain, done)
         similarity = done.try_to(["sbert", "fense"], lambda: fense.Sentences(sbert).similarity(plain))
@@ -138,7 +136,7 @@ def score(rounds: Sequence[Round], sbert: str = SBERT) -> Scored:
 def _combine(
     done: Scored, spices: list[Floats] | None, similarity: list[Floats] | None, errors: list[Floats] | None
 ) -> None:
-    """SPIDEr = (CIDEr-D + SPICE) / 2 (Liu et al. 2017); SPIDEr-FL and FENSE lose 90 % where the detector fires."""
+    """SPIDEr = (CIDEr-D + SPICE) / 2 (Liu et al. 2017); an error costs 90 % of SPIDEr-FL and of FENSE."""
     for k, found in enumerate(done.rounds):
         scores: dict[str, Floats] = {}
         if similarity is not None:
@@ -156,7 +154,7 @@ def _combine(
 
 
 def _tokenize(rounds: Sequence[Round], done: Scored) -> dict[str, list[str]]:
-    """The tokens of every caption, by the PTB tokenizer, or ours without Java."""
+    """The tokens of every caption by the PTB tokenizer, or by our own where there is no Java."""
     texts = sorted({text for one in rounds for group in (one.candidates, *one.references) for text in group})
     try:
         return dict(zip(texts, reference.ptb_tokenize(texts), strict=True))
@@ -188,7 +186,10 @@ def _bleu_total(n: int) -> Total:
 
 
 def averaged(rounds: Sequence[dict[str, Measure]], places: Sequence[Sequence[int]], clips: int) -> dict[str, Measure]:
-    """The mean over rounds, weighted by their numbers of clips; round k scored the clips places[k] of `clips`."""
+    """The mean over rounds, weighted by their numbers of clips.
+
+    Round k scored the clips with the numbers places[k], out of as many as `clips`.
+    """
     weight = np.array([len(place) for place in places]) / sum(map(len, places))
     found = {}
     for name in rounds[0]:

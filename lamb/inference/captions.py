@@ -1,8 +1,8 @@
-"""Captions and how they are written: the result types, and one writer per format.
+"""The result types, and one writer for each output format.
 
-A writer is a generator that takes results and yields chunks of text, each as soon as it is known, so that the captions
-of hours of sound appear as they are made. Failures (`Caption.error`) appear in json, jsonl and csv; text and subtitles
-have no place for them. A new format is one generator and one line in `WRITERS`.
+A writer turns results into an iterator over chunks of text, each available as soon as it is known, so that the captions
+of hours of sound appear as they are generated. Failures (`Caption.error`) appear in json, jsonl and csv; text and
+subtitles have no place for them. A new format is one writer and one line in `WRITERS`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from .digest import Heard
     from .generation import Hypothesis
 
-SILENCE = "Silence."  # a caption that is measured, not generated: see lamb.audio.reader.SILENCE_DBFS
+SILENCE = "Silence."  # not generated but measured, see lamb.audio.reader.SILENCE_DBFS
 UNREADABLE = "(unreadable)"  # the caption of a segment that cannot be decoded
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What is heard from `start` to `end` (seconds into the recording); `confidence` is in 0-1."""
+    """A stretch from `start` to `end` (seconds into the recording) and its caption; `confidence` is in 0-1."""
 
     start: float
     end: float
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Sound:
-    """A sound that a caption names: its words, the labels that they may stand for, and how likely it is there."""
+    """A sound that a caption names: its words, the labels for which they may stand, and the confidence in it."""
 
     text: str
     labels: tuple[str, ...]
@@ -58,11 +58,11 @@ class Sound:
 
 @dataclass(frozen=True)
 class Caption:
-    """What is heard in one recording, or why it could not be captioned (`error`).
+    """The caption of one recording, or the reason why there is none (`error`).
 
-    `duration` is in seconds, `score` the mean log probability of a token, `confidence` in 0-1. `captions` and
-    their `scores` are the n best, best first (`text` is the first); both may stay empty where one is all.
-    `sounds` are those that `text` names, each with a confidence of its own, of a model that weighs them.
+    `duration` is in seconds, `score` is the mean log probability of the tokens, and `confidence` is in 0-1. `captions`
+    and `scores` are the n best, best first (`text` is the first); both may be empty if there is only one. `sounds` are
+    those that `text` names, each with its own confidence, if the model weighs them.
     """
 
     file: str
@@ -75,11 +75,11 @@ class Caption:
     segments: tuple[Segment, ...] = ()
     sounds: tuple[Sound, ...] = ()
     error: str | None = None
-    damage: tuple[str, ...] = ()  # what of it could not be decoded
+    damage: tuple[str, ...] = ()  # stretches that could not be decoded
 
     @classmethod
     def of(cls, file: str, duration: float, hypotheses: Sequence[Hypothesis], options: DecodeConfig) -> Caption:
-        """The caption of a recording from its hypotheses, best first; without any, a recording of silence."""
+        """The caption of a recording from its hypotheses, best first; without hypotheses, that of silence."""
         if not hypotheses:
             return cls(file, duration, SILENCE, 0.0, 1.0, (SILENCE,), (0.0,))
         from .confidence import confidence_of
@@ -98,7 +98,7 @@ class Caption:
 
     @classmethod
     def failed(cls, file: str, error: AudioError) -> Caption:
-        """In place of the caption of a recording that cannot be read: the reason and the remedy."""
+        """The result for a recording that cannot be read, with the reason and the remedy."""
         return cls(file, error=f"{error.problem}; {error.remedy}")
 
     @property
@@ -114,7 +114,7 @@ class Caption:
         return list(zip(self.captions, scores, strict=False))
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object that `lamb caption` prints; numbers that are not finite become null."""
+        """The JSON object that `lamb caption` prints; numbers that are not finite are null."""
         if self.error is not None:
             return {"file": self.file, "error": self.error}
         n_best = self.n_best()
@@ -134,16 +134,16 @@ class Caption:
         }
 
     def digest(self) -> list[Heard]:
-        """The sounds of a long recording with segments, see `lamb.inference.digest`; empty for any other."""
+        """The digest of a long recording with segments, see `lamb.inference.digest`; empty for any other."""
         from .digest import LONG, digest
 
         return digest(self.segments) if self.segments and (self.duration or 0.0) >= LONG else []
 
 
 class Timeline(Iterator[Segment]):
-    """An iterator over the segments of a recording, each as soon as it is final.
+    """An iterator over the segments of a recording, each of which comes as soon as it is final.
 
-    After the last one, `caption` is the caption of the whole recording, with all segments in it.
+    After the last one, `caption` is the caption of the whole recording with all its segments.
     """
 
     def __init__(self, file: str, segments: Generator[Segment, None, Caption]) -> None:
@@ -162,11 +162,11 @@ class Timeline(Iterator[Segment]):
             raise
 
     def begin(self) -> None:
-        """Find the first segment now, so that a recording that cannot be read raises its error here."""
+        """Find the first segment now, so that an error of a recording that cannot be read is raised here."""
         self._begun = [next(self)]
 
     def finish(self) -> Caption:
-        """Go through the rest of the recording and return the caption of the whole."""
+        """Process the rest of the recording and return the caption of the whole."""
         for _ in self:
             pass
         assert self.caption is not None
@@ -192,28 +192,24 @@ def write_text(results: Iterable[Result]) -> Iterator[str]:
         name = f"{one_line(result.file)}\t" if several else ""
         for s in _segments(result):
             yield f"{name}{span(s.start, s.end)} {one_line(s.caption)}\n"
-        whole = _whole(result)
-        if whole.digest():
+        caption = whole(result)
+        if caption.digest():
             from .digest import lines
 
-            yield "".join(f"{name}{one_line(line)}\n" for line in lines(whole.segments))
-        elif whole.ok and len(whole.segments) != 1:
-            yield "".join(f"{name}{one_line(text)}\n" for text, _ in whole.n_best())
+            yield "".join(f"{name}{one_line(line)}\n" for line in lines(caption.segments))
+        elif caption.ok and len(caption.segments) != 1:
+            yield "".join(f"{name}{one_line(text)}\n" for text, _ in caption.n_best())
 
 
 def write_json(results: Iterable[Result]) -> Iterator[str]:
     """One array of all results, one object per line; it is valid JSON once the last result is written."""
-    before = "[\n"
-    for result in results:
-        yield before + _json(_whole(result))
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
+    return json_array(json_line(whole(result).to_dict()) for result in results)
 
 
 def write_jsonl(results: Iterable[Result]) -> Iterator[str]:
-    """An object a line (JSON Lines)."""
+    """One object per line (JSON Lines)."""
     for result in results:
-        yield _json(_whole(result)) + "\n"
+        yield json_line(whole(result).to_dict())
 
 
 def write_csv(results: Iterable[Result]) -> Iterator[str]:
@@ -221,8 +217,8 @@ def write_csv(results: Iterable[Result]) -> Iterator[str]:
 
     The duration is left empty where segments are written before the end of the recording is known.
 
-    A spreadsheet would run a cell that begins with one of `=+-@` as a formula, so such a path gets `./` in
-    front (it still names the same file) and such a text an apostrophe. `-`, standard input, stays as it is.
+    A spreadsheet would run a cell that begins with one of `=+-@` as a formula. Therefore such a path gets `./` in front
+    (it still names the same file), and such a text an apostrophe. `-`, which is standard input, stays as it is.
     """
     yield _csv_row(CSV_COLUMNS)
     for result in results:
@@ -244,49 +240,40 @@ def write_csv(results: Iterable[Result]) -> Iterator[str]:
 def write_srt(results: Iterable[Result]) -> Iterator[str]:
     """SubRip subtitles, one numbered cue per segment; `FILE: ` precedes each text if there are several files."""
     results, several = _several(results)
-    number = 0
-    for result in results:
-        for cue in _cues(result):
-            number += 1
-            times = f"{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}"
-            text = f"{result.file}: {cue.caption}" if several else cue.caption
-            yield f"{number}\n{times}\n{_no_arrow(text)}\n\n"
+    for number, (result, cue) in enumerate(_cues(results), 1):
+        times = f"{timestamp(cue.start, ',')} --> {timestamp(cue.end, ',')}"
+        text = f"{result.file}: {cue.caption}" if several else cue.caption
+        yield f"{number}\n{times}\n{_no_arrow(text)}\n\n"
 
 
 def write_vtt(results: Iterable[Result]) -> Iterator[str]:
     """WebVTT subtitles, one numbered cue per segment; a NOTE with the name of a file precedes its cues."""
     yield "WEBVTT\n\n"
-    number = 0
-    for result in results:
-        for k, cue in enumerate(_cues(result)):
-            number += 1
-            note = "" if k else f"NOTE {_no_arrow(result.file)}\n\n"
-            text = one_line(cue.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-            yield f"{note}{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}\n\n"
+    before = None
+    for number, (result, cue) in enumerate(_cues(results), 1):
+        note = "" if result is before else f"NOTE {_no_arrow(result.file)}\n\n"
+        text = one_line(cue.caption).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+        yield f"{note}{number}\n{timestamp(cue.start)} --> {timestamp(cue.end)}\n{text}\n\n"
+        before = result
 
 
 def write_audacity(results: Iterable[Result]) -> Iterator[str]:
     """Labels for Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT, with `FILE: ` before TEXT if several."""
     results, several = _several(results)
-    for result in results:
-        for cue in _cues(result):
-            text = f"{result.file}: {cue.caption}" if several else cue.caption
-            yield f"{cue.start:.6f}\t{cue.end:.6f}\t{one_line(text)}\n"
+    for result, cue in _cues(results):
+        text = f"{result.file}: {cue.caption}" if several else cue.caption
+        yield f"{cue.start:.6f}\t{cue.end:.6f}\t{one_line(text)}\n"
 
 
 def write_raven(results: Iterable[Result]) -> Iterator[str]:
-    """A selection table for Raven, a row a segment, numbered through; its frequencies are RAVEN_BAND."""
+    """A selection table for Raven with one numbered row per segment; its frequencies are RAVEN_BAND."""
     yield "\t".join(RAVEN_COLUMNS) + "\n"
-    number = 0
-    for result in results:
-        for cue in _cues(result):
-            number += 1
-            times = f"{cue.start:.6f}\t{cue.end:.6f}"
-            sure = "" if cue.confidence is None else f"{cue.confidence:.4f}"
-            low, high = RAVEN_BAND
-            file = one_line(result.file)
-            row = f"{number}\tSpectrogram 1\t1\t{file}\t{times}\t{low}\t{high}\t{one_line(cue.caption)}\t{sure}"
-            yield row + "\n"
+    for number, (result, cue) in enumerate(_cues(results), 1):
+        times = f"{cue.start:.6f}\t{cue.end:.6f}"
+        low, high = RAVEN_BAND
+        sure = "" if cue.confidence is None else f"{cue.confidence:.4f}"
+        texts = one_line(result.file), one_line(cue.caption)
+        yield f"{number}\tSpectrogram 1\t1\t{texts[0]}\t{times}\t{low}\t{high}\t{texts[1]}\t{sure}\n"
 
 
 WRITERS: dict[str, Writer] = {
@@ -299,7 +286,7 @@ WRITERS: dict[str, Writer] = {
     "audacity": write_audacity,
     "raven": write_raven,
 }
-RAVEN_BAND = (0, 8000)  # Hz: a caption is of all frequencies that the bundled model hears
+RAVEN_BAND = (0, 8000)  # Hz: the frequencies that the bundled model hears
 RAVEN_COLUMNS = (
     "Selection",
     "View",
@@ -318,7 +305,7 @@ CSV_COLUMNS = ("file", "duration", "start", "end", "caption", "score", "confiden
 def wanted(
     min_confidence: float = 0.0, only: Sequence[str] = (), ignore: Sequence[str] = ()
 ) -> Callable[[str, float | None], bool]:
-    """A function that tells, from a caption and its confidence, whether it is wanted.
+    """A function from a caption and its confidence to whether it is wanted.
 
     Args:
         min_confidence: captions with a lower confidence are not wanted; those without a confidence are.
@@ -338,30 +325,42 @@ def wanted(
 
 
 def select(results: Iterable[Result], is_wanted: Callable[[str, float | None], bool]) -> Iterator[Result]:
-    """The results with a wanted caption; of timelines, the wanted segments. Failures and timelines always stay."""
+    """The results with wanted captions, and all failures; timelines stay too, with their wanted segments."""
 
-    def segments(result: Timeline) -> Generator[Segment, None, Caption]:
-        for segment in result:
-            if is_wanted(segment.caption, segment.confidence):
-                yield segment
-        whole = result.finish()
-        return replace(whole, segments=tuple(s for s in whole.segments if is_wanted(s.caption, s.confidence)))
+    def wanted_ones(segments: Iterable[Segment]) -> Iterable[Segment]:
+        return (s for s in segments if is_wanted(s.caption, s.confidence))
 
     for result in results:
         if isinstance(result, Timeline):
-            yield Timeline(result.file, segments(result))
+            yield with_segments(result, wanted_ones)
         elif not result.ok or is_wanted(result.text, result.confidence):
             yield result
 
 
+def with_segments(result: Result, change: Callable[[Iterable[Segment]], Iterable[Segment]]) -> Result:
+    """The same result with other segments, which `change` makes from its own."""
+    if isinstance(result, Caption):
+        return replace(result, segments=tuple(change(result.segments)))
+    timeline = result
+
+    def segments() -> Generator[Segment, None, Caption]:
+        found = []
+        for segment in change(timeline):
+            found.append(segment)
+            yield segment
+        return replace(timeline.finish(), segments=tuple(found))
+
+    return Timeline(result.file, segments())
+
+
 def timestamp(seconds: float, point: str = ".") -> str:
-    """Seconds as `HH:MM:SS.mmm`, `point` before the milliseconds; hours may take more than two digits."""
+    """Seconds as `HH:MM:SS.mmm` with `point` before the milliseconds; hours may have more than two digits."""
     minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
     return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"
 
 
 def span(start: float, end: float) -> str:
-    """Two times in seconds as `[MM:SS.t - MM:SS.t]`, with hours in front where there are any."""
+    """Two times in seconds as `[MM:SS.t - MM:SS.t]`, with hours in front if necessary."""
 
     def clock(seconds: float) -> str:
         minutes, tenths = divmod(round(seconds * 10), 600)
@@ -372,7 +371,7 @@ def span(start: float, end: float) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` with control characters and line separators written out, a newline as `\\n`."""
+    """`text` with control characters and line separators escaped, so that a newline becomes `\\n`."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -382,7 +381,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def _several(results: Iterable[Result]) -> tuple[Iterator[Result], bool]:
-    """The results, and whether there are several; the first one is held back until the second is known."""
+    """The results, and whether there are several; the first one waits until the second is known."""
     results = iter(results)
     first = list(islice(results, 2))
     return chain(first, results), len(first) > 1
@@ -392,17 +391,22 @@ def _segments(result: Result) -> Iterable[Segment]:
     return result if isinstance(result, Timeline) else result.segments
 
 
-def _whole(result: Result) -> Caption:
+def whole(result: Result) -> Caption:
+    """The caption of the whole recording; a timeline is processed to its end."""
     return result.finish() if isinstance(result, Timeline) else result
 
 
-def _cues(result: Result) -> Iterator[Segment]:
-    """The segments, or one that spans the file; none for a failure. Every cue lasts at least a millisecond."""
-    segments = _segments(result)
-    if isinstance(result, Caption) and result.ok:
-        segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
-    for s in segments:
-        yield replace(s, end=max(s.end, s.start + 0.001))
+def _cues(results: Iterable[Result]) -> Iterator[tuple[Result, Segment]]:
+    """Each result with each of its segments, or with one for the whole file; none for a failure.
+
+    Every segment lasts at least a millisecond.
+    """
+    for result in results:
+        segments = _segments(result)
+        if isinstance(result, Caption) and result.ok:
+            segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
+        for s in segments:
+            yield result, replace(s, end=max(s.end, s.start + 0.001))
 
 
 def _rounded(number: float | None, digits: int) -> float | None:
@@ -410,9 +414,18 @@ def _rounded(number: float | None, digits: int) -> float | None:
     return round(float(number), digits) if number is not None and math.isfinite(number) else None
 
 
-def _json(result: Caption) -> str:
-    """One line of JSON, where a lone surrogate (a byte of a name that is not UTF-8) is escaped."""
-    line = json.dumps(result.to_dict(), ensure_ascii=False, allow_nan=False)
+def json_array(lines: Iterable[str]) -> Iterator[str]:
+    """One array of the lines of JSON; it is valid JSON once the last line is written."""
+    before = "[\n"
+    for line in lines:
+        yield before + line.rstrip("\n")
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """A line of JSON, where a lone surrogate (a byte of a name that is not UTF-8) is escaped."""
+    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 

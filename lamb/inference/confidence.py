@@ -1,4 +1,4 @@
-"""The confidence of a caption: how likely it names the main sound, from the caption's score. [O]
+"""The confidence of a caption: the probability that it names the main sound, from its score. [O]
 
     confidence = sigmoid(a + b * logit(p)),   p = exp(score)
 
@@ -30,14 +30,14 @@ def confidence(score: float, calibration: tuple[float, float]) -> float:
 
 
 def confidence_of(hypothesis: Hypothesis, options: DecodeConfig) -> float:
-    """The confidence of a hypothesis: that of its sounds, where they were weighed, else that of its score."""
+    """The confidence of a hypothesis, from its sounds if they were weighed, and otherwise from its score."""
     if hypothesis.confidence is not None:
         return hypothesis.confidence
     return confidence(hypothesis.score, options.confidence)
 
 
 def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[float, float]:
-    """The (a, b) that fit the scores of captions and whether each names its label."""
+    """The calibration (a, b) that fits the scores of captions and whether each names its label."""
     p = np.clip(np.exp(np.asarray(scores, dtype=float)), EDGE, 1 - EDGE)
     a, b = logistic(np.stack([np.ones_like(p), np.log(p / (1 - p))], 1), np.asarray(named), np.array([0.0, 1.0]))
     return float(a), float(b)
@@ -46,7 +46,7 @@ def fit_confidence(scores: Sequence[float], named: Sequence[bool]) -> tuple[floa
 def logistic(x: NDArray[np.float64], y: NDArray[np.bool_], prior: NDArray[np.float64]) -> NDArray[np.float64]:
     """Logistic regression of y (n,) on x (n, k): the weights (k,).
 
-    Newton's method; a step that overshoots is halved until the cost falls. A weak prior keeps the fit finite where x
+    Newton's method, where a step that overshoots is halved until the cost falls. A weak prior keeps the fit finite if x
     separates the two groups perfectly.
     """
     right = np.asarray(y, dtype=float)

@@ -1,7 +1,7 @@
-"""What a long recording contains, in place of one sentence: each sound with its times, from the segments. [O]
+"""The digest of a long recording, in place of one sentence: each sound with its times, from the segments. [O]
 
-The sounds of a segment are what the words of its caption stand for (`lamb.data.vocabulary`); a caption without such
-words is a sound of its own.
+The sounds of a segment are those for which the words of its caption stand (`lamb.data.vocabulary`). A caption without
+such words is a sound of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Segment, span
 
-LONG = 600.0  # seconds from which on a recording has a digest
+LONG = 600.0  # seconds; a recording of this length or longer has a digest
 PAUSE = 1.0  # seconds; a shorter interruption does not end an occurrence
 
 
@@ -27,7 +27,7 @@ class Heard:
 
     @property
     def seconds(self) -> float:
-        """How long it is heard in total."""
+        """The total length of its stretches."""
         return sum(end - start for start, end in self.times)
 
     def to_dict(self) -> dict[str, Any]:
@@ -38,7 +38,7 @@ class Heard:
 
 @lru_cache(4096)
 def sounds(caption: str) -> tuple[str, ...]:
-    """The names of the sounds that a caption mentions, in their order; the caption itself if it mentions none."""
+    """The names of the sounds that a caption mentions, in order; the caption itself if it mentions none."""
     if caption in (SILENCE, UNREADABLE):
         return (caption.strip("().").lower(),)
     found = [min(mention.labels, key=lambda label: (len(label), label)) for mention in mentions(caption)]
@@ -46,7 +46,7 @@ def sounds(caption: str) -> tuple[str, ...]:
 
 
 def digest(segments: Iterable[Segment]) -> list[Heard]:
-    """The sounds of all segments, the one that is heard longest first."""
+    """The sounds of all segments, those with the longest total first."""
     times: dict[str, list[tuple[float, float]]] = {}
     for segment in segments:
         for sound in sounds(segment.caption):
@@ -60,7 +60,7 @@ def digest(segments: Iterable[Segment]) -> list[Heard]:
 
 
 def lines(segments: Iterable[Segment]) -> list[str]:
-    """The digest as text: a line for each sound, with how long and how often it is heard, and its first times."""
+    """The digest as text: a line for each sound, with its total length, its number of stretches and its first times."""
     found = []
     for heard in digest(segments):
         minutes, seconds = divmod(round(heard.seconds), 60)

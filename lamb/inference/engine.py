@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..audio.reader import centred
 from ..config import DecodeConfig
 from ..data.vocabulary import mentions
 from ..model.lamb import LambModel
@@ -45,11 +46,8 @@ class Engine:
 
     @torch.inference_mode()
     def encode(self, waveforms: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-        """Samples (T,) at `sample_rate` -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time.
-
-        A constant is no sound: the mean of the samples is subtracted first.
-        """
-        waveforms = [x - x.mean(dtype=np.float64).astype(np.float32) for x in waveforms]
+        """Samples (T,) at `sample_rate`, centred -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time."""
+        waveforms = [centred(x) for x in waveforms]
         return _by_length(waveforms, size, lambda batch: _rows(*self.model.encode(*self._padded(batch))))
 
     @torch.inference_mode()

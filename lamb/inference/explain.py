@@ -2,11 +2,11 @@
 
     support(word, stretch) = log softmax_v( bias_v(z_a of the stretch) )  at the word's first token
 
-The guide (paper, section 4) scores every entry of the vocabulary by its distance to z_a. Stretches of a second are
-taken out of the encoder's tokens, which are in the order of time, each goes through the adapter alone, and a word was
-heard where the guide expects it most. That found the right one of two sounds in sequence more often than the language
-model's probability of the word did, or what is lost when a stretch is hidden: one bark of three hides little
-(benchmarks/explain.py).
+The guide (paper, section 4) scores every entry of the vocabulary by its distance to z_a. The encoder's tokens, which
+are in the order of time, are cut into stretches of a second. Each stretch goes through the adapter alone, and a word
+was heard where the guide expects it most. This found the right one of two sounds in sequence more often than the
+probability of the word by the language model, and more often than hiding a stretch, for hiding one of three barks
+changes little (benchmarks/explain.py).
 
 Letters: N_a encoder tokens, D encoder width, W words, K stretches, V vocabulary.
 """
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 
 class ExplainError(LambError, ValueError):
-    """A recording whose caption cannot be explained: which, why, and the remedy."""
+    """A recording whose caption cannot be explained: its name, the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A word of the caption, and the stretch (seconds) that explains it best."""
+    """A word of the caption, and the stretch (seconds) that supports it best."""
 
     text: str
     start: float
@@ -46,7 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A caption and when its words were heard: `support` (W, K) of each word by each stretch (seconds)."""
+    """A caption, its words, the stretches (seconds), and the `support` (W, K) of each word by each stretch."""
 
     file: str
     duration: float
@@ -75,11 +75,10 @@ def explain(
     listen: Callable[[np.ndarray], None] = lambda x: None,
     text: str | None = None,
 ) -> Explanation:
-    """The caption of `source`, or a `text` in its place, and when its words were heard.
+    """When the words of the caption of `source`, or of `text` in its place, were heard.
 
-    `listen` is handed the samples, in order.
-
-    Raises AudioError for what cannot be read, ExplainError for silence and for a recording that is too long.
+    `listen` is called with the samples, in order. Raises AudioError for a recording that cannot be read, ExplainError
+    for silence, for a recording that is too long, and for a model without a guide.
     """
     config = config or ExplainConfig()
     file, parts, times, duration, end = name_of(source), [], [], 0.0, 0.0
@@ -118,14 +117,14 @@ def explain(
 
 
 def draw(found: Explanation, picture: Picture) -> None:
-    """Draw the words by time below the spectrogram of `picture`, which has listened to the recording.
+    """Draw the words over time below the spectrogram of `picture`, which has taken the samples of the recording.
 
-    A row is a word; the darker, the better a stretch explains it. The frame is around the best one.
+    Each row is a word. The darker a stretch, the better it supports the word; a frame marks the best one.
     """
     upper, lower = picture.figure.subplots(2, 1, sharex=True, height_ratios=[3, 4])
     picture.draw_spectrogram(upper)
     upper.set_title(found.caption, loc="left", parse_math=False)
-    # the stretches overlap: each is shown around its middle
+    # the stretches overlap, so each is drawn around its middle
     edges = [0.0, *((a + b) / 2 for a, b in pairwise((a + b) / 2 for a, b in found.stretches)), found.duration]
     low, high = found.support.min(1, keepdims=True), found.support.max(1, keepdims=True)
     shades = (found.support - low) / np.maximum(high - low, 1e-6)  # (W, K) in 0 to 1
@@ -140,7 +139,7 @@ def draw(found: Explanation, picture: Picture) -> None:
 
 
 def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, float]]:
-    """Stretches of `config.stretch` seconds, one every `config.hop`, the last one at the end."""
+    """Stretches of `config.stretch` seconds, one every `config.hop` seconds; the last one ends with the recording."""
     last = max(0.0, duration - config.stretch)
     starts = [*np.arange(0.0, last - config.hop / 2, config.hop).tolist(), last]
     return [(start, min(duration, start + config.stretch)) for start in starts]
@@ -149,8 +148,10 @@ def _stretches(duration: float, config: ExplainConfig) -> list[tuple[float, floa
 def _support(
     engine: Engine, parts: Sequence[np.ndarray], text: str, places: Sequence[int], options: DecodeConfig
 ) -> np.ndarray:
-    """Tokens h_a (N_a, D) of each stretch -> (W, K) for the words of `text` that begin at the characters `places`; a
-    stretch without tokens, of silence, supports nothing."""
+    """Support (W, K) by the stretches, each with tokens h_a (N_a, D), of the words that begin at `places` in `text`.
+
+    A stretch of silence, which has no tokens, gets the lowest support of all.
+    """
     import torch
 
     model = engine.model

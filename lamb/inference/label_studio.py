@@ -1,9 +1,9 @@
-"""Captions as pre-annotations for Label Studio: a task a recording, a region a segment with its caption as text. [O]
+"""Captions as pre-annotations for Label Studio: a task for each recording, a region with a text for each segment. [O]
 
-Written as its documentation asks (https://labelstud.io/guide/predictions): every region is two results that share an
-`id`, its label and its text. `LABELING` is the labelling interface that shows them, to be pasted into the project's
-settings. Label Studio serves files of its own machine as /data/local-files/?d=PATH, below the folder that its
-environment variable LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT names (here: /); addresses are taken as they are.
+The format follows its documentation (https://labelstud.io/guide/predictions): every region consists of two results with
+the same `id`, its label and its text. `LABELING` is the labelling interface that shows them; it is pasted into the
+settings of the project. Label Studio serves files of its own machine as /data/local-files/?d=PATH, relative to the
+folder in its environment variable LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT (here: /). Addresses stay as they are.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
-from .captions import Caption, Result, Segment, Timeline
+from .captions import Caption, Result, Segment, json_array, whole
 
 LABELING = """<View>
   <Labels name="label" toName="audio"><Label value="Sound"/></Labels>
@@ -23,13 +23,9 @@ LABELING = """<View>
 
 
 def write_label_studio(results: Iterable[Result]) -> Iterator[str]:
-    """One array of tasks, one a recording; a recording that could not be captioned is a task without a prediction."""
-    before = "[\n"
-    for result in results:
-        caption = result.finish() if isinstance(result, Timeline) else result
-        yield before + json.dumps(_task(caption), allow_nan=False)  # ASCII: bytes of a name may be no UTF-8
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
+    """One array with a task for each recording; one that could not be captioned has no prediction."""
+    # in ASCII: the bytes of a name need not be UTF-8
+    return json_array(json.dumps(_task(whole(result)), allow_nan=False) for result in results)
 
 
 def _task(caption: Caption) -> dict[str, Any]:
@@ -46,7 +42,7 @@ def _task(caption: Caption) -> dict[str, Any]:
 
 
 def _region(caption: Caption, number: int, segment: Segment) -> Iterator[dict[str, Any]]:
-    """The label and the text of a region; its id is the same at every run, so that imports can be compared."""
+    """The label and the text of a region. Its id is the same in every run, so that imports can be compared."""
     id = hashlib.sha256(f"{number} {caption.file}".encode("utf-8", "surrogateescape")).hexdigest()[:10]
     span = {"start": round(segment.start, 3), "end": round(segment.end, 3), "channel": 0}
     shared: dict[str, Any] = {"id": id, "to_name": "audio", "origin": "prediction"}

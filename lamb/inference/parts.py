@@ -5,9 +5,13 @@ of `changes.CELL` seconds its tokens are their mean, weighted by how far inside 
 finds the boundaries, and a part has the tokens of its own cells.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +19,10 @@ from ..audio import reader as audio
 from ..config import DecodeConfig
 from .captions import SILENCE, UNREADABLE
 from .changes import CELL, Kind, Piece, Segmenter, features
+from .confidence import confidence_of
+
+if TYPE_CHECKING:
+    from .engine import Engine
 
 Spans = list[tuple[float, float]]  # (start, end) in seconds
 
@@ -34,6 +42,14 @@ class Part:
 def _known(start: float, end: float, lost: bool, goes_on: bool = False) -> Part:
     """A part that needs no model: silence, or what could not be decoded."""
     return Part(start, end, None, goes_on, *((UNREADABLE, 0.0) if lost else (SILENCE, 1.0)))
+
+
+def describe(engine: Engine, parts: Sequence[Part], options: DecodeConfig) -> None:
+    """Fill in the captions and confidences of the parts that have tokens."""
+    unknown = [(part, part.h_a) for part in parts if part.h_a is not None]
+    found = engine.describe([h_a for _, h_a in unknown], options)
+    for (part, _), (best, *_) in zip(unknown, found, strict=True):
+        part.caption, part.confidence = best.text, confidence_of(best, options)
 
 
 class Grid:

@@ -1,42 +1,64 @@
-"""Sound as a picture: the log mel spectrogram, and under it, for a timeline, what is heard when. [O]
+"""Sound as a picture: the log mel spectrogram and, below it, the segments of a timeline. [O]
 
-The spectrogram is taken while the sound passes, with at most 2 * COLUMNS columns in memory: when there are more, each
-two become one.
+The spectrogram is computed while the sound is read, with at most 2 * COLUMNS columns in memory: when there are as many,
+neighbours are averaged in pairs.
 """
 
 import io
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..audio.files import replacing
-from ..errors import LambError
+from ..errors import LambError, PackageError, optional
 from ..model.encoders.efficientat import mel_matrix
 from .captions import SILENCE, Segment
 from .digest import digest, sounds
 
 COLUMNS = 1000
-ROWS = 14  # sounds with a row of their own; the others share one
+ROWS = 14  # most sounds with their own row; the others share one
 MELS, N_FFT, HOP = 64, 1024, 512
-RANGE_DB = 80.0  # from the loudest down to what is black
+RANGE_DB = 80.0  # from the loudest point down to black
 
 
 class PictureError(LambError, ValueError):
-    """A picture that cannot be drawn; the text has the remedy."""
+    """A picture that cannot be drawn: the file, the problem and the remedy."""
+
+
+def check(path: Path, umap: bool = False) -> None:
+    """Check that a picture can be written to `path`, before hours of work and not after them.
+
+    Raises PictureError for the path, PackageError for a package that is not installed.
+    """
+    backends = optional("matplotlib.backend_bases", f"{path}: this picture needs matplotlib", "plot")
+    if umap and find_spec("umap") is None:  # its import takes many seconds
+        raise PackageError(f"{path}: this picture needs umap-learn", "pip install 'lamb-aac[plot]'")
+    kinds = backends.FigureCanvasBase.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}", "choose another name")
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise PictureError(f"{path}: cannot be written", "choose a file in a folder that you may write to")
+
+
+def save(figure: Any, path: Path, dpi: int = 150) -> None:
+    """Write a matplotlib figure in the format that `path` ends in, whole or not at all."""
+    with replacing(path) as part:
+        figure.savefig(part, format=path.suffix[1:].lower(), dpi=dpi)
 
 
 class Spectrogram:
-    """The log mel spectrogram of samples at `rate` Hz that come block by block."""
+    """The log mel spectrogram of samples at `rate` Hz that arrive in blocks."""
 
     def __init__(self, rate: int):
         self.rate = rate
         self.mel = mel_matrix(rate, N_FFT, MELS, rate / 2).T.numpy()
         self.window = np.hanning(N_FFT).astype(np.float32)
-        self.left = np.zeros(0, np.float32)  # samples that are not yet in a frame
-        self.frames = np.zeros((0, MELS))  # power, less than `every` of them
+        self.left = np.zeros(0, np.float32)  # samples that do not fill a frame yet
+        self.frames = np.zeros((0, MELS))  # power, fewer than `every` frames
         self.columns: list[np.ndarray] = []  # (MELS,) means of `every` frames
         self.every = 1
 
@@ -58,11 +80,11 @@ class Spectrogram:
 
     @property
     def seconds(self) -> float:
-        """The length of what the columns show."""
+        """The seconds of sound in the columns."""
         return max(len(self.columns) * self.every * HOP / self.rate, 1e-3)
 
     def decibel(self) -> np.ndarray:
-        """(MELS, columns), low tones first."""
+        """The spectrogram in dB, (MELS, columns), with low tones first."""
         return 10 * np.log10(np.maximum(np.array(self.columns or [np.zeros(MELS)]).T, 1e-10))
 
 
@@ -73,7 +95,7 @@ def _shades(decibel: np.ndarray) -> dict[str, Any]:
 
 
 def spectrogram_png(x: np.ndarray, rate: int) -> bytes:
-    """The log mel spectrogram of samples `x` (T,) at `rate` Hz, a PNG without axes: its width is the recording."""
+    """The log mel spectrogram of samples `x` (T,) at `rate` Hz, as a PNG without axes and margins."""
     from matplotlib.image import imsave
 
     spectrogram, file = Spectrogram(rate), io.BytesIO()
@@ -84,20 +106,14 @@ def spectrogram_png(x: np.ndarray, rate: int) -> bytes:
 
 
 class Picture:
-    """The picture of a timeline: it listens to samples at `rate` Hz, then draws them with their segments."""
+    """The picture of a timeline: it takes samples at `rate` Hz, and then draws them with their segments."""
 
     def __init__(self, rate: int, path: str | Path):
-        try:
-            from matplotlib.figure import Figure
-        except ImportError:
-            raise PictureError("a picture needs matplotlib; install it with: pip install 'lamb-aac[plot]'") from None
         self.path = Path(path)
+        check(self.path)
+        from matplotlib.figure import Figure
+
         self.figure = Figure(figsize=(12, 5), layout="constrained")
-        kinds = self.figure.canvas.get_supported_filetypes()
-        if self.path.suffix[1:].lower() not in kinds:
-            raise PictureError(f"{path}: a picture ends in one of {', '.join(sorted(kinds))}; choose another name")
-        if self.path.is_dir() or not os.access(self.path.parent, os.W_OK):  # now, not after ten hours of sound
-            raise PictureError(f"{path}: cannot be written; choose a file in a folder that you may write to")
         self.spectrogram = Spectrogram(rate)
 
     def listen(self, x: np.ndarray) -> None:
@@ -117,11 +133,10 @@ class Picture:
 
     def save(self) -> None:
         """Write the file; it appears once it is complete."""
-        with replacing(self.path) as part:
-            self.figure.savefig(part, format=self.path.suffix[1:].lower(), dpi=120)
+        save(self.figure, self.path, dpi=120)
 
     def draw_spectrogram(self, axes: Any) -> None:
-        """Draw what was listened to into `axes` of matplotlib, seconds by frequency."""
+        """Draw the samples so far into `axes` of matplotlib: frequency over seconds."""
         decibel, rate = self.spectrogram.decibel(), self.spectrogram.rate
         axes.imshow(decibel, aspect="auto", extent=(0, self.spectrogram.seconds, 0, MELS), **_shades(decibel))
         hertz = [h for h in (100, 500, 1000, 2000, 4000, 8000) if h <= rate / 2]
@@ -130,25 +145,22 @@ class Picture:
 
 
 def _draw_segments(axes: Any, segments: Sequence[Segment]) -> None:
-    """A row of bars for each of the sounds that are heard longest, and one for all others."""
+    """Draw a row of bars for each of the sounds with the longest total, and one row for all others."""
     found = digest(segments)
     main = {heard.sound for heard in found[:ROWS]}
     rows: dict[str, list[tuple[float, float]]] = {}
     for heard in sorted(found, key=lambda heard: heard.times[0]):
         name = heard.sound if heard.sound in main else f"{len(found) - len(main)} other sounds"
-        # no bar is narrower than a thousandth, so that a moment in ten hours can still be seen
+        # no bar is narrower than a thousandth, so that a moment in ten hours remains visible
         narrow = segments[-1].end / 1000
         rows.setdefault(name, []).extend((start, max(end - start, narrow)) for start, end in heard.times)
     names = sorted(rows, key=lambda name: name not in main)  # the others come last
     for row, name in enumerate(names):
         coloured = name in main and name not in sounds(SILENCE)
         axes.broken_barh(rows[name], (row - 0.4, 0.8), color=f"C{row % 10}" if coloured else "0.75")
-    axes.set_yticks(range(len(names)), [_short(name) for name in names], parse_math=False)
+    labels = [name if len(name) <= 60 else name[:57] + "..." for name in names]
+    axes.set_yticks(range(len(names)), labels, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _clock(seconds: float) -> str:

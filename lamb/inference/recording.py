@@ -167,6 +167,12 @@ def windows(
     yield from by(source, sample_rate, options.window, options.hop, damage)
 
 
+def heard(x: np.ndarray, sample_rate: int, options: DecodeConfig) -> list[np.ndarray]:
+    """The windows (T,) of samples `x` that reach the encoder, as `hear` and `Engine.encode` have them: for training."""
+    cut = audio.windows((x, sample_rate), sample_rate, options.window, options.hop)
+    return [audio.centred(window) for start, window in cut if has_sound(start, window, sample_rate)]
+
+
 def name_of(source: Source) -> str:
     """What results and messages call `source`: its path, or a word in brackets for what has none."""
     return os.fsdecode(source.path) if isinstance(source, Clip) else audio.name(source)

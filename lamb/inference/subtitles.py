@@ -1,24 +1,23 @@
 """Subtitles for the deaf and hard of hearing (SDH): `[dog barking]`, alone or between the lines of a film. [O]
 
-A caption becomes a description: lower case, without articles and full stop, in square brackets, and no longer than
-a line. What is speech is left out, as the film's own lines tell it. Times and the length of a line follow the
-published guidelines of broadcasters: see `SdhConfig`.
+A caption becomes a description: in lower case, without articles and full stop, in square brackets, and no longer than
+a line. Speech is left out, because the film's own lines cover it. Times and the length of a line follow the published
+guidelines of broadcasters; see `SdhConfig`.
 
-`merge` puts descriptions into SubRip (.srt) or WebVTT (.vtt) subtitles where no line is shown. Nothing of the film's
-own cues changes; in SubRip the numbers in front of them, which only count the cues, count on.
+`merge` inserts descriptions into SubRip (.srt) or WebVTT (.vtt) subtitles where no line is shown. The film's own cues
+stay as they are, except that the numbers of SubRip, which only count the cues, are counted anew.
 """
 
 import re
 from bisect import insort
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config import SdhConfig
 from ..errors import LambError
-from .captions import Caption, Result, Segment, Timeline, timestamp
+from .captions import SILENCE, UNREADABLE, Result, Segment, timestamp, with_segments
 
-UNTOLD = ("Silence.", "(unreadable)")  # segments that describe no sound
 LARGEST = 20 * 2**20  # bytes of a subtitle file; a film has 0.2 MB
 
 _SPEECH = re.compile(r"\b(speak|talk|speech|convers|narrat|says?\b|saying|voice|dialogue|announc|whisper)", re.ASCII)
@@ -32,12 +31,12 @@ _TIMES = re.compile(rf"^[ \t]*{_TIME}[ \t]+-->[ \t]+{_TIME}(?![\d:])[^\r\n]*\r?$
 
 
 class SubtitleError(LambError, ValueError):
-    """Subtitles that cannot be merged into: the file, what is wrong, and the remedy."""
+    """Subtitles into which nothing can be merged: the file, the problem and the remedy."""
 
 
 def description(caption: str, config: SdhConfig) -> str | None:
-    """`caption` in brackets, such as "[dog barking]"; None where it tells of nothing but speech, or of no sound."""
-    if caption in UNTOLD:
+    """`caption` in brackets, such as "[dog barking]"; None if it names nothing but speech, or no sound at all."""
+    if caption in (SILENCE, UNREADABLE):
         return None
     told: list[str] = []
     for clause in _clauses(caption):
@@ -53,23 +52,12 @@ def description(caption: str, config: SdhConfig) -> str | None:
 
 
 def sdh(result: Result, config: SdhConfig) -> Result:
-    """The same result with descriptions as its segments, shown as long as can be read and never two at once."""
-    if isinstance(result, Caption):
-        return replace(result, segments=tuple(_shown(result.segments, config)))
-    timeline = result
-
-    def cues() -> Generator[Segment, None, Caption]:
-        found: list[Segment] = []
-        for cue in _shown(timeline, config):
-            found.append(cue)
-            yield cue
-        return replace(timeline.finish(), segments=tuple(found))
-
-    return Timeline(result.file, cues())
+    """The same result with descriptions as segments, which are shown long enough to be read and never overlap."""
+    return with_segments(result, lambda segments: _shown(segments, config))
 
 
 def _clauses(caption: str) -> Iterator[str]:
-    """What `caption` tells, one thing after the other, without what tells nothing."""
+    """The clauses of `caption` in order, without words that carry no information."""
     text = " ".join(caption.lower().split()).rstrip(" .!?")
     parts = [part for part in _BETWEEN.split(text) if part]
     joins = _BETWEEN.findall(text)
@@ -86,27 +74,27 @@ def _clauses(caption: str) -> Iterator[str]:
 
 
 def _shown(segments: Iterable[Segment], config: SdhConfig) -> Iterator[Segment]:
-    """The segments that have a description, with the times at which it is shown."""
+    """The segments that have a description, with the times at which each is shown."""
     held: Segment | None = None
-    free = 0.0  # no other cue is shown from here on
+    free = 0.0  # the time from which no other cue is shown
     for segment in segments:
         text = description(segment.caption, config)
         if text is None:
             continue
         if held and held.caption == text and segment.start - held.end < config.shortest:
-            held = replace(held, end=segment.end)  # it goes on
+            held = replace(held, end=segment.end)  # it continues
             continue
         if held:
             yield (shown := _timed(held, segment.start, config))
             held, free = None, shown.end + config.pause
-        if segment.end > free:  # else it is over before it could be shown
+        if segment.end > free:  # otherwise it is over before it could be shown
             held = replace(segment, caption=text, start=max(segment.start, free))
     if held:
         yield _timed(held, float("inf"), config)
 
 
 def _timed(cue: Segment, following: float, config: SdhConfig) -> Segment:
-    """`cue` shown for `shortest` to `longest` seconds, and until `following`, where another begins, if it may."""
+    """`cue` shown for `shortest` to `longest` seconds, and if possible not beyond `following`, where another begins."""
     end = min(max(cue.end, cue.start + config.shortest), cue.start + config.longest)
     return replace(cue, end=max(min(end, following - config.pause), cue.start + config.shortest))
 
@@ -116,7 +104,7 @@ def _timed(cue: Segment, following: float, config: SdhConfig) -> Segment:
 
 @dataclass(frozen=True)
 class _Block:
-    """A piece of a subtitle file, byte for byte; a cue if it has times (seconds), else what stands before one."""
+    """A piece of a subtitle file, unchanged: a cue if it has times (seconds), otherwise the text before one."""
 
     text: str
     start: float | None = None
@@ -143,15 +131,15 @@ def read(path: Path) -> str:
 
 
 def is_vtt(film: str) -> bool:
-    """Whether subtitles that were `read` are in WebVTT; else they are in SubRip."""
+    """Whether subtitles, as from `read`, are in WebVTT rather than SubRip."""
     return film.lstrip("\ufeff").startswith("WEBVTT")
 
 
 def merge(film: str, cues: Iterable[Segment], config: SdhConfig) -> tuple[str, int]:
-    """Subtitles `film`, as from `read`, with `cues` where none of its own is shown; how many found no room there.
+    """The subtitles `film`, as from `read`, with `cues` between its own; and the number of cues without a place.
 
-    A cue may be shown later than it begins, and for a shorter time, but never for less than `config.shortest` nor once
-    its sound is over.
+    A cue may be shown later than its sound begins and for a shorter time, but for at least `config.shortest` seconds
+    and not after its sound has ended.
     """
     mark, film = film[: film.startswith("\ufeff")], film.removeprefix("\ufeff")
     blocks, vtt = list(_blocks(film)), is_vtt(film)
@@ -170,7 +158,7 @@ def merge(film: str, cues: Iterable[Segment], config: SdhConfig) -> tuple[str, i
 
 
 def _placed(cue: Segment, taken: list[tuple[float, float]], config: SdhConfig) -> Segment | None:
-    """`cue` in the first gap between the times `taken`, in their order, that it fits into while it sounds."""
+    """`cue` in the first gap between the sorted times `taken` that is long enough while its sound lasts, or None."""
     start, last = cue.start, max(cue.end, cue.start + config.shortest)
     for begin, end in [*taken, (float("inf"), float("inf"))]:
         stop = min(last, begin - config.pause)
@@ -183,7 +171,7 @@ def _placed(cue: Segment, taken: list[tuple[float, float]], config: SdhConfig) -
 
 
 def _blocks(film: str) -> Iterator[_Block]:
-    """`film` in pieces, which joined are `film` again: cues, each with its number or name, and what is between them."""
+    """The pieces of `film`, which join to `film` again: cues, each with its number or name, and the text between."""
     times = list(_TIMES.finditer(film))
     at = 0
     for k, match in enumerate(times):
@@ -191,7 +179,7 @@ def _blocks(film: str) -> Iterator[_Block]:
         # the cue's text ends at the first empty line
         gap = re.compile(r"\r?\n[ \t]*(?:\r?\n[ \t]*)+").search(film, match.end() - 1, limit)
         stop = gap.end() if gap else limit
-        if gap is None and k + 1 < len(times):  # no empty line: the next cue's number is the last line before its times
+        if gap is None and k + 1 < len(times):  # without one, the last line before the next times is their number
             stop = film.rfind("\n", 0, film.rfind("\n", 0, limit)) + 1
             stop = max(stop, match.end())
         head = re.compile(r"[^\n]*\n\Z").search(film, at, begin)  # number or identifier
@@ -212,9 +200,9 @@ def _seconds(groups: tuple[str | None, ...]) -> float:
 
 
 def _woven(blocks: list[_Block], cues: list[Segment], vtt: bool, newline: str) -> str:
-    """The blocks, with `cues` before the first one that begins later."""
+    """The blocks, with each of `cues` before the first block that begins later."""
     out, todo, number = "", list(cues), 0
-    notes = ""  # in WebVTT what stands between two cues is said of the second
+    notes = ""  # in WebVTT the text between two cues belongs to the second
 
     def tell(until: float) -> None:
         nonlocal out, number

@@ -20,8 +20,7 @@ from ..config import DecodeConfig, DecodeLimits
 from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Caption, Segment
 from .changes import CELL
-from .confidence import confidence_of
-from .parts import Cells, Grid, Part
+from .parts import Cells, Grid, Part, describe
 from .recording import Source, Summary, has_sound, is_live, is_sliver, name_of, windows
 
 if TYPE_CHECKING:
@@ -139,11 +138,9 @@ class _Sound:
             yield start, x, h_a
 
     def _captioned(self, parts: list[Part]) -> list[Part]:
-        options = self.plan.options
-        unknown = [(part, part.h_a) for part in parts if part.h_a is not None]
-        found = self.engine.describe([h_a for _, h_a in unknown], options)
-        for (part, _), (best, *_) in zip(unknown, found, strict=True):
-            part.caption, part.confidence, part.h_a = best.text, confidence_of(best, options), None
+        describe(self.engine, parts, self.plan.options)
+        for part in parts:
+            part.h_a = None  # no longer needed
         return parts
 
 

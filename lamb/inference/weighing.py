@@ -1,21 +1,21 @@
-"""Which caption says best what is there: every sound that a candidate names is weighed on its own. [O]
+"""The choice among candidate captions: every sound that a candidate names is weighed on its own. [O]
 
-Beam search finds likely sentences; a small language model rounds them off with sounds that nobody hears, and tells one
-sound twice. So the candidates are the beams and what is left of them where they end before another sound ("A dog barks
-while rain falls." also gives "A dog barks."), and sentences that are offered: the kinds of sound that the label heads
-find the most probable, alone and two of them together, and the upper classes. Of each sound that one names it is known
-how the encoder's label heads answer to it, and how the language model, and from that follows a confidence:
+Beam search finds likely sentences, but a small language model completes them with sounds that are not there, and names
+one sound twice. Therefore the candidates are the beams and their beginnings up to another sound ("A dog barks while
+rain falls." also gives "A dog barks."). Further sentences are offered: the kinds of sound that are the most probable by
+the label heads of the encoder, each alone and two of them together, and the upper classes. Each sound that a candidate
+names gets a confidence from the label heads and from the language model:
 
     c = sigmoid(w . [1, logit p_clip, logit p_frame, logit p_text, upper, later])
 
-    p_clip    the clip head's probability of the labels that the words stand for (of an upper class of all below it)
-    p_frame   the highest of the frame head's probabilities of the same over the tokens
-    p_text    exp(mean log probability of the tokens of its clause), raw logits and guide
+    p_clip    probability by the clip head of the labels for which the words stand (for an upper class, of all below it)
+    p_frame   highest probability of the same labels by the frame head over the tokens
+    p_text    exp(mean log probability of the tokens of its clause), from raw logits and guide
     upper     1 for the name of an upper class;  later  1 for any sound but the first
 
-The caption is the candidate with the highest sum over its sounds of worth * c - doubt * (1 - c), and `wording` times
-the mean log probability of its tokens; worth is 1, or `upper` for the name of an upper class. One that tells a sound
-twice is taken only where there is no other. With doubt 1 a second sound is told from a confidence of 0.5 on.
+The caption is the candidate with the highest sum of worth * c - doubt * (1 - c) over its sounds, plus `wording` times
+the mean log probability of its tokens. The worth is 1, or `upper` for the name of an upper class. A candidate that
+names a sound twice is only chosen if there is no other. With doubt 1, a second sound needs a confidence of 0.5.
 
     confidence of the caption = sigmoid(a + b * logit prod_s c_s + u * (whether it names an upper class))
 
@@ -39,13 +39,13 @@ from .generation import Hypothesis, clean, log_probabilities
 
 # Where another sound may begin, and the sentence could have ended
 LINK = re.compile(r",? (?:and )?then |,? followed by | before | while | as | with | and ")
-EDGE = 1e-3  # probabilities are kept this far from 0 and 1, where a logit says more than anybody knows
-TWICE = 100.0  # taken off a candidate that tells a sound twice
+EDGE = 1e-3  # probabilities are kept this far from 0 and 1, where logits are overconfident
+TWICE = 100.0  # penalty of a candidate that names a sound twice
 
 
 @dataclass(frozen=True)
 class Named:
-    """A sound that a caption names: what the words may stand for, and the clause that names it, in characters."""
+    """A sound that a caption names: the labels for which the words may stand, and the clause, in characters."""
 
     labels: frozenset[str]
     start: int
@@ -54,7 +54,7 @@ class Named:
 
 @lru_cache(65536)
 def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
-    """The sounds that `caption` names, in their order, and whether it tells one of them twice."""
+    """The sounds that `caption` names, in order, and whether it names one of them twice."""
     starts = [0, *(link.end() for link in LINK.finditer(caption))]
     ends = [*(link.start() for link in LINK.finditer(caption)), len(caption)]
     found: list[Named] = []
@@ -68,30 +68,30 @@ def sounds_of(caption: str) -> tuple[tuple[Named, ...], bool]:
                 found.append(Named(labels, start, end))
             elif all(found[k].start != start for k in same):
                 twice = True
-            else:  # several words of one clause: the narrower ones count
+            else:  # several words in one clause: the narrower ones count
                 k = next(k for k in same if found[k].start == start)
                 found[k] = replace(found[k], labels=_narrower(found[k].labels, labels))
     return tuple(found), twice
 
 
 def _narrower(one: frozenset[str], other: frozenset[str]) -> frozenset[str]:
-    """Of words for one sound, what they have in common; else the ones that are not the upper class of the others."""
+    """The common labels of two words for one sound or, without any, those that are not an upper class of the others."""
     if one & other:
         return one & other
     return other if one & frozenset().union(*map(ancestors, other)) else one
 
 
 def shorter(caption: str) -> list[str]:
-    """The sentences that are left of `caption` where it ends before another sound."""
+    """The beginnings of `caption` that end before another sound, as sentences."""
     return [caption[: link.start()].rstrip(",") + "." for link in LINK.finditer(caption)]
 
 
 class Weigher:
-    """The candidates of a batch of clips, weighed by what the encoder's label heads and the language model say."""
+    """Weighs the candidates of a batch of clips with the label heads of the encoder and the language model."""
 
     def __init__(self, model: LambModel, options: DecodeConfig):
         self.model, self.options = model, options
-        self.places: dict[str, list[int]] = {}  # outputs of the label heads that stand for a label
+        self.places: dict[str, list[int]] = {}  # label: the outputs of the label heads for it
         for k, label in enumerate(model.encoder.labels):
             self.places.setdefault(SAME.get(label, label), []).append(k)
         self.kinds = {label: at for label, at in self.places.items() if label in PHRASES}
@@ -100,8 +100,10 @@ class Weigher:
     def choose(
         self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Hypothesis]]:
-        """h_a (B, N_a, D), z_a (B, N, D_llm), their masks and hypotheses of each clip -> its candidates, the best
-        first, with their sounds and their confidence."""
+        """The candidates of each clip, best first, with their sounds and confidences.
+
+        They come from h_a (B, N_a, D), z_a (B, N, D_llm), their masks, and the hypotheses of each clip.
+        """
         texts = [list(dict.fromkeys(row)) for row in self.candidates(h_a, h_a_mask, found)]
         rows = []
         for own, row in zip(texts, self.measure(h_a, h_a_mask, z_a, z_a_mask, texts), strict=True):
@@ -111,18 +113,22 @@ class Weigher:
 
     @torch.inference_mode()
     def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        """Of each clip, h_a (B, N_a, D), the texts that are weighed; the last ones are those that are offered."""
+        """The candidate texts of each clip, h_a (B, N_a, D); those that are offered come last."""
         clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
         frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
-        rows = zip(found, clip, frame, strict=True)
-        return [[*_candidates(row), *self._offered(p, by_token)] for row, p, by_token in rows]
+        rows = []
+        for row, p, by_token in zip(found, clip, frame, strict=True):
+            beams = [h.text for h in row if h.text]
+            texts = dict.fromkeys([*beams, *(part for text in beams for part in shorter(text))])
+            rows.append([*(texts or ["."]), *self._offered(p, by_token)])
+        return rows
 
     @torch.inference_mode()
     def measure(
         self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, texts: Sequence[Sequence[str]]
     ) -> list[list[tuple[float, list[list[float]]]]]:
-        """Of each of a clip's texts its score, the mean log probability of its tokens and its end; and of each sound
-        that it names what its confidence is made of."""
+        """For each text of each clip its score, which is the mean log probability of its tokens and its end, and for
+        each sound that it names the numbers from which its confidence is computed."""
         clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
         frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
         prefix, prefix_mask = self.model.llm.prefix(z_a, z_a_mask)
@@ -143,8 +149,8 @@ class Weigher:
         return measured
 
     def _offered(self, clip: Tensor, frame: Tensor) -> list[str]:
-        """Sentences with the most probable kinds and upper classes: clip (C,), frame (N_a, C + 1), 0 in padding. Two
-        kinds are also told in the order in which they sound the most, and at once."""
+        """Sentences with the most probable kinds and upper classes, given the probabilities clip (C,) and, 0 in
+        padding, frame (N_a, C + 1). Two kinds are also named together, in the order of their peaks."""
         count = self.options.weigh.offered
         by_time = frame.sum(0)
         both = {label: float(clip[at].sum() + by_time[at].sum() / by_time.sum()) for label, at in self.kinds.items()}
@@ -160,13 +166,13 @@ class Weigher:
         return [clean(text) for text in (*texts, *(PHRASES[parent][0].clause for parent in parents))]
 
     def _heads(self, labels: frozenset[str]) -> list[int]:
-        """The outputs of the label heads that answer to the labels, and to all below them."""
+        """The outputs of the label heads for the labels and for all labels below them."""
         return [k for label in sorted(below(labels)) for k in self.places.get(label, ())]
 
     def _measures(
         self, named: Named, place: int, clip: Tensor, frame: Tensor, log_p: list[float], spans: list[tuple[int, int]]
     ) -> list[float]:
-        """Of a sound, clip (C,), frame (N_a, C + 1), log_p of each token and where it lies in the text."""
+        """The numbers of one sound, from clip (C,), frame (N_a, C + 1), and log_p and position of each token."""
         heads = self._heads(named.labels)
         p_clip = float(clip[heads].sum()) if heads else 0.0
         p_frame = float(frame[:, heads].sum(1).max()) if heads else 0.0
@@ -179,7 +185,7 @@ class Weigher:
 def weigh(
     text: str, score: float, measures: Sequence[Sequence[float]], options: WeighConfig
 ) -> tuple[float, Hypothesis]:
-    """What a candidate is worth, and it with its sounds and its confidence."""
+    """The value of a candidate, and the candidate with its sounds and its confidence."""
     named, twice = sounds_of(text)
     value = options.wording * score - TWICE * (twice or not named)
     sounds = []
@@ -191,7 +197,7 @@ def weigh(
 
 
 def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
-    """How likely the caption names what is there, and nothing else."""
+    """The probability that the caption names the sounds that are there and nothing else."""
     if not sounds:
         return 0.0
     a, b, u = options.caption
@@ -199,14 +205,9 @@ def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
     return sigmoid(a + b * logit(math.prod(sound.confidence for sound in sounds)) + u * upper)
 
 
-def _candidates(found: Sequence[Hypothesis]) -> list[str]:
-    texts = [h.text for h in found if h.text]
-    return list(dict.fromkeys([*texts, *(part for text in texts for part in shorter(text))])) or ["."]
-
-
 @lru_cache(65536)
 def below(labels: frozenset[str]) -> frozenset[str]:
-    """The labels, and all that they are upper classes of."""
+    """The labels, and all labels of which they are upper classes."""
     return labels | {name for name in VOCABULARY if labels & ancestors(name)}
 
 

@@ -1,22 +1,21 @@
-"""How what was found is written: a generator a format, matches in, text out."""
+"""The output formats of a search: for each a generator from matches to text."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 
-from ..inference.captions import one_line
+from ..inference import captions
+from ..inference.captions import Caption, Segment, json_line, one_line
 from .library import Match
 
 
 def write_jsonl(found: Iterable[Match]) -> Iterator[str]:
     """A JSON object a line."""
     for match in found:
-        # a lone surrogate (a byte of a name that is no UTF-8) can only be written escaped
-        line = json.dumps(match.to_dict(), ensure_ascii=False)
-        yield (line if line.isprintable() else json.dumps(match.to_dict())) + "\n"
+        yield json_line(match.to_dict())
 
 
 def write_m3u(found: Iterable[Match]) -> Iterator[str]:
-    """A playlist; VLC plays the moment alone, other players the recording from its beginning."""
+    """A playlist. VLC plays only the moment, other players play the recording from its beginning."""
     yield "#EXTM3U\n"
     for match in found:
         yield f"#EXTINF:{max(1, round(match.end - match.start))},{one_line(match.caption)}\n"
@@ -25,12 +24,12 @@ def write_m3u(found: Iterable[Match]) -> Iterator[str]:
 
 
 def write_audacity(found: Iterable[Match]) -> Iterator[str]:
-    """Labels for Audacity (File > Import > Labels): START<TAB>END<TAB>TEXT; with several recordings, `FILE: ` first."""
-    matches = list(found)
-    several = len({match.file for match in matches}) > 1
-    for match in sorted(matches, key=lambda match: (match.file, match.start)):
-        text = f"{match.file}: {match.caption}" if several else match.caption
-        yield f"{match.start:.6f}\t{match.end:.6f}\t{one_line(text)}\n"
+    """Labels for Audacity (see `captions.write_audacity`), by recording and time."""
+    ordered = sorted(found, key=lambda match: (match.file, match.start))
+    return captions.write_audacity(
+        Caption(file, segments=tuple(Segment(match.start, match.end, match.caption) for match in matches))
+        for file, matches in groupby(ordered, key=lambda match: match.file)
+    )
 
 
 WRITERS: dict[str, Callable[[Iterable[Match]], Iterator[str]]] = {

@@ -1,11 +1,11 @@
-"""The one door to a collection of sounds that can be searched: `Library`. [O]
+"""The public interface of a searchable collection of sounds: `Library`. [O]
 
     index    recording -> segments -> caption, and the mean of z_a as a vector of length 1
     search   cos(query, segment) in that space, see `query`, + w * BM25(query, caption) / the largest BM25 of all
     like     cos(recording, segment), the mean of a recording's z_a in place of the query
 
-The two scores are added, not their ranks: a small model's captions are few and alike, and equal ranks for half a
-collection say less than a cosine (benchmarks/search.py has reciprocal rank fusion beside it).
+The scores themselves are added, not their ranks: the captions of a small model are few and alike, and equal ranks for
+half of a collection say less than a cosine (benchmarks/search.py compares reciprocal rank fusion).
 """
 
 import os
@@ -32,14 +32,14 @@ MODEL = "tiny"  # of a new index
 
 @dataclass(frozen=True)
 class Match:
-    """A segment that was found: seconds `start` to `end` of `file`, its caption, and how well it fits."""
+    """A segment that was found: seconds `start` to `end` of `file`, its caption and its score."""
 
     file: str
     start: float
     end: float
     caption: str
     confidence: float | None
-    score: float  # a cosine, and what the words of the caption add to it; larger fits better
+    score: float  # cosine plus the share of the caption's words; larger is better
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `lamb search` prints."""
@@ -72,7 +72,7 @@ class Library:
         """
         Args:
             folder: of the index; it is made by the first call of `index`.
-            model: a captioner, or what `Captioner.load` takes; None: that of the index, or the bundled one.
+            model: a captioner, or an argument of `Captioner.load`; None: the model of the index, or the bundled one.
             device: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
@@ -81,23 +81,22 @@ class Library:
         self._device = device
         self._store: Store | None = None
         self._words: Words | None = None
-        self._checked = False  # that the captioner is the one of the index
+        self._checked = False  # whether the captioner is known to be the one of the index
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
     def index(
         self, source: str | Path, watch: Callable[[Tally], None] = lambda tally: None, beams: int | None = None
     ) -> Tally:
-        """Bring the index up to date with the folder or manifest `source`: what is new or changed is heard, what is
-        gone is taken out.
+        """Update the index to the folder or manifest `source`: add what is new or changed, and remove what is gone.
 
         Args:
             source: recordings below a folder, or the clips of a manifest (JSONL, CSV).
-            watch: is called after every group of recordings.
-            beams: of the search for captions; 1 is the fastest; None: the model's own number.
+            watch: called after every group of recordings.
+            beams: width of the beam search for captions; 1 is the fastest; None: the number of the model.
 
-        A recording that cannot be read is in `failed`, and tried again by the next run. A run that was ended, in
-        whatever way, is gone on with by the next one. Raises LibraryError, and what a manifest may raise.
+        A recording that cannot be read is listed in `Tally.failed`, and the next run tries it again. The next run also
+        continues a run that was interrupted. Raises LibraryError or ManifestError.
         """
         name, found = listed(str(source))
         if not self._exists():
@@ -115,13 +114,13 @@ class Library:
     # ---- searching it ------------------------------------------------------------------------------------------------
 
     def search(self, query: str, limit: int = 20, **where: Any) -> list[Match]:
-        """The segments that fit the words `query` best, best first; the keywords are those of `condition`."""
+        """The segments that match the words of `query` best, best first; for the keywords see `condition`."""
         if not query.strip():
             raise LibraryError("nothing is searched for", "say in words what is to be heard")
         return self.found(self.store, self.words.vector(query), query, condition(**where), limit)
 
     def found(self, store: Store, vector: np.ndarray, query: str, where: str | None, limit: int) -> list[Match]:
-        """What `search` finds once the query is a `vector` (D_llm,) of length 1 too."""
+        """The result of `search` for the words of `query` and their `vector` (D_llm,), which has length 1."""
         count = max(limit, self.config.candidates)
         worded, near = store.worded(query, where, count), store.near(vector, where, count)
         fits = worded["_score"].to_numpy()
@@ -136,9 +135,9 @@ class Library:
         return [_match(rows[row], float(scores[row])) for row in best]
 
     def like(self, source: Source, limit: int = 20, **where: Any) -> list[Match]:
-        """The segments that sound most like the recording `source`, best first; the keywords are those of `condition`.
+        """The segments that sound most like the recording `source`, best first; for the keywords see `condition`.
 
-        Raises AudioError for what cannot be read, LibraryError for silence.
+        Raises AudioError for a recording that cannot be read, LibraryError for silence.
         """
         captioner = self.captioner
         options = replace(captioner.options, window=self.config.window)
@@ -156,14 +155,14 @@ class Library:
 
     @property
     def store(self) -> Store:
-        """The table. Raises LibraryError where there is none, or one of another model."""
+        """The table, opened at the first use. Raises LibraryError if there is none."""
         if self._store is None:
             self._store = Store.open(self.folder, self.config)
         return self._store
 
     @property
     def captioner(self) -> Captioner:
-        """The model, loaded when it is first needed; it must be the one of the index."""
+        """The model, loaded at the first use. Raises LibraryError if the index was made with another one."""
         if self._captioner is None:
             name = self._name or (self.store.model if self._exists() else MODEL)
             self._captioner = Captioner.load(name, device=self._device)
@@ -179,7 +178,7 @@ class Library:
 
     @property
     def words(self) -> Words:
-        """What turns a query into a vector."""
+        """The conversion of queries into vectors."""
         if self._words is None:
             self._words = Words(self.captioner.model)
         return self._words
@@ -194,7 +193,7 @@ def condition(
     after: float | None = None,
     before: float | None = None,
 ) -> str | None:
-    """What segments must be, as a condition of SQL; None for all of them.
+    """A filter for segments as an SQL condition; None for all of them.
 
     Args:
         folder: only recordings below it.

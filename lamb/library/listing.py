@@ -1,4 +1,4 @@
-"""What is to be in an index: the recordings of a folder, or the clips of a manifest, as they lie on disk now."""
+"""The recordings that an index should hold: those of a folder, or the clips of a manifest, as they are on disk now."""
 
 import hashlib
 import os
@@ -22,21 +22,21 @@ class Listed:
 
     @property
     def clip(self) -> str:
-        """Which part of the recording it is, as a media fragment (W3C): "#t=10,20"; empty for all of it."""
+        """The part of the recording as a media fragment (W3C) such as "#t=10,20"; empty for the whole recording."""
         if not self.start and self.length is None:
             return ""
         return f"#t={self.start:g}" + ("" if self.length is None else f",{self.start + self.length:g}")
 
     def to_clip(self) -> Clip:
-        """The same as a clip of a manifest, to be heard."""
+        """The same as a clip of a manifest."""
         return Clip(self.path + self.clip, self.path, self.start, self.length)
 
 
 def listed(source: str) -> tuple[str, dict[str, Listed]]:
-    """What `source` is called in the index (its absolute path), and its recordings by their keys.
+    """The name of `source` in the index (its absolute path), and its recordings by their keys.
 
-    A folder is looked into at any depth; what starts with a dot is passed over, and a link to a folder is not followed.
-    Raises LibraryError for what holds no recordings: nothing is ever taken out of an index because a disk is not there.
+    A folder is searched at any depth. Names that start with a dot are skipped, and links to folders are not followed.
+    Raises LibraryError if there are no recordings, so that a disk that is not mounted never empties an index.
     """
     name = os.path.abspath(source)
     if os.path.isdir(name):

@@ -1,6 +1,6 @@
-"""From recordings to moments: segments with their times, tokens and length, many recordings at a time. [O]
+"""From recordings to moments: segments with times, captions and vectors, for many recordings at a time. [O]
 
-A recording of at most one window is one segment, heard as `lamb caption` hears it; a longer one is cut where its sound
+A recording of at most one window is one segment, captioned as by `lamb caption`. A longer one is cut where its sound
 changes, as by `lamb caption --timeline`.
 """
 
@@ -14,9 +14,8 @@ import numpy as np
 from ..audio.errors import AudioError
 from ..config import DecodeConfig
 from ..inference.changes import CELL
-from ..inference.confidence import confidence
 from ..inference.engine import Engine
-from ..inference.parts import Cells, Part
+from ..inference.parts import Cells, Part, describe
 from ..inference.recording import Source, Windows, has_sound, is_sliver, windows
 
 ENCODED = 4  # windows of a long recording that are encoded together
@@ -30,12 +29,12 @@ class Moment:
     end: float
     caption: str
     confidence: float
-    vector: np.ndarray  # (D_llm,) mean of z_a, of length 1; of silence that of its caption
+    vector: np.ndarray  # (D_llm,) mean of z_a, scaled to length 1; for silence the vector of its caption
 
 
 @dataclass
 class Heard:
-    """A recording, its length in seconds and its moments; or why there are none."""
+    """A recording, its length in seconds and its moments, or the error."""
 
     source: Source
     duration: float = 0.0
@@ -43,14 +42,8 @@ class Heard:
     error: AudioError | None = None
 
 
-@dataclass
-class _Opened:
-    """A recording with its first two windows, or why there are none; the rest of a long one when it is its turn."""
-
-    source: Source
-    first: list[tuple[float, np.ndarray]] = field(default_factory=list)
-    rest: Windows = field(default_factory=lambda: iter(()))
-    error: AudioError | None = None
+Opened = tuple[Heard, list[tuple[float, np.ndarray]], Windows]
+"""A recording, its first two windows (none after an error), and an iterator over the others."""
 
 
 def hear(
@@ -58,18 +51,18 @@ def hear(
 ) -> Iterator[list[Heard]]:
     """The recordings in the order of `sources`, `group` at a time; the next ones are decoded in the background.
 
-    `options.window` is the longest that is one segment; captions are generated as `options` say. `silence` is the
-    vector (D_llm,) of segments without sound, for which there is no z_a.
+    A recording of at most `options.window` seconds is one segment. `silence` is the vector (D_llm,) of segments without
+    sound, for which there is no z_a.
     """
     overlapping = replace(options, hop=max(1, round(options.window / 2 / CELL)) * CELL)
     todo = iter(sources)
 
-    def opened(source: Source) -> _Opened:
+    def opened(source: Source) -> Opened:
         rest = windows(source, engine.sample_rate, overlapping)
         try:
-            return _Opened(source, list(islice(rest, 2)), rest)
+            return Heard(source), list(islice(rest, 2)), rest
         except AudioError as error:
-            return _Opened(source, error=error)
+            return Heard(source, error=error), [], rest
 
     with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
         following = [pool.submit(opened, source) for source in islice(todo, group)]
@@ -79,33 +72,32 @@ def hear(
             yield _group(engine, found, overlapping, silence)
 
 
-def _group(engine: Engine, found: Sequence[_Opened], options: DecodeConfig, silence: np.ndarray) -> list[Heard]:
-    """What is heard in some recordings: those of one window are encoded together, and all are captioned together."""
-    heard = [Heard(item.source, error=item.error) for item in found]
+def _group(engine: Engine, found: Sequence[Opened], options: DecodeConfig, silence: np.ndarray) -> list[Heard]:
+    """A group of recordings: those of one window are encoded together, and all are captioned together."""
     parts: list[list[Part]] = [[] for _ in found]
-    short: list[tuple[int, np.ndarray]] = []
-    for k, item in enumerate(found):
-        if len(item.first) == 1:
-            [(start, x)] = item.first
-            heard[k].duration = len(x) / engine.sample_rate
-            parts[k] = [Part(0.0, heard[k].duration, None)]
+    short: list[tuple[Part, np.ndarray]] = []
+    for (heard, first, rest), own in zip(found, parts, strict=True):
+        if len(first) == 1:
+            [(start, x)] = first
+            heard.duration = len(x) / engine.sample_rate
+            own.append(Part(0.0, heard.duration, None))
             if has_sound(start, x, engine.sample_rate):
-                short.append((k, x))
-        elif item.first:
+                short.append((own[0], x))
+        elif first:
             try:
-                heard[k].duration, parts[k] = _long(engine, chain(item.first, item.rest), options)
+                heard.duration, own[:] = _long(engine, chain(first, rest), options)
             except AudioError as error:
-                heard[k].error = error
-    for (k, _), h_a in zip(short, engine.encode([x for _, x in short], options.batch_size), strict=True):
-        parts[k][0].h_a = h_a
-    _describe(engine, [part for own in parts for part in own], options)
+                heard.error = error
+    for (part, _), h_a in zip(short, engine.encode([x for _, x in short], options.batch_size), strict=True):
+        part.h_a = h_a
+    describe(engine, [part for own in parts for part in own], options)
     tokens = [part.h_a for own in parts for part in own if part.h_a is not None]
     vectors = map(unit_mean, engine.audio_tokens(tokens, options.batch_size))
-    for recording, own in zip(heard, parts, strict=True):
-        recording.moments = _joined(
+    for (heard, _, _), own in zip(found, parts, strict=True):
+        heard.moments = _joined(
             [Moment(p.start, p.end, p.caption, p.confidence, silence if p.h_a is None else next(vectors)) for p in own]
         )
-    return heard
+    return [heard for heard, _, _ in found]
 
 
 def _long(engine: Engine, found: Windows, options: DecodeConfig) -> tuple[float, list[Part]]:
@@ -124,15 +116,8 @@ def _long(engine: Engine, found: Windows, options: DecodeConfig) -> tuple[float,
     return end, parts + cells.finish(end)
 
 
-def _describe(engine: Engine, parts: Sequence[Part], options: DecodeConfig) -> None:
-    unknown = [part for part in parts if part.h_a is not None]
-    found = engine.describe([part.h_a for part in unknown if part.h_a is not None], options)
-    for part, (best, *_) in zip(unknown, found, strict=True):
-        part.caption, part.confidence = best.text, confidence(best.score, options.confidence)
-
-
 def _joined(moments: list[Moment]) -> list[Moment]:
-    """Neighbours with the same caption as one; its vector is the mean by seconds, of length 1."""
+    """Join neighbours with the same caption; the vector is their mean weighted by seconds, scaled to length 1."""
     joined: list[Moment] = []
     for m in moments:
         last = joined[-1] if joined else None
@@ -145,7 +130,7 @@ def _joined(moments: list[Moment]) -> list[Moment]:
 
 
 def unit_mean(tokens: np.ndarray) -> np.ndarray:
-    """Tokens (N, D) -> their mean as a vector (D,) of length 1, as the aligner pools them."""
+    """The mean of tokens (N, D), as the aligner pools them, scaled to length 1: (D,)."""
     return _unit(tokens.mean(0, dtype=np.float32))
 
 

@@ -2,12 +2,11 @@
 
     q = Σ_t e_t / |e_t|^2,  of length 1
 
-The aligner draws the mean of a clip's z_a to the mean of its caption's input embeddings e_t, in direction, and its
-kernel sees every token as a vector of length 1. In a mean of raw embeddings "a", "in" and "the" prevail, as the longest
-of a trained table are those of the words that go with every sound. Dividing by the length makes all tokens alike, and
-dividing twice gives the less weight to a token the longer it is: a weighting by how common it is, without a list of
-frequencies (benchmarks/search.py has the plain mean beside it). Words that a search leaves out everywhere (STOP, those
-of the full-text search) are left out here too.
+The aligner turns the mean of a clip's z_a towards the mean of its caption's input embeddings e_t, and its kernel sees
+every token as a vector of length 1. In a mean of raw embeddings "a", "in" and "the" dominate, because the words that go
+with every sound have the longest embeddings in a trained table. Dividing by the length gives all tokens the same
+weight, and dividing twice gives longer ones less weight: they are weighted by how rare they are without a list of
+frequencies (benchmarks/search.py compares the plain mean). The stop words of the full-text search (STOP) are left out.
 """
 
 import hashlib
@@ -29,14 +28,14 @@ STOP = frozenset(
 
 
 class Words:
-    """Words as vectors of `model`'s aligned space."""
+    """Turns queries into vectors of the aligned space of `model`."""
 
     def __init__(self, model: LambModel):
         self.model = model
 
     @torch.inference_mode()
     def vector(self, query: str) -> np.ndarray:
-        """The direction of `query` (D_llm,), of length 1; zeros where the tokenizer knows nothing of it."""
+        """The vector of `query` (D_llm,) with length 1; zeros if the tokenizer knows no part of it."""
         words = query.lower()
         kept = " ".join(word for word in words.split() if re.sub(r"\W", "", word) not in STOP)
         ids, mask = self.model.llm.tokenize([kept or words])  # (1, L)
@@ -47,7 +46,7 @@ class Words:
 
 @torch.inference_mode()
 def space(model: LambModel) -> str:
-    """A name for the space that `model` puts sounds and words in: equal for the same adapter and embedding table."""
+    """A name for the aligned space of `model`: a hash of its adapter and embedding table."""
     digest = hashlib.blake2b(digest_size=16)
     for tensor in [*model.adapter.state_dict().values(), model.llm.embedding_matrix]:
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -1,14 +1,14 @@
-"""Where an index lies: one LanceDB table in a folder, a row a segment. [O]
+"""An index on disk: one LanceDB table in a folder, with one row per segment. [O]
 
-Every change is one commit of LanceDB: a process that dies leaves the state before or after it, nothing in between. All
-segments of a recording are written in one commit, so that a recording is in the index whole or not at all.
+Every change is one commit of LanceDB: a process that dies leaves the state before or after it. All segments of a
+recording are written in one commit, so a recording is in the index as a whole or not at all.
 """
 
 import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,23 +17,23 @@ from typing import Any
 import numpy as np
 
 from ..config import LibraryConfig
-from ..errors import LambError
+from ..errors import LambError, optional, reason
 from .moments import Moment
 
 TABLE = "segments"
 VERSION = 1
-KEPT = timedelta(minutes=10)  # that a state of before stays readable, for a search that has just begun
-ALWAYS = timedelta(0)  # what another process has written is seen at once
-DELETED = 500  # keys that are named in one deletion
+KEPT = timedelta(minutes=10)  # for which an older state stays readable, for searches that have begun
+ALWAYS = timedelta(0)  # changes by other processes are visible at once
+DELETED = 500  # most keys in one deletion
 
 
 class LibraryError(LambError, ValueError):
-    """An index that cannot be used or made: the folder, what is wrong, and the remedy."""
+    """An index that cannot be used or made: the folder, the problem and the remedy."""
 
 
 @dataclass(frozen=True)
 class File:
-    """A recording, or a clip of one (`clip` is its media fragment such as "#t=10,20"), as it lies on disk."""
+    """A recording on disk, or a clip of one (`clip` is its media fragment such as "#t=10,20")."""
 
     path: str
     clip: str
@@ -44,12 +44,12 @@ class File:
 
     @property
     def key(self) -> str:
-        """What names it in the index."""
+        """Its name in the index."""
         return self.path + self.clip
 
 
 class Store:
-    """The table of an index; `model` and `space` say which aligned space its vectors lie in."""
+    """The table of an index; `model` and `space` name the aligned space of its vectors."""
 
     def __init__(self, folder: Path, table: Any, config: LibraryConfig):
         self.folder, self.table, self.config = folder, table, config
@@ -61,7 +61,7 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path, config: LibraryConfig) -> "Store":
-        """The index in `folder`. Raises LibraryError where there is none."""
+        """The index in `folder`. Raises LibraryError if there is none."""
         lancedb = _lancedb()
         if not (folder / f"{TABLE}.lance").is_dir():
             raise LibraryError(f"{folder}: no index of sounds", f"make one with: lamb index FOLDER --to {folder}")
@@ -70,14 +70,15 @@ class Store:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             if isinstance(error, LibraryError):
                 raise
-            raise LibraryError(f"{folder}: the index cannot be opened ({_line(error)})", "make it anew") from None
+            raise LibraryError(f"{folder}: the index cannot be opened ({reason(error)})", "make it anew") from None
 
     @classmethod
     def create(cls, folder: Path, dim: int, model: str, space: str, config: LibraryConfig) -> "Store":
-        """A new, empty index in `folder`, which may not hold anything else. Raises LibraryError."""
-        import pyarrow as pa
-
+        """A new, empty index in `folder`, which may hold nothing else. Raises LibraryError."""
         lancedb = _lancedb()
+        import pyarrow as pa
+        from lancedb.index import FTS
+
         if folder.exists() and (not folder.is_dir() or any(p.name != ".lock" for p in folder.iterdir())):
             raise LibraryError(f"{folder}: exists, and is not an index of sounds", "choose another name for --to")
         columns: list[tuple[str, Any]] = [
@@ -90,12 +91,13 @@ class Store:
         facts = {"version": VERSION, "model": model, "space": space}
         schema = pa.schema(columns, metadata={b"lamb": json.dumps(facts).encode()})
         table = lancedb.connect(folder, read_consistency_interval=ALWAYS).create_table(TABLE, schema=schema)
-        _index_captions(table)
+        # full-text search that finds "barking" by "barks", and leaves out "a" and "the"
+        table.create_index("caption", config=FTS(stem=True, remove_stop_words=True))
         return cls(folder, table, config)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around all changes: only one process makes them at a time. Raises LibraryError if another one does."""
+        """Lock the index during changes. Raises LibraryError if another process holds the lock."""
         with (self.folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,14 +115,14 @@ class Store:
         return self.table.count_rows()
 
     def files(self) -> Iterator[File]:
-        """What is indexed, once for each of its segments."""
+        """The indexed files, once for each of their segments."""
         names = ["path", "clip", "source", "size", "modified", "digest"]
         query = self.table.search(None).select(names).limit(max(1, len(self)))
         for batch in query.to_batches(4096):
             yield from (File(**row) for row in batch.to_pylist())
 
     def add(self, found: Sequence[tuple[File, float, list[Moment]]]) -> None:
-        """Write recordings with their length in seconds and moments, in one commit."""
+        """Write recordings, each with its length in seconds and its moments, in one commit."""
         import pyarrow as pa
 
         rows = [
@@ -140,17 +142,17 @@ class Store:
             self.table.add(pa.Table.from_pylist(rows, schema=self.table.schema))
 
     def delete(self, keys: Sequence[str]) -> None:
-        """Take recordings out, by their keys."""
+        """Remove recordings by their keys."""
         for begin in range(0, len(keys), DELETED):
             named = ", ".join(map(quoted, keys[begin : begin + DELETED]))
             self.table.delete(f"concat(path, clip) IN ({named})")
 
     def update(self, key: str, file: File) -> None:
-        """Take note that what was `key` lies elsewhere now, or is of another time."""
+        """Note that the file `key` has moved, or has another modification time."""
         self.table.update(where=f"concat(path, clip) = {quoted(key)}", values=vars(file))
 
     def compact(self) -> None:
-        """Join the small files that many commits leave, and bring the indices up to date."""
+        """Join the small files that many commits leave, and update the indices."""
         kinds = {index.index_type for index in self.table.list_indices()}
         if len(self) >= self.config.approximate and not any(kind.startswith("Ivf") for kind in kinds):
             from lancedb.index import IvfFlat
@@ -175,27 +177,10 @@ class Store:
 
 
 def quoted(text: str) -> str:
-    """`text` as a literal of SQL."""
+    """`text` as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def _index_captions(table: Any) -> None:
-    """Full-text search that knows "barks" for "barking", and leaves out "a" and "the"."""
-    from lancedb.index import FTS
-
-    table.create_index("caption", config=FTS(stem=True, remove_stop_words=True))
-
-
 def _lancedb() -> Any:
-    os.environ.setdefault("LANCE_LOG", "error")  # its warnings are for programmers
-    try:
-        import lancedb
-    except ImportError:
-        raise LibraryError("an index of sounds needs LanceDB", "pip install 'lamb-aac[library]'") from None
-    return lancedb
-
-
-def _line(error: Exception) -> str:
-    with suppress(IndexError):
-        return str(error).strip().splitlines()[0][:200]
-    return type(error).__name__
+    os.environ.setdefault("LANCE_LOG", "error")  # its warnings are meant for programmers
+    return optional("lancedb", "an index of sounds needs LanceDB", "library")

@@ -1,4 +1,4 @@
-"""What was heard, kept as files: one flac an event, named by its time and its words."""
+"""Events kept as files: one flac file for each, named after its time and its words."""
 
 import re
 from datetime import datetime

@@ -1,8 +1,8 @@
-"""Sound events in a stream: samples in, events out, each soon after it is over. [O]
+"""Sound events in a stream: samples go in, and each event comes out soon after its end. [O]
 
-Time runs in cells of `changes.CELL` seconds. What is heard since the last event is encoded anew at every look at it,
-and cut where it changes, by `changes`; a cut counts once `ListenConfig.sure` seconds have followed it. Silence ends an
-event too. Memory holds the samples since the last event, `longest` seconds and a hop at most.
+Time is divided into cells of `changes.CELL` seconds. The sound since the last event is encoded again at every look, and
+`changes` cuts it where it changes. A cut is certain once `ListenConfig.sure` seconds have followed it. Silence also
+ends an event. Memory holds the samples since the last event, at most `ListenConfig.longest` seconds and one hop.
 """
 
 import math
@@ -15,13 +15,13 @@ import numpy as np
 from ..audio.reader import level
 from ..config import DecodeConfig, ListenConfig
 from ..inference.changes import CELL, PAUSE, changes, features
-from ..inference.confidence import confidence
+from ..inference.confidence import confidence_of
 from ..inference.engine import Engine
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is heard from `start` to `end`, in seconds since listening began, and its samples (T,)."""
+    """A sound from `start` to `end`, in seconds since listening began, and its samples (T,)."""
 
     start: float
     end: float
@@ -31,7 +31,7 @@ class Event:
 
 
 class Ear:
-    """Hears a stream of samples at `engine.sample_rate`."""
+    """Finds the events in a stream of samples at `engine.sample_rate`."""
 
     def __init__(self, engine: Engine, options: DecodeConfig, config: ListenConfig):
         self.engine, self.options, self.config = engine, options, config
@@ -42,22 +42,22 @@ class Ear:
 
     @property
     def heard(self) -> float:
-        """Seconds of sound that have been heard."""
+        """Seconds of the stream so far."""
         return (self.at + len(self.x)) / self.engine.sample_rate
 
     def push(self, x: np.ndarray) -> list[Event]:
-        """The next samples (T,): the events that are over now."""
+        """Take the next samples (T,) and return the events that are over now."""
         self.x = np.concatenate([self.x, x])
         return list(self._look(end=False))
 
     def skip(self, seconds: float) -> list[Event]:
-        """Some of the stream was not heard: the event before it is over."""
+        """Note that some seconds of the stream are missing, and return the events before them."""
         events = self.finish()
         self.at += round(seconds * self.engine.sample_rate)
         return events
 
     def finish(self) -> list[Event]:
-        """The stream is over: the events that are left."""
+        """End the stream, and return the events that are left."""
         events = list(self._look(end=True))
         self.x, self.at, self.looked = self.x[:0], self.at + len(self.x), 0
         return events
@@ -83,8 +83,10 @@ class Ear:
                 self.looked = count
 
     def _cut(self, count: int, closed: bool) -> tuple[np.ndarray, list[int]]:
-        """Tokens h_a (N_a, D) of the first `count` cells, and the ends of the events in them that are certain: all of
-        them if the sound is `closed`."""
+        """Tokens h_a (N_a, D) of the first `count` cells, and the certain ends of events in them, in cells.
+
+        If the sound is `closed`, all ends are certain.
+        """
         x = self.x[: count * self.cell]
         [h_a] = self.engine.encode([x], 1)
         cells = np.stack([part.mean(0) for part in _shares(h_a, range(count + 1), count)])  # (count, D)
@@ -99,13 +101,13 @@ class Ear:
         return h_a, ends
 
     def _told(self, h_a: np.ndarray, count: int, ends: list[int]) -> Iterator[Event]:
-        """The events that end at the cells `ends`, each captioned from its own of the tokens of `count` cells."""
+        """The events that end at the cells `ends`, each captioned from its share of the tokens of `count` cells."""
         edges = [0, *ends]
         found = self.engine.describe(_shares(h_a, edges, count), self.options) if ends else []
         begin = self.at / self.engine.sample_rate
         for (start, until), (best, *_) in zip(pairwise(edges), found, strict=True):
             samples = self.x[start * self.cell : until * self.cell].copy()
-            sure = confidence(best.score, self.options.confidence)
+            sure = confidence_of(best, self.options)
             yield Event(begin + start * CELL, begin + until * CELL, best.text, sure, samples)
 
     def _drop(self, cells: int) -> None:
@@ -114,11 +116,11 @@ class Ear:
 
 
 def _shares(h_a: np.ndarray, edges: Sequence[int], count: int) -> list[np.ndarray]:
-    """The tokens (N_a, D) of `count` cells that belong to the cells between two `edges`; one at least."""
+    """Tokens (N_a, D) of `count` cells -> those between each pair of neighbouring `edges`, at least one."""
     places = [round(k * len(h_a) / count) for k in edges]
     return [h_a[min(a, len(h_a) - 1) : max(b, a + 1)] for a, b in pairwise(places)]
 
 
 def _until_pause(quiet: list[bool]) -> int:
-    """The first cell of a silence of PAUSE cells; the number of cells where there is none."""
+    """The first cell of a silence of PAUSE cells, or the number of cells if there is none."""
     return next((k for k in range(len(quiet) - PAUSE + 1) if all(quiet[k : k + PAUSE])), len(quiet))

@@ -1,6 +1,6 @@
-"""Listening on and on: a thread reads the stream, the caller's thread hears it; what is lost is told, never hidden. [O]
+"""Continuous listening: one thread reads the stream, and the caller's thread finds events. Gaps are reported. [O]
 
-stream -> reader (connects again after a loss) -> a queue of at most `ListenConfig.held` seconds -> Ear -> events
+stream -> reader (reconnects after a loss) -> a queue of at most `ListenConfig.held` seconds -> Ear -> events
 """
 
 import threading
@@ -22,14 +22,14 @@ State = Literal["online", "offline"]
 
 
 class Listener:
-    """Events of a stream, as an iterator; `stop` ends it from another thread or a signal handler.
+    """An iterator over the events of a stream; `stop` ends it from another thread or a signal handler.
 
     Args:
-        open_stream: gives the blocks of samples (n,) at the engine's rate; is called again after a loss.
-        say: is told what goes wrong, one sentence at a time.
-        changed: is told whether the stream is there.
-        tries: in a row to connect, after which it ends with the last StreamError; None: for ever.
-        live: what waits too long is dropped; else the stream waits.
+        open_stream: returns the blocks of samples (n,) at the rate of the engine; called again after a loss.
+        say: called with a sentence about each problem.
+        changed: called when the stream is lost or found.
+        tries: failures to connect in succession after which the last StreamError is raised; None: no limit.
+        live: whether sound is dropped if it waits too long; otherwise the stream waits.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Listener:
         self._over = False
 
     def stop(self) -> None:
-        """End soon: what was heard up to now is still told."""
+        """End soon; the events up to now are still returned."""
         self.ended.set()
 
     def __iter__(self) -> Iterator[Event]:
@@ -78,7 +78,7 @@ class Listener:
         return self.ear.push(np.concatenate(samples)) if samples else []
 
     def _take(self) -> list[np.ndarray | float] | None:
-        """All that waits; None at the end."""
+        """All waiting blocks; None at the end."""
         with self._there:
             while not (self._blocks or self._over or self.ended.is_set()):
                 self._there.wait(0.2)
@@ -104,8 +104,8 @@ class Listener:
             self.say(f"falls behind: {dropped:.1f} s were not heard; use a faster machine or a smaller model")
 
     def _read(self) -> None:
-        """Read the stream, and connect again whenever it is lost."""
-        failures, gone = 0, None  # tries in a row that failed; when the stream was lost
+        """Read the stream, and reconnect whenever it is lost."""
+        failures, gone = 0, None  # failures in succession; the time when the stream was lost
         while not self.ended.is_set():
             there = False
             try:
@@ -121,10 +121,10 @@ class Listener:
                 lost: LambError = StreamError(ENDED)
             except LambError as error:
                 lost = error
-            except Exception as error:  # a bug, ours or a library's: whoever listens must not wait for ever
+            except Exception as error:  # a bug of ours or of a library must not leave the caller waiting
                 lost = SourceError(f"the stream cannot be read any more: {type(error).__name__}")
             if there:
-                self._miss(0.0)  # the event before the gap is over
+                self._miss(0.0)  # ends the event before the gap
                 gone = time.monotonic()
                 self.changed("offline")
             failures += 1
@@ -140,7 +140,7 @@ class Listener:
             self._there.notify_all()
 
     def _miss(self, seconds: float) -> None:
-        """Some of the stream is missing here."""
+        """Note that some seconds of the stream are missing here."""
         with self._there:
             self._blocks.append(seconds)
             self._there.notify_all()

@@ -1,10 +1,10 @@
 """Events for home automation, over MQTT: `mqtt://[USER:PASSWORD@]HOST[:PORT]/TOPIC`, with TLS as mqtts://. [O]
 
     TOPIC/event         every event, as JSON
-    TOPIC/availability  "online" or "offline", retained; the broker says "offline" if this process dies
+    TOPIC/availability  "online" or "offline", retained; the broker publishes "offline" if this process dies
 
-Home Assistant finds the sensor by itself: its description is retained at homeassistant/sensor/ID/config, as its
-documentation of MQTT discovery asks.
+Home Assistant finds the sensor automatically: its description is retained at homeassistant/sensor/ID/config, as the
+documentation of MQTT discovery requires.
 """
 
 import json
@@ -14,23 +14,21 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ..errors import optional
 from .listen import State
 from .sources import SourceError, told
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
-PASSWORD = "LAMB_MQTT_PASSWORD"  # of the environment, in place of one in the address
-WAITING = 1000  # events that are kept while the broker is away
+PASSWORD = "LAMB_MQTT_PASSWORD"  # environment variable, used instead of one in the address
+WAITING = 1000  # events that are kept while the broker cannot be reached
 LONGEST = 255  # characters of a state in Home Assistant
 
 
 class Publisher:
-    """Publishes to the broker and topic of `address`; connects in the background, and again after a loss."""
+    """Publishes to the broker and topic of `address`; connects in the background, and reconnects after a loss."""
 
     def __init__(self, address: str, source: str, say: Callable[[str], None]):
-        try:
-            import paho.mqtt.client as paho
-        except ImportError:
-            raise SourceError("MQTT needs paho-mqtt", "pip install 'lamb-aac[live]'") from None
+        paho = optional("paho.mqtt.client", "MQTT needs paho-mqtt", "live")
         try:
             parts = urlsplit(address)
             port = parts.port
@@ -56,16 +54,16 @@ class Publisher:
         self.client.loop_start()
 
     def publish(self, event: dict[str, Any]) -> None:
-        """An event, as the JSON object that `lamb listen` prints."""
+        """Publish an event, the JSON object that `lamb listen` prints."""
         self.client.publish(f"{self.topic}/event", json.dumps(event), qos=1)
 
     def changed(self, state: State) -> None:
-        """Whether the stream is there now."""
+        """Publish whether the stream is available."""
         self.state = state
         self.client.publish(f"{self.topic}/availability", state, qos=1, retain=True)
 
     def close(self) -> None:
-        """Say good-bye; what waits for a broker that is away is lost."""
+        """Publish "offline" and disconnect; events that still wait for the broker are lost."""
         self.state = "offline"
         last = self.client.publish(f"{self.topic}/availability", "offline", qos=1, retain=True)
         if self.client.is_connected():
@@ -86,7 +84,7 @@ class Publisher:
             self.say(f"{self.name}: lost ({reason}); trying again")
 
     def description(self, id: str) -> dict[str, Any]:
-        """What Home Assistant must know to show the last event as a sensor."""
+        """The description with which Home Assistant shows the last event as a sensor."""
         from .. import __version__
 
         return {

@@ -1,7 +1,7 @@
-"""Where a stream comes from: a microphone, an address, standard input; each gives blocks of mono samples as they come.
+"""The sources of a stream: a microphone, an address or standard input, each as blocks of mono samples as they arrive.
 
-Addresses are read by PyAV (ffmpeg), which may follow them over the network but never opens a file of this machine.
-What is told of an address never holds its user name, its password or what stands behind a question mark.
+Addresses are read by PyAV (ffmpeg), which may follow them over the network but never opens a file on this machine.
+Messages never contain the user name, the password or the query (after the question mark) of an address.
 """
 
 import queue
@@ -13,26 +13,26 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from ..errors import LambError
+from ..errors import LambError, optional
 
 NETWORK = "rtsp,rtp,rtcp,udp,tcp,tls,http,https,httpproxy,crypto,hls"  # protocols that an address may lead to
 SCHEMES = ("rtsp", "rtsps", "http", "https")
 MICROPHONE = "mic"
-AHEAD = 5.0  # seconds that a recording behind an address may run ahead of the clock
+AHEAD = 5.0  # seconds by which a recording behind an address may be ahead of the clock
 
 Blocks = Iterator[np.ndarray]
 
 
 class StreamError(LambError, OSError):
-    """A stream that cannot be opened, or has ended: its name, the reason, and what helps."""
+    """A stream that cannot be opened or has ended: its name, the reason and the remedy."""
 
 
 class SourceError(LambError, ValueError):
-    """What was asked for is not a stream."""
+    """A request for something that is not a stream."""
 
 
 def told(source: str) -> str:
-    """What `source` is called in messages: an address without its credentials."""
+    """The name of `source` in messages: an address without its credentials and query."""
     parts = urlsplit(source)
     if not parts.scheme or not parts.netloc:
         return source
@@ -40,13 +40,13 @@ def told(source: str) -> str:
 
 
 def opener(source: str, rate: int, patience: float, stdin: RawIOBase | BinaryIO) -> Callable[[], Blocks]:
-    """A function that opens `source` and gives its blocks (n,) at `rate` Hz; to be called again after StreamError.
+    """A function that opens `source` and returns its blocks (n,) at `rate` Hz; it is called again after a StreamError.
 
     Args:
         source: "mic", "mic:NAME" or "mic:NUMBER"; an address; "-" for `stdin`.
         patience: seconds without any sound after which the stream counts as lost.
 
-    Raises SourceError for anything else. A stream that ends does so without an error.
+    Raises SourceError for anything else. The end of a stream is not an error.
     """
     kind, _, name = source.partition(":")
     if kind == MICROPHONE:
@@ -84,12 +84,12 @@ def _decoded(source: str | RawIOBase | BinaryIO, name: str, rate: int, patience:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the address: libraries put it, with its password, into their messages."""
+    """The reason without the address, which libraries put into their messages together with its password."""
     return getattr(error, "strerror", None) or type(error).__name__
 
 
 def _paced(blocks: Blocks, rate: int) -> Blocks:
-    """The blocks, no faster than they can be listened to: a recording behind an address comes as fast as it can."""
+    """The blocks at the speed of the clock: a recording behind an address would arrive as fast as it can."""
     began, given = time.monotonic(), 0.0
     for block in blocks:
         given += len(block) / rate
@@ -101,9 +101,7 @@ def _paced(blocks: Blocks, rate: int) -> Blocks:
 
 def _microphone(name: str, rate: int, patience: float) -> Blocks:
     try:
-        import sounddevice
-    except ImportError:
-        raise SourceError("a microphone needs sounddevice", "pip install 'lamb-aac[live]'") from None
+        sounddevice = optional("sounddevice", "a microphone needs sounddevice", "live")
     except OSError:
         raise SourceError("a microphone needs PortAudio", "install it: apt install libportaudio2") from None
     import soxr
@@ -112,7 +110,7 @@ def _microphone(name: str, rate: int, patience: float) -> Blocks:
     blocks: queue.Queue[np.ndarray] = queue.Queue(maxsize=1000)
 
     def heard(data: np.ndarray, frames: int, when: Any, status: Any) -> None:
-        if not blocks.full():  # else nobody listens any more
+        if not blocks.full():  # if it is full, nobody listens any more
             blocks.put_nowait(data[:, 0].copy())
 
     try:

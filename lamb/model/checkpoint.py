@@ -1,8 +1,9 @@
 """Models on disk: a folder of `lamb.json` (format, version, configuration, facts) and `model.safetensors`.
 
-Two kinds: by reference, holding only what was trained (adapter, aligner, guide, LoRA, or whole parts that learnt in
-full) while encoder and LLM come from the sources that the configuration names; and standalone, holding everything, with
-the LLM's configuration and tokenizer in `llm/`. Loading is strict: a missing or an unexpected tensor is an error.
+There are two kinds. A checkpoint by reference holds only what was trained (adapter, aligner, guide, LoRA, or whole
+parts that were trained in full); the encoder and the LLM come from the sources that the configuration names. A
+standalone checkpoint holds everything, with the configuration and the tokenizer of the LLM in `llm/`. Loading is
+strict: a missing or an unexpected tensor is an error.
 """
 
 import json
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import ExtensionsConfig, LambConfig, from_dict, to_dict
 from ..errors import LambError, reason
 
-if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
+if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does not need it
     from torch import Tensor
 
     from .lamb import LambModel
@@ -28,12 +29,22 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does without
 FORMAT, VERSION = "lamb", 2
 EXTENSIONS = to_dict(ExtensionsConfig())  # all off
 BUNDLED = Path(__file__).parents[1] / "bundled"
-FILES = ("lamb.json", "model.safetensors", "llm/*.json", "README.md", "ATTRIBUTION.csv")  # all that is ever downloaded
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # BatchNorm's tensors that are no parameters
+FILES = (
+    "lamb.json",
+    "model.safetensors",
+    "llm/*.json",
+    "README.md",
+    "ATTRIBUTION.csv",
+)  # nothing else travels
+STATISTICS = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+)  # buffers of BatchNorm, not parameters
 
 
 class CheckpointError(LambError, ValueError):
-    """A model that cannot be loaded: its name, what is wrong and the remedy."""
+    """A model that cannot be loaded or saved: its name, the problem and the remedy."""
 
 
 def save(
@@ -46,14 +57,16 @@ def save(
     decode: Mapping[str, Any] | None = None,
     write: bool = True,
 ) -> Path:
-    """Write `model` into `folder`; a model that lies there is replaced once the new one is written in full.
+    """Write `model` into `folder`. A model that is already there is replaced once the new one is complete.
 
     Args:
-        standalone: with encoder and LLM inside; else they stay where the configuration says (`source`).
+        standalone: whether encoder and LLM are stored too; if not, they stay where `source` in the configuration says.
         card: facts for people, such as trained_on and licence.
-        half: store floats as fp16 (they are computed with in float32 on a CPU all the same).
-        decode: decoding options that differ from the model's own configuration.
-        write: False in the processes that only give their part of a sharded model to the one that writes it.
+        half: whether floats are stored as fp16. A CPU computes in float32 all the same.
+        decode: decoding options that replace those of the model's configuration.
+        write: False in the processes that only contribute their part of a sharded model.
+
+    Raises CheckpointError for a model that cannot be stored in this way.
     """
     import torch
     from safetensors.torch import save_file
@@ -73,7 +86,7 @@ def save(
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
     weights = {
-        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # of a sharded LLM, the whole
+        name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # gathered from all processes
         for name, t in tensors(model, standalone).items()
     }
     if not write:
@@ -89,6 +102,8 @@ def save(
         "card": dict(card),
         "config": to_dict(config),
     }
+    if not standalone:
+        facts["llm"] = model.llm.identity()
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
         new = Path(scratch)
         (new / "lamb.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -96,7 +111,7 @@ def save(
             model.llm.model.config.save_pretrained(new / "llm")
             model.llm.tokenizer.save_pretrained(new / "llm")
         save_file(weights, new / "model.safetensors")
-        shutil.copymode(new / "lamb.json", new / "model.safetensors")  # safetensors makes it private
+        shutil.copymode(new / "lamb.json", new / "model.safetensors")  # safetensors makes the file private
         for name in ("llm/**/*", "model.safetensors", "lamb.json"):
             for file in filter(Path.is_file, new.glob(name)):
                 target = folder / file.relative_to(new)
@@ -106,13 +121,13 @@ def save(
 
 
 def tensors(model: "LambModel", standalone: bool) -> dict[str, "Tensor"]:
-    """The tensors of `model` that a checkpoint holds, by name; of tied ones the first."""
+    """The tensors of `model` that a checkpoint holds, by name; tied tensors are stored once, under the first name."""
     bases = {"encoder": model.config.encoder.train, "llm": model.config.llm.train}
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():  # tied tensors are one object
         part = name.partition(".")[0]
-        # a part that learnt in full keeps its buffers too: BatchNorm's statistics moved with it
+        # a part that was trained in full is stored with its buffers: the statistics of BatchNorm changed too
         own = standalone or part not in bases or tensor.requires_grad or bases[part] == "full"
         if own and id(tensor) not in seen:
             kept[name] = tensor.detach()
@@ -121,8 +136,8 @@ def tensors(model: "LambModel", standalone: bool) -> dict[str, "Tensor"]:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a model: a bundled name, a folder, or a hub id, which is downloaded."""
-    # os.path says False to an impossible name, where Path raises
+    """The folder of a model, given a bundled name, a folder, or the id of a model on the hub, which is downloaded."""
+    # os.path answers False for an impossible name, where Path raises an error
     if os.path.basename(name) == str(name) and os.path.isfile(BUNDLED / name / "lamb.json"):
         return BUNDLED / name
     folder = Path(name)
@@ -156,7 +171,7 @@ def _download(name: str) -> Path:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """`lamb.json`, checked: format and version are ours; "config" is a LambConfig."""
+    """The content of `lamb.json` after checks of its format and version; "config" is a LambConfig."""
     path = folder / "lamb.json"
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +194,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
-    """Around the reading of a model's `file`: what cannot be read is a CheckpointError."""
+    """Turn any failure to read a model's `file` within the block into a CheckpointError."""
     from safetensors import SafetensorError
 
     try:
@@ -189,9 +204,9 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def load(name: str | Path, device: str, extend: Callable[["LambModel"], "LambModel"]) -> "LambModel":
-    """The model `name` (see `find`) on `device`, ready for use. CheckpointError for anything that does not fit.
+    """The model `name` (see `find`) on `device`, in evaluation mode. Raises CheckpointError for anything that is wrong.
 
-    `extend` adds the parts that the paper does not have before the weights are read: see `lamb.extensions.load`.
+    `extend` adds the parts that are not in the paper before the weights are read; see `lamb.extensions.load`.
     """
     import torch
     from safetensors.torch import load_file
@@ -208,17 +223,30 @@ def load(name: str | Path, device: str, extend: Callable[["LambModel"], "LambMod
     if standalone:
         with _reading(folder / "llm"):
             llm = LanguageModel.from_folder(folder / "llm", config.llm)
-        for parameter in llm.parameters():  # not llm.to(), which would round the rotary frequencies too
+        for parameter in llm.parameters():  # llm.to() would also round the rotary frequencies
             parameter.data = parameter.data.to(dtype(config.llm.dtype, device))
     try:
         if not standalone:
             llm = LanguageModel.from_pretrained(config.llm, device)
+            _require_same_llm(folder, config.llm.source, facts.get("llm"), llm.identity())
         model = extend(LambModel(config, build_encoder(config.encoder), llm))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{name}: {error}") from error
     _fill(model, weights, standalone, file)
     model.to(torch.device(device))
     return model.eval()
+
+
+def _require_same_llm(folder: Path, source: str | None, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
+    """Raise CheckpointError if the LLM at `source` is another one than the model in `folder` was trained with."""
+    if before is None or before == now:  # a model that was saved before this was written down
+        return
+    was, found = (f"{o['kind']}, {o['vocabulary']} tokens, width {o['width']}" for o in (before, now))
+    found = "other embeddings" if was == found else found
+    raise CheckpointError(
+        f"{folder}: was trained with another LLM ({was}) than the one at {source} ({found}); "
+        "put the right one there, or train the model again"
+    )
 
 
 def _fill(model: "LambModel", weights: dict[str, "Tensor"], standalone: bool, file: Path) -> None:
@@ -233,11 +261,11 @@ def _fill(model: "LambModel", weights: dict[str, "Tensor"], standalone: bool, fi
             raise CheckpointError(
                 f"{file}: {name} has shape {shapes}; lamb.json and the weights do not belong together"
             )
-        tensor.copy_(weights[name])  # the model's own memory, so tied tensors follow; its dtype stays
+        tensor.copy_(weights[name])  # in place, so that tied tensors follow and the dtype stays
 
 
 def describe(name: str | Path) -> dict[str, Any]:
-    """What a model is made of, its size, training and licence, for `lamb info`; no weights are loaded."""
+    """The parts, size, training and licence of a model, for `lamb info`. The weights are not loaded."""
     from safetensors import safe_open
 
     folder = find(name)
@@ -246,7 +274,7 @@ def describe(name: str | Path) -> dict[str, Any]:
     counts: dict[str, int] = {}
     path = folder / "model.safetensors"
     with _reading(path), safe_open(path, framework="numpy") as file:
-        for key in file.keys():  # noqa: SIM118  safe_open is no dict
+        for key in file.keys():  # noqa: SIM118  safe_open is not a dict
             if key.rpartition(".")[2] not in STATISTICS:
                 part = key.partition(".")[0]
                 counts[part] = counts.get(part, 0) + math.prod(file.get_slice(key).get_shape())
@@ -286,9 +314,9 @@ def _llm_kind(folder: Path, llm: dict[str, Any]) -> str:
 
 
 def push_to_hub(name: str | Path, repo: str, *, private: bool = True) -> str:
-    """Upload the model `name` to the Hugging Face hub as `repo` (user/model), private unless told; returns its address.
+    """Upload the model `name` to the Hugging Face hub as `repo` (user/model) and return its address.
 
-    The token is the one that `hf auth login` or the environment variable HF_TOKEN gives.
+    The access token comes from `hf auth login` or from the environment variable HF_TOKEN. Raises CheckpointError.
     """
     from huggingface_hub import HfApi
 

@@ -14,6 +14,7 @@ from .adapter import ADAPTERS
 from .aligner import CrossModalAligner
 from .encoders.base import Encoder
 from .language_model import LanguageModel, merge_lora
+from .padding import pad
 from .token_guide import TokenGuide
 
 
@@ -49,16 +50,26 @@ class LambModel(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Fit a new adapter and guide to the LLM's embedding matrix. [O]
+        """Fit the strength of a new guide to the LLM's embedding matrix, and the adapter where the config asks. [O]
 
-        The adapter's last layer is scaled so that z_a begins with the spread of the matrix's rows.
+        With `adapter.scale`, z_a starts with so many times the norm of the matrix's rows; with `adapter.centred`,
+        around their mean. Both close a part of the modality gap before training, so that an ablation of the aligner
+        should leave them off.
         """
-        matrix = self.llm.embedding_matrix.float()
-        out = self.adapter.out
-        nn.init.normal_(out.weight, std=float(matrix.std()) / out.in_features**0.5)
-        out.bias.copy_(matrix.mean(0))
+        matrix, out, config = self.llm.embedding_matrix.float(), self.adapter.out, self.config.adapter
+        if config.scale is not None:
+            nn.init.normal_(out.weight, std=config.scale * float(matrix.std()) / out.in_features**0.5)
+            nn.init.zeros_(out.bias)
+        if config.centred:
+            out.bias.copy_(matrix.mean(0))
         if self.guide is not None:
-            self.guide.initialise(matrix)
+            self.guide.initialise(matrix, self.token_norm())
+
+    @torch.no_grad()
+    def token_norm(self) -> float:
+        """|z_i| of an audio token whose input to the adapter's last layer has mean 0, variance 1, as after a norm."""
+        out = self.adapter.out
+        return float((out.weight.float().square().sum() + out.bias.float().square().sum()).sqrt())
 
     def train(self, mode: bool = True) -> "LambModel":
         """Training mode for the parts that learn; a frozen encoder or LLM stays in evaluation mode."""
@@ -81,7 +92,15 @@ class LambModel(nn.Module):
         return self.llm.embedding_matrix.device
 
     def encode(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """h_a = E_a(x_a): waveform (B, T), mask (B, T) -> h_a (B, N_a, D), mask (B, N_a)."""
+        """h_a = E_a(x_a): waveform (B, T), mask (B, T) -> h_a (B, N_a, D), mask (B, N_a).
+
+        Of windows (B, W, T) with mask (B, W, T), each is encoded apart; a clip's tokens follow one another. [O]
+        """
+        if waveform.ndim == 3:
+            there = mask.any(-1)  # (B, W): the windows of a clip
+            tokens, valid = self.encode(waveform[there], mask[there])  # (windows, N, D), (windows, N)
+            counts = there.new_zeros(there.shape, dtype=torch.long).masked_scatter(there, valid.sum(1))  # (B, W)
+            return pad(tokens[valid].split(counts.sum(1).tolist()))  # (B, N_a, D), (B, N_a)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.encoder.train != "frozen"):
             return self.encoder(waveform, mask)
 
@@ -102,7 +121,8 @@ class LambModel(nn.Module):
         return self.guide.steps(bias, self.llm.embed(ids), self.llm.embedding_matrix, last)
 
     def forward(self, audio: Tensor, mask: Tensor, ids: Tensor, ids_mask: Tensor, encoded: bool = False) -> Output:
-        """Waveforms (B, T), or where `encoded` their h_a (B, N_a, D), with mask, and caption ids (B, L) with mask."""
+        """Waveforms (B, T) or windows of them (B, W, T), or where `encoded` their h_a (B, N_a, D), with mask, and
+        caption ids (B, L) with mask."""
         h_a, h_a_mask = (audio, mask) if encoded else self.encode(audio, mask)
         z_a, z_a_mask = self.audio_tokens(h_a, h_a_mask)
         prefix, prefix_mask = self.llm.prefix(z_a, z_a_mask)

@@ -4,6 +4,7 @@ The paper uses LLaMA-2 7B with LoRA; rank, targets and prompt come from the auth
 choice. Letters: B batch, L caption tokens, V vocabulary, D_llm width.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..config import ConfigError, LLMConfig
 from ..errors import reason
+from . import gguf
 from .padding import pad
 
 AUDIO = "<audio>"  # where the audio tokens stand in a prompt
@@ -45,18 +47,19 @@ class LanguageModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, config: LLMConfig, device: str | torch.device = "cpu") -> "LanguageModel":
-        """The LM and tokenizer of `config.source`, a hub id or a folder. ConfigError if there are none."""
+        """The LM and tokenizer of `config.source`: a hub id, a folder or a GGUF file. ConfigError if there are none."""
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if config.source is None:
-            raise ConfigError("llm.source: give a hub id or a folder that holds a causal language model")
+            raise ConfigError("llm.source: give a hub id, or a folder or GGUF file that holds a causal language model")
+        place = gguf.folder_of(config.source) if config.source.endswith(".gguf") else config.source
         try:
             # never code that comes with a model, nor a question whether to run it
-            tokenizer = AutoTokenizer.from_pretrained(config.source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
             # a checkpoint's own dtype would be taken otherwise: bf16 is very slow on most CPUs
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                config.source,
+                place,
                 dtype=dtype(config.dtype, device),
                 trust_remote_code=False,
                 output_loading_info=True,
@@ -92,6 +95,17 @@ class LanguageModel(nn.Module):
     @property
     def dim(self) -> int:
         return self.embedding_matrix.shape[1]
+
+    @torch.no_grad()
+    def identity(self) -> dict[str, Any]:
+        """What tells this LM from others: its kind, vocabulary, width, and a check sum of its input embeddings.
+
+        The check sum is that of the matrix in bfloat16, so that it is the same on a GPU and on a CPU.
+        """
+        matrix = self.embedding_matrix.detach().to(torch.bfloat16).cpu().contiguous()
+        digest = hashlib.sha256(matrix.view(torch.int16).numpy().tobytes()).hexdigest()[:16]
+        kind = self.model.config.model_type
+        return {"kind": kind, "vocabulary": matrix.shape[0], "width": matrix.shape[1], "embeddings": digest}
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (...) -> input embeddings (..., D_llm)."""

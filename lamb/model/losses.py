@@ -3,6 +3,8 @@
 L_cma is the aligner's weighted sum; L_tg and L_dec are cross entropies on the guided and on the raw logits.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -38,15 +40,30 @@ def share_of(count: Tensor) -> Tensor | float:
     return count * dist.get_world_size() / total
 
 
-def loss_terms(model: LambModel, output: Output) -> dict[str, Tensor]:
-    """Every term by name, unweighted, and their weighted sum as "loss"."""
+def weights_of(counts: Sequence[int], device: torch.device) -> list[float]:
+    """What each batch of a step counts, 1 on average, so that the mean of their means is a mean over all tokens.
+
+    Args:
+        counts: the tokens of each batch, in this process.
+    """
+    total = torch.tensor(counts, dtype=torch.float64, device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(total)
+    return (total * len(counts) / total.sum()).tolist()
+
+
+def loss_terms(model: LambModel, output: Output, weight: float = 1.0) -> dict[str, Tensor]:
+    """Every term by name, unweighted, and their weighted sum as "loss".
+
+    The cross entropies are multiplied by the `weight` of the batch among those of a step; see `weights_of`.
+    """
     weights = model.config.loss
     terms: dict[str, Tensor] = {}
     scale: dict[str, float] = {}
     if model.aligner is not None and weights.alignment:
         terms |= model.aligner(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         scale |= {name: weights.alignment * weight for name, weight in model.aligner.weights.items()}
-    share = token_share(output.labels)
+    share = weight * token_share(output.labels)
     if output.bias is not None and weights.guided:
         terms["guided"] = share * cross_entropy(output.logits, output.labels, output.bias)
         scale["guided"] = weights.guided

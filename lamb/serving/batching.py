@@ -1,12 +1,11 @@
-"""One model, many clients: requests with the same options are captioned together, in a thread for each batch at work.
+"""One model for many clients: requests with the same options are captioned together, with a thread for each batch.
 
-While the model works, requests gather; a lone one waits `wait` seconds for company. Recordings streamed segment by
-segment take turns with the batches, a segment at a time. All but the model's own work happens in the event loop, so
-nothing here needs a lock; a request whose task is cancelled (its client is gone) is passed over.
+While the model works, requests gather; a single one waits `wait` seconds for others. Recordings that are streamed
+segment by segment take turns with the batches. Everything but the work of the model happens in the event loop, so
+nothing here needs a lock. A request whose task is cancelled, because its client is gone, is skipped.
 
-On a CPU two batches on a core each do more than one batch on two cores: the steps of a small model are too short to be
-shared, the cores would wait for one another at each, and the more so the more often a client or a decoder has one of
-them. [O]
+On a CPU two batches with one core each are faster than one batch on two cores. The steps of a small model are so short
+that cores which share them wait for each other, even longer when a client or a decoder uses one of them. [O]
 """
 
 import asyncio
@@ -28,12 +27,12 @@ Options = tuple[tuple[str, Any], ...]  # keywords of Captioner.stream
 class _Job:
     sound: np.ndarray
     options: Options
-    deadline: float  # when it waits no longer for others, in the time of the event loop
+    deadline: float  # until when it waits for others, in the time of the event loop
     result: asyncio.Future[Caption]
 
 
 class Batcher:
-    """`captioner` for many tasks: `batches` at a time, each of at most `size` clips, or as many windows."""
+    """Shares `captioner` among tasks: `batches` at a time, each of at most `size` clips and as many windows."""
 
     def __init__(
         self,
@@ -53,22 +52,22 @@ class Batcher:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to work, in the running event loop."""
+        """Start work in the running event loop."""
         self._tasks = [asyncio.ensure_future(self._run()) for _ in range(self.batches)]
 
     async def stop(self) -> None:
-        """End, once the model has finished what it is at."""
+        """Stop as soon as the model has finished its current batches."""
         for task in self._tasks:
             task.cancel()
         await asyncio.to_thread(self._threads.shutdown)
 
     @property
     def alive(self) -> bool:
-        """Whether requests are worked on."""
+        """Whether requests are being processed."""
         return bool(self._tasks) and not any(task.done() for task in self._tasks)
 
     async def caption(self, sound: np.ndarray, options: Options) -> Caption:
-        """The caption of samples (T,) at the encoder's rate; options as of `Captioner.stream`."""
+        """The caption of samples (T,) at the rate of the encoder; options of `Captioner.stream`."""
         loop = asyncio.get_running_loop()
         job = _Job(sound, options, loop.time() + self.wait, loop.create_future())
         self._jobs.append(job)
@@ -96,7 +95,7 @@ class Batcher:
                     job.result.set_result(outcome)
 
     async def _next(self) -> list[_Job]:
-        """The jobs that go with the oldest one, when there are enough of them or it has waited enough."""
+        """The jobs that fit to the oldest one, once they fill a batch or it has waited long enough."""
         loop = asyncio.get_running_loop()
         while True:
             self._came.clear()
@@ -128,4 +127,4 @@ class Batcher:
         except Exception as error:
             if len(batch) == 1:
                 return [error]
-            return [(await self._captions([job]))[0] for job in batch]  # one of them must not fail the others
+            return [(await self._captions([job]))[0] for job in batch]  # one of them must not make the others fail

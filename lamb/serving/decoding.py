@@ -1,4 +1,4 @@
-"""Uploads become samples in sandboxed processes, so many at a time; a file that kills its decoder is refused."""
+"""Uploads are decoded in sandboxed processes, a limited number at a time; a file that kills its decoder is refused."""
 
 import asyncio
 import time
@@ -12,11 +12,11 @@ from ..audio import sandbox
 from ..audio.errors import AudioError
 from ..config import DecodeLimits, ServeConfig
 
-PAUSE = 1.0  # seconds after a failed start in which no other one is expected to succeed
+PAUSE = 1.0  # seconds after a failed start during which the service counts as unable to decode
 
 
 class Decoders:
-    """At most `settings.decoders` files are decoded at a time, to samples at `sample_rate` Hz."""
+    """Decodes at most `settings.decoders` files at a time, to samples at `sample_rate` Hz."""
 
     def __init__(self, sample_rate: int, settings: ServeConfig, on_death: Callable[[str], object] = lambda _: None):
         self.sample_rate, self.settings, self.on_death = sample_rate, settings, on_death
@@ -26,16 +26,16 @@ class Decoders:
         self._failed = -PAUSE
 
     async def start(self) -> None:
-        """Wait until files can be decoded. Raises SandboxError, an OSError."""
+        """Wait until files can be decoded. Raises SandboxError."""
         await asyncio.to_thread(sandbox.start, wait=True)
 
     async def stop(self) -> None:
-        """End, once the files at hand have been decoded or given up."""
+        """Stop as soon as the current files have been decoded or given up."""
         await asyncio.to_thread(self._threads.shutdown)
 
     @property
     def alive(self) -> bool:
-        """Whether a file would be decoded."""
+        """Whether files can be decoded."""
         return time.monotonic() > self._failed + PAUSE
 
     async def decode(self, file: BinaryIO, name: str = "<bytes>") -> np.ndarray:

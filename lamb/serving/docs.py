@@ -1,4 +1,4 @@
-"""The page `/docs`: the interface as its OpenAPI description has it, in one HTML page that fetches nothing."""
+"""The page `/docs`: the OpenAPI description of the interface as one HTML page that loads nothing else."""
 
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -14,7 +14,7 @@ vertical-align: top; } :root { color-scheme: light dark; }
 
 
 def page(description: Mapping[str, Any]) -> str:
-    """HTML of an OpenAPI description, such as `FastAPI.openapi()` gives."""
+    """An OpenAPI description, as from `FastAPI.openapi()`, in HTML."""
     title = escape(f"{description['info']['title']} {description['info']['version']}")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     body = "\n".join(_body(description))
@@ -37,7 +37,7 @@ def _body(description: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _fields(what: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Name, default and description of the fields of a form, or else of the query."""
+    """Name, default and description of each field of the form or, without a form, of the query."""
     form = what.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
     fields = form.get("properties") or {p["name"]: {**p["schema"], **p} for p in what.get("parameters", [])}
     return [

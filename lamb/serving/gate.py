@@ -1,7 +1,7 @@
-"""What every request passes, in and out: its id, the limit on its size, metrics and one line of log.
+"""The middleware around every request: its id, the limit on its size, metrics and one line of log.
 
-Nothing that a client sent is logged, counted or used as a metric's label: no file name, caption, key, address or path
-of its own making; only the route it was given to, numbers, and its request id, if that is plain.
+Nothing that a client sent is logged or used as the label of a metric: no file name, caption, key, address or path. The
+exceptions are the route, numbers, and a request id that consists of plain characters.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lamb.config import ServeConfig
 
-ENVELOPE = 65_536  # bytes of a request that are not the file: a form's own lines and fields
-LINGER = 5.0  # seconds for which the rest of a refused upload is read, so that its client comes to read the answer
-METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")  # others are a client's own words
-GONE = 499  # the status, in log and metrics, of a request whose client did not wait for the answer
+ENVELOPE = 65_536  # bytes of a request besides the file: the lines and fields of the form
+LINGER = 5.0  # seconds for which the rest of a refused upload is read, so that its client reads the answer
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")  # others are inventions of a client
+GONE = 499  # status in log and metrics if the client did not wait for the answer
 
 log = logging.getLogger("lamb.serve")
 
 
 class Metrics:
-    """What `/metrics` tells."""
+    """The metrics at `/metrics`."""
 
     def __init__(self) -> None:
         self.registry = one = CollectorRegistry()
@@ -88,7 +88,7 @@ class Gate:
 
         method = scope["method"] if scope["method"] in METHODS else "other"
         fields: dict[str, Any] = {"request_id": request_id, "method": method}
-        scope["log"] = fields  # to be added to by whoever knows more
+        scope["log"] = fields  # the service adds further fields
         try:
             await self.app(scope, limited, answer)
         except Exception:  # Starlette has answered it with 500
@@ -103,7 +103,7 @@ class Gate:
 
 
 async def _linger(take: Receive, enough: Any) -> None:
-    """Read on for a while: a connection that is closed on a client still sending loses the answer too."""
+    """Read on for a while: closing the connection of a client that still sends would also lose the answer."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LINGER):
             while not enough():
@@ -111,7 +111,7 @@ async def _linger(take: Receive, enough: Any) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line: time, level, event, and the fields given as `extra={"fields": {...}}`."""
+    """A JSON object per line: time, level, event, and the fields given as `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """`record` as one line."""

@@ -1,6 +1,6 @@
-"""The page's search: words in, moments of an indexed collection out, each with its caption and a player.
+"""The search tab of the page: it shows moments of an indexed collection, each with its caption and a player.
 
-Only recordings of the index are ever read, and of each at most LONGEST seconds; they travel inside the HTML.
+Only recordings in the index are read, at most LONGEST seconds of each, and they are sent as part of the HTML.
 """
 
 import base64
@@ -19,7 +19,7 @@ LONGEST = 10.0  # seconds of a moment that can be played
 
 
 def add_search(library: Library, limits: dict[str, Any]) -> None:
-    """Add the tab to the Gradio Blocks that are being made; `limits` are those of the page's events."""
+    """Add the tab to the Gradio Blocks in whose context it is called; `limits` are those of the page's events."""
     import gradio as gr
 
     with gr.Tab("Search"):
@@ -29,7 +29,7 @@ def add_search(library: Library, limits: dict[str, Any]) -> None:
 
 
 def found_as_html(library: Library, query: str) -> str:
-    """What `query` finds, as HTML; what is wrong with it too."""
+    """The results for `query`, or the error, as HTML."""
     try:
         matches = library.search(query[:500], SHOWN)
     except LambError as error:

@@ -1,4 +1,4 @@
-"""On the page, under a caption: its words, each a button that plays the stretch in which it was heard."""
+"""The words under a caption on the page: each is a button that plays the stretch in which it was heard."""
 
 from html import escape
 
@@ -10,7 +10,7 @@ from ..inference.explain import ExplainError, explain
 
 
 def words_heard(captioner: Captioner, x: np.ndarray, rate: int, caption: str) -> str:
-    """The words of `caption` for samples `x` (T,) at `rate` Hz, as HTML; nothing where they cannot be explained."""
+    """The words of `caption` for samples `x` (T,) at `rate` Hz, as HTML; empty if they cannot be explained."""
     try:
         found = explain(captioner.engine, (x, rate), captioner.options, text=caption)
     except ExplainError:  # silence, a recording that is too long, a model without a guide

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, for the validator and for the OpenAPI page."""
+"""Requests and answers of the HTTP interface, for validation and for the OpenAPI description."""
 
 import math
 import zlib
@@ -150,12 +150,6 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class Status(BaseModel):
-    """A word on how the service is."""
-
-    status: str
-
-
 class Problem(BaseModel):
     """What is wrong and what to do about it."""
 
@@ -183,15 +177,15 @@ PROBLEMS = {
 
 
 def problem(status: int, message: str, code: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that says what is wrong."""
-    text = message.encode("utf-8", "replace").decode()  # a form may choose a charset that makes half characters
+    """The answer to a request that failed."""
+    text = message.encode("utf-8", "replace").decode()  # the charset of a form may produce surrogates
     kind: Any = "server_error" if status >= 500 else "invalid_request_error"
     content = ProblemJSON(error=Problem(message=text, type=kind, code=code))
     return JSONResponse(content.model_dump(), status, dict(headers or {}))
 
 
 def form(options: type[BaseModel], raw: bool = False) -> dict[str, Any]:
-    """A request's body in OpenAPI's words: a form with a file and options, or (`raw`) the file alone."""
+    """The OpenAPI description of a request body: a form with a file and options or, if `raw`, also the file alone."""
     schema = options.model_json_schema()
     binary = {"type": "string", "format": "binary", "description": "A sound: wav, flac, mp3, ogg, m4a, webm ..."}
     whole = {
@@ -206,7 +200,7 @@ def form(options: type[BaseModel], raw: bool = False) -> dict[str, Any]:
 
 
 def responses(model: Any, media: Sequence[str] = (), *problems: int) -> dict[int | str, dict[str, Any]]:
-    """A request's answers in OpenAPI's words."""
+    """The OpenAPI description of the answers to a request."""
     content = {kind: {"schema": {"type": "string"}} for kind in media}
     answers: dict[int | str, dict[str, Any]] = {200: {"model": model, "content": content}}
     return answers | {code: {"model": ProblemJSON, "description": PROBLEMS[code]} for code in problems}

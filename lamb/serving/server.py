@@ -1,8 +1,8 @@
 """`lamb serve`: captions over HTTP, in the command line's JSON and in the shape of the OpenAI audio API.
 
-A request passes the gate (id, size, log), shows its key if keys are asked for, is taken if the queue has room, is
-received, decoded in a worker process, captioned together with others, and answered: with a result, with a reason and
-a remedy (4xx), or with 503 and Retry-After. When its client is gone, what is left of this is dropped.
+A request passes the gate (id, size, log), shows its key if keys are required, and is accepted if the queue has room. It
+is received, decoded in a worker process, captioned together with others, and answered with a result, with a reason and
+a remedy (4xx), or with 503 and Retry-After. If its client leaves, the rest of this is dropped.
 """
 
 import gc
@@ -51,7 +51,7 @@ from lamb.serving.service import Gone, Service, while_there
 
 M = TypeVar("M", bound=BaseModel)
 KEYS = "LAMB_API_KEYS"  # environment variable: API keys, separated by white space or commas
-PROBLEMS = (400, 401, 408, 413, 422, 503)  # what a sound may be answered with
+PROBLEMS = (400, 401, 408, 413, 422, 503)  # statuses of a request with a sound that fails
 
 MODEL = "x-lamb-model"
 OURS = "an error of ours; the log has it under the id of the request"
@@ -70,8 +70,8 @@ def _event(data: Mapping[str, Any], kind: str | None = None) -> str:
     return (f"event: {kind}\n" if kind else "") + f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _streamed(events: AsyncIterator[str], request: Request) -> Response:
-    """Server-sent events; should they break off, the last one says so."""
+def _streamed(events: AsyncIterator[str], request: Request, headers: Mapping[str, str] | None = None) -> Response:
+    """Server-sent events; if they break off, the last one is an error."""
 
     async def whole() -> AsyncIterator[str]:
         try:
@@ -81,9 +81,8 @@ def _streamed(events: AsyncIterator[str], request: Request) -> Response:
             log.exception("failed", extra={"fields": {"request_id": request.scope["log"]["request_id"]}})
             yield _event({"error": {"message": OURS, "type": "server_error"}}, "error")
 
-    return StreamingResponse(
-        whole(), media_type=EVENTS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    )
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **(headers or {})}
+    return StreamingResponse(whole(), media_type=EVENTS, headers=headers)
 
 
 def _add_caption(router: APIRouter, service: Service) -> None:
@@ -110,7 +109,7 @@ def _add_caption(router: APIRouter, service: Service) -> None:
         options = _checked(CaptionOptions, {**query.model_dump(exclude_unset=True), **fields})
         keywords = options.model_dump(exclude={"format", "stream"})
         try:
-            service.captioner.stream((), **keywords)  # for its checks alone
+            service.captioner.stream((), **keywords)  # to check the options
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
         if not (options.stream or EVENTS in request.headers.get("accept", "")):
@@ -167,7 +166,7 @@ def _add_openai(router: APIRouter, service: Service) -> None:
         """
         file, name, fields = await service.receive(request, held)
         options = _checked(TranscriptionOptions, fields)
-        named = {MODEL: model.id}  # clients ask for models of OpenAI's: the one that is loaded answers
+        named = {MODEL: model.id}  # clients ask for OpenAI's models, but the loaded one answers
         kind = options.response_format
         if not options.stream:
             timed = {"timeline": kind not in ("json", "text")}
@@ -187,18 +186,18 @@ def _add_openai(router: APIRouter, service: Service) -> None:
                 yield _event({"type": "transcript.text.delta", "delta": delta})
             yield _event({"type": "transcript.text.done", "text": text})
 
-        return _streamed(events(), request)
+        return _streamed(events(), request, named)
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
     @app.head("/healthz", include_in_schema=False)
-    @app.get("/healthz", response_model=schema.Status)
+    @app.get("/healthz", response_model=dict[str, str])
     async def healthz() -> Response:
         """Whether the process answers."""
         return JSONResponse({"status": "ok"})
 
     @app.head("/readyz", include_in_schema=False)
-    @app.get("/readyz", responses=schema.responses(schema.Status, [], 503))
+    @app.get("/readyz", responses=schema.responses(dict[str, str], [], 503))
     async def readyz() -> Response:
         """Whether a sound would be captioned; 503 if not."""
         if not service.ready:
@@ -248,13 +247,13 @@ def _add_problems(app: FastAPI) -> None:
 
 
 def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
-    """The application; with `keys`, all below /v1 asks for one of them as a bearer token."""
+    """The application; with `keys`, everything below /v1 requires one of them as a bearer token."""
     digests = [hashlib.sha256(key.encode()).digest() for key in keys]
     bearer = HTTPBearer(auto_error=False, description="An API key.")
 
     async def authorised(given: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]) -> None:
         digest = hashlib.sha256((given.credentials if given else "").encode()).digest()
-        matches = [hmac.compare_digest(digest, known) for known in digests]  # all of them, whichever it is
+        matches = [hmac.compare_digest(digest, known) for known in digests]  # all, so that the time tells nothing
         if not any(matches):
             raise HTTPException(401, "no valid key; send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
 
@@ -263,13 +262,13 @@ def create_app(service: Service, keys: Sequence[str] = ()) -> Gate:
         version=__version__,
         description="Says in a sentence what is heard in a recording.",
         lifespan=service.running,
-        docs_url=None,  # ours needs no network
+        docs_url=None,  # our own page needs no network
         redoc_url=None,
     )
     if service.settings.cors:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=service.settings.cors.split(","),
+            allow_origins=[origin.strip() for origin in service.settings.cors.split(",")],
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=[MODEL, "x-request-id"],
@@ -301,20 +300,20 @@ def read_keys(file: Path | None) -> list[str]:
 
 
 def model_name(model: str) -> str:
-    """What clients call the model: a bundled model's or the hub's name, or the last part of a folder's."""
+    """The name of the model for clients: its bundled or hub name, or the last part of the path of a folder."""
     return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def serve(service: Service, keys: Sequence[str] = ()) -> None:
-    """Answer requests until SIGTERM or Ctrl-C, then finish those that were taken. Raises OSError for a taken port."""
+    """Answer requests until SIGTERM or Ctrl-C, then finish the accepted ones. Raises OSError for a port in use."""
     settings = service.settings
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listening:
         log_to_stderr()
-        torch.set_num_threads(max(1, torch.get_num_threads() // service.batcher.batches))  # for each of them
+        torch.set_num_threads(max(1, torch.get_num_threads() // service.batcher.batches))  # shared by the batches
         rate = service.batcher.sample_rate
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, rate).astype(np.float32)
-        service.captioner.caption([(noise, rate)])  # what is loaded at the first use is loaded now
+        service.captioner.caption([(noise, rate)])  # now loads everything that the first use would load
         server = uvicorn.Server(
             uvicorn.Config(
                 create_app(service, keys),
@@ -326,11 +325,11 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
             )
         )
         gc.collect()
-        gc.freeze()  # what is here to stay is not looked through again: each time would hold up all for 0.15 s
+        gc.freeze()  # later collections skip what exists now, which would take 0.15 s each time
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{listening.getsockname()[1]}"
         log.info("listening", extra={"fields": {"url": url, "model": service.model, "keys": bool(keys)}})
-        # From now on, and when uvicorn raises the signal again at its end: to be told to end, and to, is success.
+        # uvicorn raises the signal again at its end; an exit on request is a success
         signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
         server.run(sockets=[listening])
         if not server.started:

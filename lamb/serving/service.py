@@ -1,6 +1,6 @@
-"""From an upload to a caption: a place in the queue, the file, its samples, the turn of the model.
+"""From an upload to a caption: a place in the queue, the file, its samples, and a turn of the model.
 
-What a client that has gone would have got is not worked on any longer.
+Work for a client that has left is stopped.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from .decoding import Decoders
 from .gate import ENVELOPE, Metrics
 
 T = TypeVar("T")
-IN_MEMORY = 2**20  # bytes of an upload that are not written to disk
+IN_MEMORY = 2**20  # bytes of an upload that are kept in memory
 
 log = logging.getLogger("lamb.serve")
 
 
 class Gone(Exception):
-    """The client did not wait for its answer."""
+    """The client did not wait for the answer."""
 
 
 class Service:
-    """A captioner with its decoders and its batches: from an upload to a caption."""
+    """A captioner with its decoders and batches, which turns uploads into captions."""
 
     def __init__(self, captioner: Captioner, model: str, settings: ServeConfig, batch_size: int | None = None):
         self.captioner, self.model, self.settings = captioner, model, settings
@@ -47,13 +47,13 @@ class Service:
         self.batcher = Batcher(captioner, settings.batch_wait, batch_size, batches, self.metrics.batch.observe)
         on_death = lambda reason: self.metrics.deaths.labels(reason).inc()
         self.decoders = Decoders(self.batcher.sample_rate, settings, on_death)
-        self.taken = 0  # requests
-        # for decoded sounds: those of the batches at work, and of the next one
+        self.taken = 0  # requests in work or waiting
+        # places for decoded sounds: those of the current batches and of the next one
         self._room = asyncio.Semaphore((batches + 1) * self.batcher.size)
 
     @asynccontextmanager
     async def running(self, _app: FastAPI) -> AsyncIterator[None]:
-        """Decoders and batches at work."""
+        """Run the decoders and batches within the block."""
         await self.decoders.start()
         self.batcher.start()
         try:
@@ -64,11 +64,11 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether a request would be worked on."""
+        """Whether requests can be processed."""
         return self.batcher.alive and self.decoders.alive
 
     async def take(self) -> AsyncIterator[AsyncExitStack]:
-        """A place in the queue, and what is held, until the answer has been sent. Raises HTTPException 503."""
+        """Hold a place in the queue until the answer has been sent. Raises HTTPException 503."""
         if self.taken >= self.settings.queue or not self.ready:
             problem = "as many requests as this service takes at a time" if self.ready else "not able to work"
             raise HTTPException(503, f"{problem}; try again later", {"Retry-After": "1"})
@@ -82,7 +82,7 @@ class Service:
             self.metrics.taken.dec()
 
     async def receive(self, request: Request, held: AsyncExitStack) -> tuple[BinaryIO, str, dict[str, str]]:
-        """The upload as an unnamed file, at most 1 MB of it in memory; its name; the other fields of its form."""
+        """The upload as an unnamed file (at most 1 MB of it in memory), its name, and the other fields of its form."""
         seconds = self.settings.upload_timeout
         try:
             async with asyncio.timeout(seconds):
@@ -102,11 +102,11 @@ class Service:
             raise HTTPException(408, f"not received in full within {seconds:g} s") from None
         except ClientDisconnect:
             raise Gone from None
-        except UnicodeError:  # of a charset such as `undefined`, which Starlette does not expect
+        except UnicodeError:  # from a charset such as `undefined`, which Starlette does not expect
             raise HTTPException(400, "a form in a charset that cannot be read; use UTF-8") from None
 
     async def decode(self, file: BinaryIO, name: str, request: Request, held: AsyncExitStack) -> np.ndarray:
-        """The samples (T,) of `file`, once there is room for them. Raises AudioError."""
+        """The samples (T,) of `file`, decoded as soon as there is room for them. Raises AudioError."""
         await held.enter_async_context(self._room)
         try:
             sound = await self.decoders.decode(file, name)
@@ -127,13 +127,13 @@ class Service:
             return await self.batcher.caption(await self.decode(file, name, request, held), options)
 
         result = replace(await while_there(request, work()), file=name)
-        if result.error is not None:  # what is left of a file after decoding may be too short
+        if result.error is not None:  # the decoded sound may be too short
             raise HTTPException(422, f"{name}: {result.error}")
         return result
 
 
 async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. Raises Gone."""
+    """The result of `work`, which is cancelled if the client leaves. Raises Gone."""
 
     async def leaves() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -149,6 +149,6 @@ async def while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:
         leaving.cancel()
         doing.cancel()
         await asyncio.wait({doing})
-        for task in (doing, leaving):  # an error that nobody asks for is logged by asyncio, with the file's name in it
+        for task in (doing, leaving):  # asyncio would log an error that nobody retrieves, with the name of the file
             if task.done() and not task.cancelled():
                 task.exception()

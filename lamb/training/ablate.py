@@ -29,6 +29,7 @@ from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
 from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
+from ..inference.picture import check
 from ..model.encoders import build_encoder
 from .device import TrainingError
 from .state import require_same_recipe
@@ -67,7 +68,7 @@ def ablate(
         _check(config)
         if document:
             _filled(Path(document), {})
-        gap.format_of(Path("chart.png"))  # before hours of training, not after them
+        check(Path("chart.png"))  # before hours of training, not after them
         runs = planned(config)
     except ConfigError as error:
         raise ConfigError(f"{recipe}: {error}") from None

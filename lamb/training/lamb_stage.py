@@ -4,10 +4,12 @@ It trains on captioned recordings (`data.manifest`), as in the paper, or on scen
 (`data.sounds`), as the bundled model does. [O]
 """
 
+import math
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +28,20 @@ from ..extensions import build, load
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE
 from ..inference.confidence import fit_confidence
+from ..inference.recording import heard
 from ..model.aligner import gap
 from ..model.checkpoint import save
 from ..model.lamb import LambModel
 from ..model.losses import cross_entropy, loss_terms
+from ..model.token_guide import initial_beta
 from . import sharding
 from .device import TrainingError, device_of, require_memory
-from .stage import Losses, Stage, param_groups
+from .stage import Losses, Stage, caption_weights, param_groups
 
 CHECKED = 200  # clips, at most, that are captioned at a check
-# Learning rates of the scalars that have one of their own: the guide's beta (relative to its initial value), gamma of a
-# residual guide, and the logarithm of InfoNCE's scale. [O]
-SCALARS = {"guide.beta": 1e-2, "guide.gamma": 3e-3, "aligner.log_scale": 1e-3}
+# Learning rates of the scalars that have one of their own, in units of optim.lr: the guide's beta (relative to its
+# size), gamma of a residual guide, and the logarithm of InfoNCE's scale. [O]
+SCALARS = {"guide.beta": 10.0, "guide.gamma": 3.0, "aligner.log_scale": 1.0}
 
 
 class LambStage(Stage):
@@ -63,20 +67,30 @@ class LambStage(Stage):
         groups += param_groups(bases, optim.lr if optim.llm_lr is None else optim.llm_lr, optim.weight_decay)
         for name, parameter in named:
             if name in SCALARS:
-                scale = float(parameter.detach()) if name == "guide.beta" else 1.0
-                groups.append({"params": [parameter], "lr": SCALARS[name] * scale, "weight_decay": 0.0})
+                scale = self._size_of_beta() if name == "guide.beta" else 1.0
+                groups.append({"params": [parameter], "lr": SCALARS[name] * scale * optim.lr, "weight_decay": 0.0})
         return groups
+
+    def _size_of_beta(self) -> float:
+        """|beta|, or a tenth of what a new guide would start with if that is more: a beta of 0 can learn too."""
+        model = self.module
+        assert model.guide is not None
+        new = initial_beta(model.llm.embedding_matrix.detach(), model.token_norm(), model.config.guide)
+        return max(abs(float(model.guide.beta.detach())), 0.1 * new)
 
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
         return self.data.batch(index, share)
 
+    def weights(self, batches: Sequence[dict[str, Any]]) -> list[float]:
+        return caption_weights(self.module.llm, batches)
+
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        leave_out(batch.get("unreadable", ()), self.unreadable, self.config)
+        leave_out(batch.get("unreadable", ()), self.unreadable, self.config, self.clips[0] if self.clips else 0)
         model = self.module
         ids, mask = model.llm.tokenize(batch["captions"])
         sound, sound_mask = batch["waveform"].to(model.device), batch["mask"].to(model.device)
         output = forward(sound, sound_mask, ids, mask, batch.get("encoded", False))
-        terms = loss_terms(model, output)
+        terms = loss_terms(model, output, batch.get("weight", 1.0))
         terms |= gap(output.z_a, output.z_a_mask, output.z_t, output.z_t_mask)
         if model.guide is not None:  # beta, and gamma of a residual guide
             terms |= dict(model.guide.named_parameters())
@@ -141,16 +155,18 @@ class CaptionedClips:
         if len(clips) < optim.batch * optim.accumulate:
             raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
         leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
-        tokens = None
+        tokens, rate, decode = None, model.encoder.sample_rate, model.config.decode
+        cut = partial(heard, sample_rate=rate, options=decode)  # what inference would encode
         if data.cache:
             if model.config.encoder.train != "frozen":
                 raise ConfigError(
                     "data.cache: only the tokens of a frozen encoder can be kept; set model.encoder.train=frozen"
                 )
-            cache = loader.TokenCache.of(data.cache, model.encoder)
-            clips, tokens, problems = cache.fill(clips, data.seconds, model.encoder.sample_rate, self._encode)
-            leave_out(problems, set(), config)
-        self.reader = loader.ClipReader(clips, model.encoder.sample_rate, data.seconds, config.seed, tokens)
+            cache = loader.TokenCache.of(data.cache, model.encoder, (decode.window, decode.hop))
+            every = len(clips)
+            clips, tokens, problems = cache.fill(clips, data.seconds, rate, self._encode, cut)
+            leave_out(problems, set(), config, every)
+        self.reader = loader.ClipReader(clips, rate, data.seconds, config.seed, tokens, cut, data.gain)
         self.epoch, self.clips = len(clips) // optim.batch, (len(clips), len(self.held))
 
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
@@ -238,11 +254,14 @@ class LabelledScenes:
         return {"confidence": fit_confidence([result.score or 0.0 for _, result in said], right)}
 
 
-def leave_out(problems: Iterable[str], known: set[str], config: TrainConfig) -> None:
-    """Warn of clips that cannot be read and add them to those `known`; TrainingError if these are too many."""
+def leave_out(problems: Iterable[str], known: set[str], config: TrainConfig, clips: int) -> None:
+    """Warn of clips that cannot be read and add them to those `known`; TrainingError if these are too many of all."""
     for problem in sorted(set(problems) - known):
         warnings.warn(f"left out: {problem}", audio.AudioWarning, stacklevel=2)
     known.update(problems)
-    if len(known) > config.data.unreadable:
-        listed = "\n".join(sorted(known))
-        raise TrainingError(f"more than data.unreadable={config.data.unreadable} clips cannot be read:\n{listed}")
+    if len(known) > math.ceil(config.data.unreadable * clips):
+        listed = "\n".join([*sorted(known)[:20], *(["..."] if len(known) > 20 else [])])
+        raise TrainingError(
+            f"{len(known)} of {clips} clips cannot be read, a larger share than data.unreadable="
+            f"{config.data.unreadable:g}:\n{listed}"
+        )

@@ -3,6 +3,7 @@
 It is not part of the paper, which takes LLaMA-2 as it is; stage `lamb` builds on its result.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..inference.generation import clean
 from ..model.lamb import caption_labels
 from ..model.language_model import LanguageModel
 from ..model.losses import cross_entropy, token_share
-from .stage import Losses, Stage, param_groups
+from .stage import Losses, Stage, caption_weights, param_groups
 
 
 class LanguageModelStage(Stage):
@@ -63,10 +64,13 @@ class LanguageModelStage(Stage):
         ]
         return {"captions": [captions[k] for k in loader.part_of(size, share)]}
 
+    def weights(self, batches: Sequence[dict[str, Any]]) -> list[float]:
+        return caption_weights(self.llm, batches)
+
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
         ids, mask = self.llm.tokenize(batch["captions"])
         labels = caption_labels(ids, mask, self.llm.tokenizer.eos_token_id)
-        return {"loss": token_share(labels) * cross_entropy(forward(ids), labels)}
+        return {"loss": batch.get("weight", 1.0) * token_share(labels) * cross_entropy(forward(ids), labels)}
 
     def check(self) -> dict[str, float]:
         """The cross entropy of the captions of recordings that are held out; {} where there are none."""

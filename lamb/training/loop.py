@@ -84,10 +84,10 @@ def fit(config: TrainConfig, stage: Stage) -> None:
             # Gradients of `accumulate` batches; the processes average theirs at the last one
             optimiser.zero_grad(set_to_none=True)
             terms: dict[str, Tensor] = {}
-            for part in range(accumulate):
-                batch = next(batches)
+            parts = [next(batches) for _ in range(accumulate)]
+            for part, (batch, weight) in enumerate(zip(parts, stage.weights(parts), strict=True)):
                 with nullcontext() if part + 1 == accumulate else accelerator.no_sync(forward):
-                    losses = stage.loss(forward, batch)
+                    losses = stage.loss(forward, {**batch, "weight": weight})
                     accelerator.backward(losses["loss"] / accumulate)
                 for name, value in losses.items():
                     terms[name] = terms.get(name, 0) + value.detach().float() / accumulate
@@ -96,7 +96,7 @@ def fit(config: TrainConfig, stage: Stage) -> None:
             if not all(map(math.isfinite, shown.values())):
                 raise TrainingError(
                     f"step {step + 1}: a loss or the gradient is not finite: {shown}; the last state is kept; "
-                    f"the clips of this step: {batch.get('ids', batch.get('captions'))}"
+                    f"the clips of this step: {[name for b in parts for name in b.get('ids') or b.get('captions', ())]}"
                 )
             optimiser.step()
             if state.ema:

@@ -4,12 +4,14 @@ The stages are in `distill.py`, `language_model_stage.py` and `lamb_stage.py`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..data.loader import Share
+from ..model.language_model import LanguageModel
+from ..model.losses import weights_of
 
 Losses = dict[str, Tensor]
 
@@ -29,9 +31,16 @@ class Stage(ABC):
     def batch(self, index: int, share: Share) -> dict[str, Any]:
         """This process's share of batch number `index`, a function of the seed and `index`; made in the background."""
 
+    def weights(self, batches: Sequence[dict[str, Any]]) -> list[float]:
+        """What each of the batches of a step counts (`optim.accumulate`), 1 on average."""
+        return [1.0] * len(batches)
+
     @abstractmethod
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        """Named terms to log; "loss" is minimised. `forward` is `module`, wrapped in DDP if there are processes."""
+        """Named terms to log; "loss" is minimised. `forward` is `module`, wrapped in DDP if there are processes.
+
+        `batch["weight"]` is the batch's number among `weights`.
+        """
 
     def check(self) -> dict[str, float]:
         """Numbers to log, measured with the averaged weights, in the first process only. The first one is the score
@@ -44,6 +53,14 @@ class Stage(ABC):
     @abstractmethod
     def save(self, write: bool) -> None:
         """Write the result into `config.out`; called as `save_best` is, at the end."""
+
+
+def caption_weights(llm: LanguageModel, batches: Sequence[dict[str, Any]]) -> list[float]:
+    """The `weights` of batches whose loss is a mean over the tokens of their captions and the ends of these."""
+    if len(batches) == 1:
+        return [1.0]
+    counts = [int(llm.tokenize(batch["captions"])[1].sum()) + len(batch["captions"]) for batch in batches]
+    return weights_of(counts, llm.embedding_matrix.device)
 
 
 def param_groups(named: Iterable[tuple[str, nn.Parameter]], lr: float, decay: float) -> list[dict[str, Any]]:

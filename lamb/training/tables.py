@@ -11,6 +11,7 @@ from typing import Any
 
 from ..config import AblationConfig, TableConfig
 from ..evaluation import gap
+from ..inference.picture import save
 
 COLUMNS = {  # a measure of a run: heading, factor, decimals
     "l2": ("L2", 1, 3),
@@ -115,7 +116,7 @@ def chart(tables: Mapping[str, Mapping[str, Any]], file: Path) -> None:
             _panel(axes, table, column)
         panels[0].set_yticklabels([row["row"] for row in table["rows"]])
         panels[0].set_title(table["title"], loc="left", fontsize=10, fontweight="bold")
-    gap.save_figure(figure, file)
+    save(figure, file)
 
 
 def _panel(axes: Any, table: Mapping[str, Any], column: str) -> None:

@@ -418,9 +418,14 @@ def test_playlist_opens_nothing(tmp_path):
 def test_truncated(tmp_path, suffix, share):
     path, _ = make(tmp_path, suffix, 30.0 if suffix == "mp3" else 5.0)  # 2 kB of an mp3 are no proof
     content = path.read_bytes()
-    refused("truncated", content[: round(share * len(content))])
+    told = (
+        "truncated or damaged: decoding stops at"
+        if suffix == "flac"
+        else "truncated: it ends before its own header says"
+    )
+    refused(told, content[: round(share * len(content))])
     path.write_bytes(content[: round(share * len(content))])
-    refused("truncated", path)
+    refused(told, path)
 
 
 def test_truncated_with_index_in_front(tmp_path):
@@ -523,6 +528,8 @@ def test_unsupported_codec(tmp_path):
     content = bytearray(path.read_bytes())
     content[20:22] = b"\x34\x12"  # the format tag
     refused("unsupported codec", bytes(content))
+    for sign in (b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80"):
+        refused(r"unsupported codec \(dts\)", sign + bytes(9999))
 
 
 # ---- damage that costs what is damaged

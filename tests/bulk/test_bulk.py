@@ -191,10 +191,10 @@ def test_a_manifest_of_clips_keeps_ids_and_times(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("m.jsonl", "{}\n", "row 1: path is missing"),
-        ("m.jsonl", "[1]\n", "row 1: expected an object"),
-        ("m.jsonl", '{"path": "a", "start": -1}\n', "row 1: start is -1"),
-        ("m.csv", "file\na.wav\n", "row 2: path is missing"),
+        ("m.jsonl", "{}\n", "line 1: path is missing"),
+        ("m.jsonl", "[1]\n", "line 1: expected an object"),
+        ("m.jsonl", '{"path": "a", "start": -1}\n', "line 1: start is -1"),
+        ("m.csv", "file\na.wav\n", "line 2: path is missing"),
         ("m.txt", "\n", "no recordings"),
         ("a.wav", "", "not a folder, nor a manifest"),
         ("none", None, "No such file"),

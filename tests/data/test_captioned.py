@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,11 @@ import yaml
 
 from lamb.audio.reader import AudioError, AudioWarning
 from lamb.config import ConfigError
-from lamb.data.loader import ClipReader, clip_batch
+from lamb.data.loader import ClipReader, TokenCache, batch_of, clip_batch
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.inference.captioner import Captioner
 from lamb.inference.engine import Engine
+from lamb.inference.recording import hear, heard
 from lamb.training.device import TrainingError
 from lamb.training.train import train
 
@@ -41,24 +44,32 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Clip]:
     return found
 
 
-def test_a_reader_crops_and_draws_captions(clips):
-    reader = ClipReader(clips, RATE, 1.0, seed=0)
+def test_a_reader_crops_and_draws_captions(clips, tmp_path):
+    """A parabola around a constant tells its crop and its gain: x[k] - x[0] = gain (2 start k + k^2) / size^2."""
+    size = int(2.5 * RATE)
+    soundfile.write(tmp_path / "long.wav", 0.1 + np.square(np.arange(size) / size) / 2, RATE, subtype="FLOAT")
+    long = Clip("long", str(tmp_path / "long.wav"), duration=2.5, captions=("A 11.", "B 11."))
+    reader = ClipReader([*clips[:11], long], RATE, 1.0, seed=0, gain=6.0)
     seen: set[str] = set()
     starts = set()
+    half, end = RATE // 2, RATE - 1
     for epoch in range(12):
-        x, caption = reader.read(11, epoch)
+        (x,), caption = reader.read(11, epoch)
         assert len(x) == RATE  # 2.5 s are cut to 1
+        assert x.mean() == pytest.approx(0, abs=1e-6)
         seen.add(caption)
-        gain = (x[-1] - x[0]) / ((len(x) - 1) / 1e6)
-        assert 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
-        starts.add(round((x[0] / gain - 12 / 20) * 1e6))
-        again, same = reader.read(11, epoch)
+        ratio = float(x[end] - x[0]) / float(x[half] - x[0])
+        start = (end**2 - ratio * half**2) / (2 * (ratio * half - end))
+        gain = float(x[end] - x[0]) * 2 * size**2 / (2 * start * end + end**2)
+        assert 0.999 * 10 ** (-6 / 20) <= gain <= 10 ** (6 / 20) * 1.001
+        starts.add(round(start))
+        (again,), same = reader.read(11, epoch)
         assert same == caption
         np.testing.assert_array_equal(again, x)
     assert seen == {"A 11.", "B 11."}
     assert len(starts) > 6
     assert 0 <= min(starts) <= max(starts) <= 1.5 * RATE + 1
-    assert len(reader.read(0, 0)[0]) == pytest.approx(0.3 * RATE, abs=1)  # a shorter one stays whole
+    assert len(reader.read(0, 0)[0][0]) == pytest.approx(0.3 * RATE, abs=1)  # a shorter one stays whole
 
 
 def test_an_epoch_has_every_clip_once_and_neighbours_in_length(clips):
@@ -76,8 +87,8 @@ def test_processes_share_a_batch(clips):
     parts = [clip_batch(reader, 4, 5, (number, 2)) for number in range(2)]
     assert [*parts[0]["captions"], *parts[1]["captions"]] == whole["captions"]
     for k, part in enumerate(parts):
-        length = part["waveform"].shape[1]
-        torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :length])
+        length = part["waveform"].shape[2]
+        torch.testing.assert_close(part["waveform"], whole["waveform"][2 * k : 2 * k + 2, :, :length])
     with pytest.raises(ValueError, match="4 clips cannot be divided equally among 3 processes"):
         clip_batch(reader, 4, 0, (0, 3))
 
@@ -243,9 +254,8 @@ def test_what_changed_or_broke_is_told_and_nothing_overwritten(recipe, clips, tm
     assert {file.name: file.read_bytes() for file in out.glob("*.pt*")} == before
 
 
-def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path, monkeypatch):
-    """Short clips without gain: the same weights from tokens as from waveforms; and nothing is encoded twice."""
-    monkeypatch.setattr(ClipReader, "read", without_gain(ClipReader.read))
+def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path):
+    """Clips that are not cropped: the same losses from tokens as from waveforms; and nothing is encoded twice."""
     settings = ["data.seconds=5", "optim.batch=1", "optim.steps=3"]
     heard = train(recipe(), [*settings, f"out={tmp_path / 'heard'}"])
     cache = f"data.cache={tmp_path / 'cache'}"
@@ -259,14 +269,52 @@ def test_cached_tokens_train_as_the_sound_would(recipe, tmp_path, monkeypatch):
     assert terms[0] == pytest.approx(terms[1], abs=2e-4)
 
 
-def without_gain(read: Callable[..., Any]) -> Callable[..., Any]:
-    def plain(self: ClipReader, number: int, epoch: int) -> Any:
-        x, caption = read(self, number, epoch)
-        if self.tokens is None:
-            x, _ = soundfile.read(self.clips[number].path, dtype="float32")
-        return x, caption
+def test_a_constant_changes_nothing_that_training_hears(recipe, clips, tmp_path):
+    """A microphone's offset is taken away before the encoder, in training and its cache as in use."""
+    shifted = []
+    for clip in clips:
+        x, _ = soundfile.read(clip.path, dtype="float32")
+        path = tmp_path / Path(clip.path).name
+        soundfile.write(path, x + 0.25, RATE, subtype="FLOAT")
+        shifted.append(replace(clip, path=str(path)))
+    one, other = (ClipReader(found, RATE, 1.0, seed=0) for found in (clips, shifted))
+    for number in range(12):
+        np.testing.assert_allclose(one.read(number, 0)[0][0], other.read(number, 0)[0][0], atol=1e-6)
+    heard: list[list[np.ndarray]] = [[], []]
+    for kept, found in zip(heard, (clips, shifted), strict=True):
 
-    return plain
+        def encode(x: torch.Tensor, mask: torch.Tensor, kept: list[np.ndarray] = kept) -> Any:
+            x, mask = x[:, 0], mask[:, 0]  # (B, T): one window a clip
+            kept += [row[there].numpy() for row, there in zip(x, mask, strict=True)]
+            return x[..., None], mask
+
+        TokenCache(tmp_path / "cache", "encoder").fill(found, 1.0, RATE, encode)
+    assert len(heard[0]) == len(heard[1]) == 12
+    for x, y in zip(*heard, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def test_training_hears_what_inference_hears(make_model, tmp_path):
+    """A clip of 3.3 s in windows of 1 s, one of them silent: the same tokens, alone and beside a shorter clip."""
+    rng = np.random.default_rng(0)
+    x = 0.1 * rng.standard_normal(int(3.3 * RATE)).astype(np.float32)
+    x[RATE : 2 * RATE] = 0
+    found = []
+    for name, samples in (("long", x), ("short", x[: RATE // 2]), ("silent", np.zeros(RATE, np.float32))):
+        soundfile.write(tmp_path / f"{name}.wav", samples, RATE, subtype="FLOAT")
+        found.append(Clip(name, str(tmp_path / f"{name}.wav"), captions=("A sound.",)))
+    model = make_model(decode={"window": 1.0, "hop": 1.0})
+    options = model.config.decode
+    reader = ClipReader(found, RATE, 30.0, seed=0, cut=partial(heard, sample_rate=RATE, options=options))
+    batch, mask = batch_of([reader.read(number, 0)[0] for number in range(2)])
+    assert batch.shape == (2, 3, RATE)
+    with torch.no_grad():
+        h_a, valid = model.encode(batch, mask)
+    (recordings,) = hear(Engine(model), found[:2], options)
+    for row, there, recording in zip(h_a, valid, recordings, strict=True):
+        torch.testing.assert_close(row[there], torch.as_tensor(recording.h_a), atol=1e-5, rtol=1e-4)
+    with pytest.raises(AudioError, match=r"silent\.wav: holds no sound; leave it out"):
+        reader.read(2, 0)
 
 
 def test_a_cache_wants_a_frozen_encoder_and_readable_clips(recipe, tmp_path):
@@ -281,9 +329,10 @@ def test_a_cache_wants_a_frozen_encoder_and_readable_clips(recipe, tmp_path):
 def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
     bad = [Clip(f"bad{n}", str(tmp_path / f"gone{n}.wav"), captions=("Gone.",), split="train") for n in range(3)]
     with pytest.warns(AudioWarning, match="left out: .*gone"):
-        train(recipe(bad, unreadable=3))
-    with pytest.warns(AudioWarning), pytest.raises(TrainingError, match=r"more than data.unreadable=1 .*\n.*gone"):
-        train(recipe(bad, unreadable=1), [f"out={tmp_path / 'second'}", "optim.steps=40"])
+        train(recipe(bad, unreadable=0.25))
+    problem = r"2 of 12 clips cannot be read, a larger share than data\.unreadable=0\.05:\n.*gone"
+    with pytest.warns(AudioWarning), pytest.raises(TrainingError, match=problem):
+        train(recipe(bad, unreadable=0.05), [f"out={tmp_path / 'second'}", "optim.steps=40"])
 
 
 def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):

@@ -481,7 +481,7 @@ def test_a_folder_with_all_columns(tmp_path):
         ),
         ({}, "needs exactly one caption table .*, found none"),
         ({"a.csv": "sound,caption\n1.wav,x\n"}, r"a\.csv, line 2: no file is named; its column is one of file, "),
-        ({"a.jsonl": '{"file": "1.wav", "caption": 5}\n'}, r"a\.jsonl, line 1: a caption is 5, not a text"),
+        ({"a.jsonl": '{"file": "1.wav", "caption": 5}\n'}, r"a\.jsonl, line 1: caption is not a list of texts"),
         ({"a.jsonl": "[1]\n"}, r"a\.jsonl, line 1: expected an object"),
         ({"a.jsonl": '{"file": "1.wav"\n'}, r"a\.jsonl, line 1: "),
         ({"a.csv": "file,captions\n1.wav,[x\n"}, r"a\.csv, line 2: captions: Expecting value"),

@@ -19,11 +19,13 @@ from lamb.audio.reader import AudioWarning
 from lamb.cli import app as cli
 from lamb.data import sources
 from lamb.data.manifest import Clip, ManifestError, write
+from lamb.errors import PackageError
 from lamb.evaluation import gap
-from lamb.evaluation.gap import Embeddings, PlotError, captioned, embed, measures, picture, recall
+from lamb.evaluation.gap import Embeddings, captioned, embed, measures, picture, recall
 from lamb.inference import engine
 from lamb.inference.captioner import Captioner
 from lamb.inference.generation import Hypothesis
+from lamb.inference.picture import PictureError, check, save
 from lamb.model.aligner import cs_divergence
 from lamb.model.padding import pad
 from lamb.serving.page import guided
@@ -242,7 +244,7 @@ def test_pictures(tmp_path, ending):
 @pytest.mark.parametrize(("scale", "same"), [(3.0, True), (30.0, False)])
 def test_panels_share_their_axes_unless_one_would_be_a_dot(tmp_path, monkeypatch, scale, same):
     drawn = []
-    monkeypatch.setattr(gap, "save_figure", lambda figure, file: drawn.extend(axes.get_xlim() for axes in figure.axes))
+    monkeypatch.setattr(gap, "save", lambda figure, file: drawn.extend(axes.get_xlim() for axes in figure.axes))
     picture([("one", cloud()), ("other", cloud(scale))], tmp_path / "gap.png", vectors="raw")
     assert (drawn[0] == drawn[1]) is same
 
@@ -266,7 +268,7 @@ def test_the_projection_keeps_distances_of_a_plane():
 @pytest.mark.parametrize(("vectors", "shown"), [("unit", "L2 at unit"), ("raw", "L2 "), ("both", "L2 at unit")])
 def test_which_vectors_are_drawn(tmp_path, monkeypatch, vectors, shown):
     titles = []
-    monkeypatch.setattr(gap, "save_figure", lambda figure, file: titles.extend(a.get_title() for a in figure.axes))
+    monkeypatch.setattr(gap, "save", lambda figure, file: titles.extend(a.get_title() for a in figure.axes))
     picture([("one", cloud()), ("other", cloud())], tmp_path / "gap.png", vectors=vectors)
     assert len(titles) == (4 if vectors == "both" else 2)
     assert shown in titles[0]
@@ -283,7 +285,7 @@ def test_directions_alone():
 
 def test_one_clip_can_be_drawn(tmp_path):
     picture([("one", cloud(size=1))], tmp_path / "gap.svg")
-    with pytest.raises(PlotError, match="1 clips are too few for UMAP"):
+    with pytest.raises(PictureError, match="1 clips are too few for UMAP"):
         picture([("one", cloud(size=1))], tmp_path / "gap.svg", umap=True)
 
 
@@ -302,22 +304,22 @@ def test_a_picture_comes_whole_or_not_at_all(tmp_path):
 
     (tmp_path / "gap.png").write_bytes(b"before")
     with pytest.raises(OSError, match="disk full"):
-        gap.save_figure(Broken(), tmp_path / "gap.png")
+        save(Broken(), tmp_path / "gap.png")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"gap.png": b"before"}
 
 
 def test_pictures_that_cannot_be_made(tmp_path, monkeypatch):
-    with pytest.raises(PlotError, match=r"gap\.gif: a picture ends in \.png, \.svg, \.pdf"):
-        gap.format_of(tmp_path / "gap.gif")
-    with pytest.raises(PlotError, match="there is no folder"):
-        gap.format_of(tmp_path / "none" / "gap.png")
+    with pytest.raises(PictureError, match=r"gap\.xyz: a picture ends in one of .*pdf, .*png"):
+        check(tmp_path / "gap.xyz")
+    with pytest.raises(PictureError, match="cannot be written; choose a file in a folder"):
+        check(tmp_path / "none" / "gap.png")
     monkeypatch.setitem(sys.modules, "umap", None)
-    assert gap.format_of(tmp_path / "gap.png") == "png"
-    with pytest.raises(PlotError, match=r"needs umap-learn; pip install 'lamb-aac\[plot\]'"):
-        gap.format_of(tmp_path / "gap.png", umap=True)
+    check(tmp_path / "gap.png")
+    with pytest.raises(PackageError, match=r"needs umap-learn; pip install 'lamb-aac\[plot\]'"):
+        check(tmp_path / "gap.png", umap=True)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(PlotError, match=r"needs matplotlib; pip install 'lamb-aac\[plot\]'"):
-        gap.format_of(tmp_path / "gap.png")
+    with pytest.raises(PackageError, match=r"needs matplotlib; pip install 'lamb-aac\[plot\]'"):
+        check(tmp_path / "gap.png")
 
 
 @pytest.fixture
@@ -345,7 +347,7 @@ def test_the_command(lamb, model_folder, clips, tmp_path):
 
 def test_the_command_tells_what_it_cannot_do(lamb, model_folder, sounds_folder, clips, tmp_path):
     assert lamb("gap", model_folder, sounds_folder, "--umap")[0] == 2
-    code, _, err = lamb("gap", "no model is loaded", sounds_folder, "--plot", tmp_path / "gap.gif")
+    code, _, err = lamb("gap", "no model is loaded", sounds_folder, "--plot", tmp_path / "gap.xyz")
     assert (code, "a picture ends in" in err) == (2, True)
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     write([*clips, replace(clips[0], id="bad", path=str(tmp_path / "bad.wav"))], tmp_path / "m.jsonl")

@@ -49,7 +49,7 @@ def test_no_segmentation_is_cheaper(n: int, seed: int) -> None:
 
 
 def test_boundaries_are_found() -> None:
-    assert changes(blocks([20, 7, 33, 4])) == [20, 27, 60, 64]
+    assert changes(blocks([20, 7, 33, 6])) == [20, 27, 60, 66]
     assert changes(blocks([50])) == [50]
 
 

@@ -22,6 +22,7 @@ from lamb.library.library import Library, condition
 from lamb.library.store import LibraryError, Store
 
 RATE = 16_000
+SAMPLES = Path(__file__).parents[2] / "samples"
 
 
 def tone(path, hertz=440.0, seconds=1.0, level=0.3):
@@ -151,6 +152,17 @@ def test_the_same_recording_alone_and_beside_others(captioner, sounds, tmp_path)
     ]
     np.testing.assert_allclose(*vectors, atol=1e-5)
     assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_segment_is_as_sure_as_its_caption(tmp_path):
+    """Also of a model that weighs the sounds it names, as the bundled one does."""
+    captioner = Captioner.load("tiny")
+    library = Library(tmp_path / "index", captioner)
+    library.index(SAMPLES)
+    [caption] = captioner.caption([SAMPLES / "church_bells.flac"])
+    [match] = library.search("church bells", limit=1)
+    assert match.caption == caption.text
+    assert match.confidence == pytest.approx(caption.confidence, abs=1e-4)
 
 
 def test_a_sound_is_most_like_itself(library, sounds):

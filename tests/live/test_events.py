@@ -7,6 +7,7 @@ import pytest
 
 from lamb.config import ListenConfig
 from lamb.inference.captioner import Captioner
+from lamb.inference.generation import Hypothesis
 from lamb.live.events import Ear
 
 RATE = 16_000
@@ -99,3 +100,12 @@ def test_events_do_not_depend_on_the_size_of_the_blocks(captioner):
     ]
     assert times[0] == times[1]
     assert len(times[0]) == 2
+
+
+def test_the_confidence_is_that_of_the_weighed_sounds(captioner, monkeypatch):
+    """A model that weighs what it names says how sure it is with the hypothesis; the score says something else."""
+    sure = [[Hypothesis("A dog barks.", -0.1, confidence=0.123)]]
+    monkeypatch.setattr(captioner.engine, "describe", lambda tokens, options: sure * len(tokens))
+    ear = Ear(captioner.engine, captioner.options, CONFIG)
+    [(_, event)] = heard(ear, np.concatenate([silence(1), tone(440, 1.0), silence(3)]))
+    assert event.confidence == 0.123

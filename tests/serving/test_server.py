@@ -215,6 +215,9 @@ def test_any_name_of_a_model_is_answered_by_the_one_that_is_loaded(outside):
     answer = outside.audio.transcriptions.with_raw_response.create(file=LONG, model="whisper-1")
     assert answer.headers["x-lamb-model"] == "tiny"
     assert outside.audio.translations.create(file=LONG, model="whisper-1").text == answer.parse().text
+    with outside.audio.transcriptions.create(file=LONG, model="whisper-1", stream=True) as stream:
+        assert stream.response.headers["x-lamb-model"] == "tiny"
+        assert list(stream)
 
 
 def test_the_openai_client_is_told_what_is_wrong(outside):
@@ -515,6 +518,47 @@ def test_health_is_told_to_head_too(client):
     for path in ("/healthz", "/readyz"):
         answer = client.head(path)
         assert (answer.status_code, answer.content) == (200, b"")
+
+
+# --- pages of other origins
+
+
+def preflight(client: httpx.Client, origin: str) -> httpx.Response:
+    """What a browser asks before it lets a page of `origin` send a file with a key."""
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    return client.options("/v1/audio/transcriptions", headers={"Origin": origin, **asked})
+
+
+def test_no_other_page_may_use_the_service_unless_it_is_named(client):
+    asked = preflight(client, "https://a.example")
+    assert asked.status_code == 405
+    for answer in (asked, client.get("/v1/models", headers={"Origin": "https://a.example"})):
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_a_page_that_is_named_may_use_the_service():
+    key = "k" * 24
+    with (
+        running(cors="https://a.example, https://b.example", keys=[key]) as served,
+        httpx.Client(base_url=served.url) as client,
+    ):
+        for origin, named in (("https://a.example", True), ("https://b.example", True), ("https://c.example", False)):
+            answer = preflight(client, origin)
+            assert answer.status_code == (200 if named else 400), "before any key is shown"
+            assert answer.headers.get("access-control-allow-origin") == (origin if named else None)
+            # what is refused can be read by the page too
+            for headers, status in (({"Authorization": f"Bearer {key}"}, 200), ({}, 401)):
+                answer = client.get("/v1/models", headers={"Origin": origin, **headers})
+                assert answer.status_code == status
+                assert answer.headers.get("access-control-allow-origin") == (origin if named else None)
+        exposed = client.get("/v1/models", headers={"Origin": "https://a.example"}).headers
+        assert {"x-lamb-model", "x-request-id"} <= set(exposed["access-control-expose-headers"].split(", "))
+
+
+def test_any_page_may_use_a_service_that_says_so():
+    with running(cors="*") as served, httpx.Client(base_url=served.url) as client:
+        answer = client.get("/healthz", headers={"Origin": "https://c.example"})
+        assert answer.headers["access-control-allow-origin"] == "*"
 
 
 # --- the command

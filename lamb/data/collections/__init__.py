@@ -37,7 +37,7 @@ COLLECTIONS: dict[str, Callable[[Path, Path | None], Published]] = {
     "urbansound8k": urbansound8k,
     "folder": folder,
 }
-"""(folder of tables and downloads, folder of recordings or None to download them) -> what was published."""
+"""Functions from (folder of tables and downloads, folder of recordings or None to download them) to `Published`."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ class Prepared:
 
 
 def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Path] = ()) -> Prepared:
-    """Write collection `name` as `to`/manifest.jsonl. Its training split leaves out all recordings that the collection
-    itself, or a folder in `without`, uses for evaluation. Raises ManifestError or DownloadError if it cannot be had."""
+    """Write the collection `name` as `to`/manifest.jsonl. Raises ManifestError or DownloadError.
+
+    Its training split leaves out all recordings that the collection itself or a folder in `without` uses for
+    evaluation.
+    """
     if name not in COLLECTIONS:
         near = difflib.get_close_matches(name, COLLECTIONS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COLLECTIONS)}"
@@ -62,7 +65,8 @@ def prepare(name: str, to: Path, audio: Path | None = None, without: Iterable[Pa
     if to.exists() and not to.is_dir():
         raise ManifestError(f"{to}: is a file; --to is the folder to make")
     manifest, held_file, missing_file = to / "manifest.jsonl", to / leakage.FILE, to / "missing.txt"
-    if manifest.exists() and not (held_file.is_file() and _first_line(held_file) == f"# {name}"):
+    ours = held_file.is_file() and held_file.read_text(encoding="utf-8").startswith(f"# {name}\n")
+    if manifest.exists() and not ours:
         raise ManifestError(f"{manifest}: exists and is not of {name}; give another folder with --to")
     held = leakage.evaluation_ids(*without)
     to.mkdir(parents=True, exist_ok=True)
@@ -91,8 +95,3 @@ def _relative(path: str, folder: Path) -> str:
     """A path relative to the folder if it lies within, so that the folder can be moved; else absolute."""
     base = os.path.abspath(folder)
     return os.path.relpath(path, base) if path.startswith(base + os.sep) else os.path.abspath(path)
-
-
-def _first_line(path: Path) -> str:
-    with path.open(encoding="utf-8") as file:
-        return file.readline().rstrip("\n")

@@ -5,12 +5,12 @@ A column names the file, relative to the table's folder (file, file_name, path .
 the fields of `Clip`: id, start, duration, label or labels, split (by default train), source. The rest is ignored.
 """
 
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..manifest import Clip, ManifestError, parse, rows
+from ..manifest import Clip, ManifestError, parse, records, texts
 from .published import Published
 
 FILE_COLUMNS = ("file", "file_name", "filename", "path", "file_path", "filepath", "audio", "fname")
@@ -22,22 +22,13 @@ TABLES = (".csv", ".tsv", ".jsonl")
 
 def folder(to: Path, audio: Path | None) -> Published:
     table = _table(audio or to, to / "manifest.jsonl")
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{table}: cannot be read: {error}") from None
     clips: dict[tuple[str, float, float | None], Clip] = {}
-    for number, row in rows(text, table):
-        try:
-            clip = _clip(json.loads(row) if isinstance(row, str) else row, table.parent)
-        except ValueError as error:
-            raise ManifestError(f"{table}, line {number}: {error}") from None
+    for _, clip in records(table, lambda row: _clip(row, table.parent)):
         key = (clip.path, clip.start, clip.duration)
         if key in clips:  # one row for each caption
-            values = {**vars(clips[key]), "captions": clips[key].captions + clip.captions}
-            clip = Clip(**values)
+            clip = replace(clips[key], captions=clips[key].captions + clip.captions)
         clips[key] = clip
-    return Published([_found(clip) for clip in clips.values()])
+    return Published([clip if Path(clip.path).is_file() else replace(clip, path="") for clip in clips.values()])
 
 
 def _table(place: Path, ours: Path) -> Path:
@@ -61,24 +52,14 @@ def _clip(row: Any, base: Path) -> Clip:
     file = next((values[column] for column in FILE_COLUMNS if column in values), None)
     if not isinstance(file, str):
         raise ValueError(f"no file is named; its column is one of {', '.join(FILE_COLUMNS)}")
-    captions = [text for column, value in values.items() if CAPTION_COLUMN.fullmatch(column) for text in _texts(value)]
+    captions = [
+        text.strip()
+        for column, value in values.items()
+        if CAPTION_COLUMN.fullmatch(column)
+        for text in texts(column, value)
+        if text.strip()
+    ]
     labels = next((values[column] for column in LABEL_COLUMNS if column in values), ())
     known = {column: values[column] for column in OTHER_COLUMNS if column in values}
     id = f"{file}@{known['start']}" if "start" in known else file  # a file may have several clips
     return parse({"id": id, "split": "train", **known, "path": file, "captions": captions, "labels": labels}, base)
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, str) and value.startswith("["):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"captions: {error}") from None
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"a caption is {value!r}, not a text")
-    return [text.strip() for text in texts if text.strip()]
-
-
-def _found(clip: Clip) -> Clip:
-    return clip if Path(clip.path).is_file() else Clip(**{**vars(clip), "path": ""})
