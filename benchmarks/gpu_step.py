@@ -23,7 +23,7 @@ from lamb.model.encoders import build_encoder
 from lamb.model.lamb import LambModel
 from lamb.model.language_model import LanguageModel
 from lamb.model.losses import loss_terms
-from lamb.training.tiny import train_tokenizer
+from lamb.training.language_model_stage import train_tokenizer
 
 CED_SIZES = {
     "tiny": {"dim": 192, "heads": 3},

@@ -37,7 +37,7 @@ class LoraConfig:
 class EncoderConfig:
     """The audio encoder, CED in the paper. [P]"""
 
-    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, conv, efficientat, huggingface
+    name: str = "ced"  # a key of lamb.model.encoders.ENCODERS: ced, efficientat, huggingface
     source: str | None = None  # hub id, folder or file of its weights; None: random, or inside the checkpoint
     options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the encoder's class
     train: Literal["frozen", "lora", "full"] = "lora"  # frozen base + LoRA [A]
@@ -123,7 +123,7 @@ class WeighConfig:
     doubt: float = 1.0  # cost of naming a sound that is absent; 0: every sound that was found is named
     upper: float = 0.5  # value of naming an upper class, where its exact class has the value 1
     wording: float = 0.1  # weight of the mean log probability of the tokens
-    offered: int = 2  # number of the most probable upper classes that are always candidates
+    offered: int = 2  # number of the most probable kinds and upper classes that are always candidates
 
 
 @dataclass(frozen=True)
@@ -254,9 +254,8 @@ class DistillConfig:
     """The teacher of an encoder and its losses (stage distill); see lamb.training.distill. [O]"""
 
     teacher: str | None = None  # official EfficientAT checkpoint; None: learn from labels alone
-    hints: float = 1.5  # weight of the distance to its feature maps
-    classes: float = 30.0  # weight of the distance to its probabilities of AudioSet's classes
-    crop: int | None = None  # frames of each scene to train on, without our labels; None: whole scenes, with them
+    hints: float = 10.0  # weight of the distance to its feature maps
+    layerwise: bool = False  # each layer learns on its own, without our labels; False: all of them together, with them
 
 
 @dataclass(frozen=True)
@@ -281,11 +280,11 @@ class OptimConfig:
 class TrainConfig:
     """A recipe: one stage of training."""
 
-    stage: Literal["encoder", "distill", "language_model", "lamb"] = "lamb"
+    stage: Literal["distill", "language_model", "lamb"] = "lamb"
     out: str = "runs/lamb"  # folder of the result
     seed: int = 42  # [O]
     device: Literal["auto", "cpu"] = "auto"  # auto: a GPU if there is one
-    # stage lamb: a model to continue from, instead of `model`; stage encoder: an encoder that gets more branches
+    # stage lamb: a model to continue from, instead of `model`; stage distill: an encoder to begin with
     init: str | None = None
     precision: Literal["auto", "bfloat16"] = "auto"  # of autocast; auto: bfloat16 on a GPU, float32 on a CPU [O]
     threads: int | None = None  # of PyTorch on a CPU; None: its own choice

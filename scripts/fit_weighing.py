@@ -31,6 +31,7 @@ from lamb.inference.weighing import Weigher, caption_confidence, logit, sounds_o
 
 SEEDS = (101, 102)  # of the pairs
 PAIRS = 150  # of each kind and seed
+OFFERED = 6  # sentences, the last ones of a candidate list: two kinds, both of them in two ways, two upper classes
 SEARCH = {
     "guide": float,
     "said": float,
@@ -124,7 +125,7 @@ def fit_sounds(items: list[Item]) -> tuple[float, ...]:
 
 def chosen(item: Item, options: WeighConfig):
     """The best candidate of an item."""
-    offered = len(item.texts) - (0 if options.offered else 2)
+    offered = len(item.texts) - (0 if options.offered else OFFERED)
     rows = zip(item.texts[:offered], item.measured[:offered], strict=True)
     return max((weigh(text, *measured, options) for text, measured in rows), key=lambda row: row[0])[1]
 

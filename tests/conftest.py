@@ -18,6 +18,17 @@ settings.load_profile("lamb")
 SHARED = Path(__file__).parents[2] / "shared"
 needs_sounds = pytest.mark.skipif(not (SHARED / "sounds").exists(), reason="../shared/sounds is not here")
 
+# A small encoder with a token every 0.16 s
+ENCODER = {
+    "width": 0.1,
+    "sample_rate": 16000,
+    "window": 512,
+    "mels": 32,
+    "f_max": 8000,
+    "strides": (2, 2, 2, 1, 1),
+    "dim": 32,
+    "relative": True,
+}
 SENTENCES = [
     "A dog barks.",
     "Rain falls, then a siren wails.",
@@ -33,7 +44,7 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from lamb.training.tiny import train_tokenizer
+    from lamb.training.language_model_stage import train_tokenizer
 
     folder = tmp_path_factory.mktemp("llm")
     tokenizer = train_tokenizer(SENTENCES * 4, 300)
@@ -55,15 +66,19 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random convolutional encoder of width 32, as stage `encoder` of `lamb train` leaves it."""
+    """A random EfficientAT of width 32, as stage `distill` of `lamb train` leaves it, but for the label heads."""
     import torch
     from safetensors.torch import save_file
 
-    from lamb.model.encoders.conv import ConvEncoder
+    from lamb.model.encoders.efficientat import EfficientAT
 
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
-    encoder = ConvEncoder(widths=(4, 8, 16, 32), mels=32, n_fft=512)
+    encoder = EfficientAT(**ENCODER)
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the statistics of one batch: without any, the deeper layers give next to nothing
+    encoder(torch.randn(8, 16000), torch.ones(8, 16000, dtype=torch.bool))
     (folder / "config.json").write_text(json.dumps(encoder.options))
     save_file(
         {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
@@ -78,7 +93,7 @@ def make_config(llm_folder: Path, encoder_folder: Path) -> Callable[..., Any]:
 
     def make(**sections: dict[str, Any]) -> LambConfig:
         data: dict[str, dict[str, Any]] = {
-            "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+            "encoder": {"name": "efficientat", "source": str(encoder_folder), "train": "frozen"},
             "adapter": {"fusion_queries": 4, "semantic_queries": 3, "temporal_queries": 3, "head_dim": 16},
             "llm": {"source": str(llm_folder), "train": "full"},
             "decode": {"max_new_tokens": 8},

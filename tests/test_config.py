@@ -67,7 +67,7 @@ def test_defaults_are_what_nothing_means():
         ({"out": 3}, r"^out: expected str, found 3"),
         ({"threads": "two"}, r"^threads: expected int \| None, found 'two'"),
         ({"threads": True}, r"^threads: expected int \| None, found True"),
-        ({"stage": "lam"}, r"^stage: 'lam' is not one of 'encoder', 'distill', 'language_model', 'lamb'"),
+        ({"stage": "lam"}, r"^stage: 'lam' is not one of 'distill', 'language_model', 'lamb'"),
         ({"model": {"adapter": {"semantic": 1}}}, r"^model\.adapter\.semantic: expected bool, found 1"),
         ({"model": {"adapter": {"kernels": 3}}}, r"^model\.adapter\.kernels: expected tuple"),
         ({"model": {"adapter": {"kernels": [3, "5"]}}}, r"^model\.adapter\.kernels\[1\]: expected int, found '5'"),
@@ -88,7 +88,7 @@ def test_what_is_taken():
             "adapter": {"kernels": [3]},
             "aligner": {"sigma": "median"},
             "decode": {"confidence": [0, 2]},
-            "encoder": {"options": {"widths": [1, 2]}},
+            "encoder": {"options": {"strides": [1, 2]}},
             "llm": {"lora_targets": ["q", "v"]},
         },
     }
@@ -97,7 +97,7 @@ def test_what_is_taken():
     assert config.model.adapter.kernels == (3,)
     assert config.model.aligner.sigma == "median"
     assert config.model.decode.confidence == (0.0, 2.0)
-    assert config.model.encoder.options == {"widths": [1, 2]}
+    assert config.model.encoder.options == {"strides": [1, 2]}
     assert config.model.llm.lora_targets == ("q", "v")
 
 

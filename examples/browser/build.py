@@ -83,6 +83,7 @@ def facts(model: Path) -> dict[str, object]:
             "ancestors": {label: sorted(ancestors(label)) for label in VOCABULARY},
             "below": {label: sorted(below(frozenset([label]))) for label in VOCABULARY},
             "same": SAME,
+            "clauses": {label: phrases[0].clause for label, phrases in PHRASES.items()},
             "parents": {parent: PHRASES[parent][0].clause for parent in sorted(PARENTS)},
         },
     }

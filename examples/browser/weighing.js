@@ -25,18 +25,31 @@ export class Weigher {
     const found = texts.filter(Boolean);
     const parts = found.flatMap((text) => links(text).map(([start]) => text.slice(0, start).replace(/,+$/, "") + "."));
     const candidates = [...new Set([...found, ...parts])];
-    const all = [...(candidates.length ? candidates : ["."]), ...this.offered(clip)];
+    const all = [...new Set([...(candidates.length ? candidates : ["."]), ...this.offered(clip, frame)])];
     const missing = all.filter((text) => !known.has(text));
     const given = new Map([...known, ...(await told(missing)).map((logP, k) => [missing[k], logP])]);
     const weighed = all.map((text) => this.weigh(text, given.get(text), encode(text).ends, clip, frame));
     return weighed.sort((a, b) => b.value - a.value);
   }
 
-  // Sentences with the upper classes that are the most probable.
-  offered(clip) {
-    const sums = Object.keys(this.vocabulary.parents).map((label) => [label, sum(this.heads([label]), clip)]);
+  // Sentences with the most probable kinds and upper classes; two kinds are also named together.
+  offered(clip, frame) {
+    const { clauses, parents } = this.vocabulary, count = this.options.offered;
+    const byTime = frame[0].map((_, k) => frame.reduce((total, row) => total + row[k], 0));
+    const whole = byTime.reduce((total, x) => total + x, 0);
+    const kinds = [...this.places].filter(([label]) => label in clauses)
+      .map(([label, at]) => ({ label, both: sum(at, clip) + sum(at, byTime) / whole }))
+      .sort((a, b) => b.both - a.both).slice(0, count).map(({ label }) => label);
+    const texts = kinds.map((label) => clauses[label]);
+    if (kinds.length > 1) {
+      const peaks = frame.map((row) => kinds.slice(0, 2).map((label) => sum(this.places.get(label), row)));
+      const when = [0, 1].map((k) => peaks.reduce((best, own, n) => (own[k] > peaks[best][k] ? n : best), 0));
+      const [first, second] = when[1] < when[0] ? [texts[1], texts[0]] : texts;
+      texts.push(`${first}, then ${second}`, `${first} while ${second}`);
+    }
+    const sums = Object.keys(parents).map((label) => [label, sum(this.heads([label]), clip)]);
     sums.sort((a, b) => b[1] - a[1]);
-    return sums.slice(0, this.options.offered).map(([label]) => clean(this.vocabulary.parents[label]));
+    return [...texts, ...sums.slice(0, count).map(([label]) => parents[label])].map(clean);
   }
 
   heads(labels) {

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..model.encoders.ced import CED, PATCH
-from ..model.encoders.conv import ConvEncoder
 from ..model.encoders.efficientat import EfficientAT
 from ..model.lamb import LambModel
 from .llama import UnsupportedModelError
@@ -21,10 +20,10 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: LambModel):
         super().__init__()
         self.encoder = model.encoder
-        if not isinstance(model.encoder, CED | ConvEncoder | EfficientAT):
+        if not isinstance(model.encoder, CED | EfficientAT):
             raise UnsupportedModelError(
                 f"an encoder of the kind {model.config.encoder.name!r} has no ONNX graph",
-                "export a model with conv, efficientat or ced, or stay with PyTorch (engine torch)",
+                "export a model with efficientat or ced, or stay with PyTorch (engine torch)",
             )
 
     def forward(self, waveform: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 Beam search finds likely sentences, but a small language model completes them with sounds that are not there, and names
 one sound twice. Therefore the candidates are the beams and their beginnings up to another sound ("A dog barks while
-rain falls." also gives "A dog barks."). Each sound that a candidate names gets a confidence from the label heads of the
-encoder and from the language model:
+rain falls." also gives "A dog barks."). Further sentences are offered: the kinds of sound that are the most probable by
+the label heads of the encoder, each alone and two of them together, and the upper classes. Each sound that a candidate
+names gets a confidence from the label heads and from the language model:
 
     c = sigmoid(w . [1, logit p_clip, logit p_frame, logit p_text, upper, later])
 
@@ -98,6 +99,7 @@ class Weigher:
         self.places: dict[str, list[int]] = {}  # label: the outputs of the label heads for it
         for k, label in enumerate(runtime.labels):
             self.places.setdefault(SAME.get(label, label), []).append(k)
+        self.kinds = {label: at for label, at in self.places.items() if label in PHRASES}
 
     def choose(
         self, h_a: np.ndarray, h_a_mask: np.ndarray, decoding: Decoding, found: Sequence[Sequence[Hypothesis]]
@@ -107,20 +109,22 @@ class Weigher:
         They come from h_a (B, N_a, D), its mask, the prompts of the same clips, and the hypotheses of each clip.
         """
         clip, frame = self.runtime.tag(h_a, h_a_mask)  # (B, C), (B, N_a, C + 1)
-        texts = self.candidates(clip, found)
+        frame = frame * h_a_mask[..., None]
+        texts = [list(dict.fromkeys(row)) for row in self.candidates(clip, frame, found)]
         rows = []
         for own, row in zip(texts, self.measure(clip, frame, h_a_mask, decoding, texts, found), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
             rows.append([hypothesis for _, hypothesis in sorted(scored, key=lambda item: -item[0])])
         return rows
 
-    def candidates(self, clip: np.ndarray, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        """The candidate texts of each clip, clip (B, C); those with upper classes come last."""
+    def candidates(self, clip: np.ndarray, frame: np.ndarray, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
+        """The candidate texts of each clip, clip (B, C), frame (B, N_a, C + 1), 0 in padding; those that are offered
+        come last."""
         rows = []
-        for row, p in zip(found, clip, strict=True):
+        for row, p, by_token in zip(found, clip, frame, strict=True):
             beams = [h.text for h in row if h.text]
             texts = dict.fromkeys([*beams, *(part for text in beams for part in shorter(text))])
-            rows.append([*(texts or ["."]), *self._offered(p)])
+            rows.append([*(texts or ["."]), *self._offered(p, by_token)])
         return rows
 
     def measure(
@@ -158,11 +162,22 @@ class Weigher:
             measured[k].append((sum(own) / len(own), sounds))
         return measured
 
-    def _offered(self, clip: np.ndarray) -> list[str]:
-        """Sentences with the most probable upper classes, given the probabilities clip (C,)."""
+    def _offered(self, clip: np.ndarray, frame: np.ndarray) -> list[str]:
+        """Sentences with the most probable kinds and upper classes, given the probabilities clip (C,) and, 0 in
+        padding, frame (N_a, C + 1). Two kinds are also named together, in the order of their peaks."""
+        count = self.options.weigh.offered
+        by_time = frame.sum(0)
+        both = {label: float(clip[at].sum() + by_time[at].sum() / by_time.sum()) for label, at in self.kinds.items()}
+        kinds = sorted(both, key=lambda label: -both[label])[:count]
+        when = {label: int(frame[:, self.kinds[label]].sum(1).argmax()) for label in kinds}
+        clauses = {label: PHRASES[label][0].clause for label in kinds}
+        texts = [clauses[label] for label in kinds]
+        if len(kinds) > 1:
+            first, second = (clauses[label] for label in sorted(kinds[:2], key=lambda label: when[label]))
+            texts += [f"{first}, then {second}", f"{first} while {second}"]
         sums = {parent: float(clip[self._heads(frozenset([parent]))].sum()) for parent in sorted(PARENTS)}
-        best = sorted(sums, key=lambda parent: -sums[parent])[: self.options.weigh.offered]
-        return [clean(PHRASES[parent][0].clause) for parent in best]
+        parents = sorted(sums, key=lambda parent: -sums[parent])[:count]
+        return [clean(text) for text in (*texts, *(PHRASES[parent][0].clause for parent in parents))]
 
     def _heads(self, labels: frozenset[str]) -> list[int]:
         """The outputs of the label heads for the labels and for all labels below them."""

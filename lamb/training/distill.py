@@ -1,22 +1,27 @@
 """Stage `distill` of the bundled model: an EfficientAT from random weights, taught by a published one. [O]
 
-The teacher hears the very input that the student hears, scenes mixed from labelled recordings. What is asked of the
-student, with h_k, t_k the feature maps of student and teacher after layer k, each channel standardised:
+The teacher hears the very input that the student hears, scenes mixed from labelled recordings. Letters: f_k is layer k
+of the student, t_k what comes out of layer k of the teacher, t_0 the log mels. Every channel is divided by its spread.
 
-    hints    sum over k of smooth L1(h_k, t_k)          (after FitNets, arXiv 1412.6550)
-    classes  binary cross entropy against the teacher's probabilities of its AudioSet classes
+    hints    sum over k of smooth L1(f_k(... f_1(t_0)), t_k)      (after FitNets, arXiv 1412.6550)
     frame    cross entropy of the student's frame head against which of our labels sound in a token
     clip     the same of its clip head for the whole scene
 
-Hints at every depth give each layer an answer of its own, so that random weights come near the teacher within some
-hundred steps on short stretches (`distill.crop`; there are no labels then); a second run adds the labels. Without a
-teacher there are the labels alone. Nothing of the teacher is part of the result.
+With `distill.layerwise`, a first run has hints alone and gives every layer what the teacher's layer got:
+
+    hints    sum over k of smooth L1(f_k(t_{k-1}), t_k)
+
+So each layer has a small problem of its own, and random weights come near the teacher within some hundred steps. A
+second run (`init`) takes the layers together and adds the labels. There BatchNorm keeps the statistics that it has:
+those of each batch would be noise, and the teacher's do not change either. Without a teacher there are the labels
+alone. Nothing of the teacher is part of the result.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,15 +31,15 @@ from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
 from ..model.encoders import build_encoder
-from ..model.encoders.efficientat import EfficientAT, mean
+from ..model.encoders.efficientat import Convolution, EfficientAT
 from ..model.encoders.spec_augment import spec_augment
-from ..model.losses import share_of
 from .device import cpu_has_bfloat16
 from .stage import Losses, Stage, param_groups
 
-HINTS = (0, 1, 3, 6, 10, 12, 15, 16)  # layers: the first and last convolution, and blocks at every resolution
-MEASURED = range(10**6, 10**6 + 3)  # batches that the spread of the teacher's channels is measured on
+HINTS = (3, 6, 10, 12, 15, 16)  # layers that the teacher is asked for, where it is not for all of them
+MEASURED = 10**6  # number of the batch that the spread of the teacher's channels is measured on
 BANDS, STRETCH = 16, 30  # longest stretches of bands and of frames that are hidden
+EPSILON = 1e-3
 EMPTY = -1.40259  # (ln(1e-5) + 4.5) / 5: log mel of a band without any power
 
 
@@ -46,8 +51,6 @@ class Teacher:
             self.net = EfficientAT.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise ConfigError(f"distill.teacher: {error}") from None
-        if not self.net.options["outputs"]:
-            raise ConfigError(f"distill.teacher: {source}: has no AudioSet head; give an official checkpoint")
         self.net.eval().requires_grad_(False)
         self.missing = self.net.mels - student.mels
         differ = [key for key in ("width", "strides") if student.options[key] != self.net.options[key]]
@@ -58,43 +61,51 @@ class Teacher:
             )
 
     @torch.no_grad()
-    def __call__(self, log_mel: Tensor, valid: Tensor) -> tuple[list[Tensor], Tensor]:
-        """log mels (B, 1, mels, F) of the teacher's lower bands, mask (B, F) -> the feature maps of HINTS
-        (B, C_k, H_k, N_k), logits (B, classes)."""
+    def __call__(self, log_mel: Tensor) -> list[Tensor]:
+        """log mels (B, 1, mels, F) of the teacher's lower bands -> the feature maps of its layers, the rows that the
+        student has: (B, C_k, H_k, N_k)."""
+        rows, height = log_mel.shape[2], self.net.mels
         x = F.pad(log_mel, (0, 0, 0, self.missing), value=EMPTY)
+        maps = []
         with torch.autocast(x.device.type, torch.bfloat16, enabled=fast(x.device)):
-            maps, mask = hinted(self.net, x, valid)
-        return maps, self.net.classify(mean(maps[-1], mask))
+            for y in feature_maps(self.net, x):
+                if y.shape[2] < height:
+                    rows, height = (rows + 1) // 2, y.shape[2]  # a stride of 2
+                maps.append(y[:, :, :rows])
+        return maps
 
 
-def hinted(net: EfficientAT, log_mel: Tensor, valid: Tensor) -> tuple[list[Tensor], Tensor | None]:
-    """The feature maps of HINTS, the last of which is the network's, and the mask of that."""
-    maps, mask = [], None
-    for k, (x, mask) in enumerate(net.layers(log_mel, valid)):  # noqa: B007  the last mask is asked for
-        if k in HINTS:
-            maps.append(x)
-    return maps, mask
+def feature_maps(net: EfficientAT, log_mel: Tensor) -> list[Tensor]:
+    """log mels (B, 1, mels, F), all of it clip -> what comes out of each layer (B, C_k, H_k, N_k)."""
+    return [x for x, _ in net.layers(log_mel, torch.ones(1, dtype=torch.bool))]
 
 
 class Student(nn.Module):
-    """The encoder with a head for the teacher's classes, which is left behind."""
+    """The encoder as it is trained: with dropout before its heads, and BatchNorm that may keep its statistics."""
 
-    def __init__(self, encoder: EfficientAT, classes: int):
+    def __init__(self, encoder: EfficientAT, fixed: bool):
         super().__init__()
-        self.encoder = encoder
-        self.classes = nn.Linear(encoder.dim, classes) if classes else nn.Identity()
+        self.encoder, self.fixed = encoder, fixed
         self.dropout = nn.Dropout(0.2)
 
-    def forward(self, log_mel: Tensor, valid: Tensor) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor]:
-        """log mels (B, 1, mels, F), mask (B, F) -> the feature maps of HINTS, logits: frame (B, N, labels + 1) with
-        its mask (B, N), clip (B, labels), the teacher's classes (B, classes)."""
-        maps, mask = hinted(self.encoder, log_mel, valid)
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.train(mode and not self.fixed)
+        return self
+
+    def forward(
+        self, log_mel: Tensor, given: Sequence[Tensor] | None = None
+    ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """log mels (B, 1, mels, F) -> the feature maps of all layers, logits of the heads: frame (B, N, labels + 1),
+        clip (B, labels). With the feature maps that each layer is `given`: those that come of them, and no logits."""
+        if given is not None:
+            return [layer(x, None)[0] for layer, x in zip(self.encoder.features, given, strict=True)], None, None
+        maps = feature_maps(self.encoder, log_mel)
         tokens = self.encoder.tokens(maps[-1])  # (B, N, D)
-        present = valid.new_ones(tokens.shape[:2]) if mask is None else mask[:, 0, 0]
-        clip = (tokens * present[..., None]).sum(1) / present.sum(1, keepdim=True)  # (B, D)
-        heads = self.encoder.heads
-        frames, clips = heads["frame"](self.dropout(tokens)), heads["clip"](self.dropout(clip))
-        return maps, frames, present, clips, self.classes(clip)
+        frame, clip = self.encoder.heads["frame"], self.encoder.heads["clip"]
+        return maps, frame(self.dropout(tokens)), clip(self.dropout(tokens.mean(1)))
 
 
 def fast(device: torch.device) -> bool:
@@ -114,8 +125,8 @@ class DistillStage(Stage):
             raise ConfigError(
                 f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
             )
-        if config.distill.teacher is None and config.distill.crop:
-            raise ConfigError("distill.crop: stretches have no labels, and no distill.teacher is there to ask either")
+        if config.distill.teacher is None and config.distill.layerwise:
+            raise ConfigError("distill.layerwise: takes a distill.teacher to imitate")
         if "labels" in options:
             raise ConfigError("model.encoder.options.labels: this stage finds out the labels itself; leave it out")
         rate = options.get("sample_rate", 16000)
@@ -126,14 +137,14 @@ class DistillStage(Stage):
         if config.init is not None:
             _begin_with(encoder, config.init)
         self.teacher = Teacher(config.distill.teacher, encoder) if config.distill.teacher else None
-        self.module = Student(encoder, self.teacher.net.options["outputs"] if self.teacher else 0)
+        self.module = Student(encoder, fixed=config.init is not None)
+        self.hints = range(len(encoder.features)) if config.distill.layerwise else HINTS
         if self.teacher:
-            silence = torch.zeros(1, 1, encoder.mels, 64), torch.ones(1, 64, dtype=torch.bool)
-            with torch.no_grad():
-                maps, _ = hinted(encoder.eval(), *silence)
-            self.rows = [t.shape[2] for t in maps]  # H_k of the student: the lower ones of the teacher's
-            seen = [self.batch(index, loader.WHOLE)["hints"] for index in MEASURED]
-            self.scale = [_scale(hints) for hints in zip(*seen, strict=True)]
+            seen = self.batch(MEASURED, loader.WHOLE)
+            hints = [t.float() for t in seen["hints"]]
+            self.scale = [_scale(t) for t in hints]
+            if config.distill.layerwise and config.init is None:
+                _calibrate(encoder, seen["log_mel"], hints)
         bank = loader.recordings(development, rate)
         self.development = [(label, x.samples) for label, found in bank.items() for source in found for x in source]
 
@@ -141,44 +152,43 @@ class DistillStage(Stage):
         return param_groups(self.module.named_parameters(), self.config.optim.lr, self.config.optim.weight_decay)
 
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
-        """Log mels, partly hidden, what the teacher says of them, and which events they hold."""
+        """Log mels, partly hidden, what the teacher makes of them, and which events they hold.
+
+        A scene is followed by silence, up to the length of the longest."""
         batch = loader.scene_batch(self.maker, self.config.optim.batch, index, share)
+        encoder = self.module.encoder
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(index)
-            log_mel, valid = self.module.encoder.log_mel(batch["waveform"], batch["mask"])
-            if self.config.distill.crop:
-                log_mel, valid = stretches(log_mel, valid, self.config.distill.crop)
+            log_mel, valid = encoder.log_mel(batch["waveform"], torch.ones_like(batch["mask"]))
             log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
-            made = {"log_mel": log_mel, "valid": valid, "events": batch["events"]}
+            made = {"log_mel": log_mel, "events": batch["events"], "captions": batch["captions"]}
             if self.teacher:
-                maps, made["classes"] = self.teacher(log_mel, valid)
-                made["hints"] = [t[:, :, :rows].bfloat16() for t, rows in zip(maps, self.rows, strict=True)]
+                maps = self.teacher(log_mel)
+                made["hints"] = [maps[k].bfloat16() for k in self.hints]
         return made
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        encoder, weights = self.module.encoder, self.config.distill
-        device = next(encoder.parameters()).device
-        log_mel, valid = batch["log_mel"].to(device), batch["valid"].to(device)
-        maps, frames, present, clips, classes = forward(log_mel, valid)
+        device = next(self.module.parameters()).device
+        log_mel, hints = batch["log_mel"].to(device), [t.to(device) for t in batch.get("hints", ())]
+        layerwise = self.config.distill.layerwise
+        maps, frames, clips = forward(log_mel, [log_mel, *(t.float() for t in hints[:-1])] if layerwise else None)
         terms: Losses = {}
         loss = torch.zeros((), device=device)
         if self.teacher:
-            likely = batch["classes"].to(device).sigmoid()
-            terms["classes"] = F.binary_cross_entropy_with_logits(classes.float(), likely)
-            hints = [
-                hint_loss(ours, theirs.to(device), *scale, valid)
-                for ours, theirs, scale in zip(maps, batch["hints"], self.scale, strict=True)
-            ]
-            terms["hints"] = torch.stack(hints).sum()
-            loss = weights.hints * terms["hints"] + weights.classes * terms["classes"]
-        if not weights.crop:
-            target = loader.activity(batch["events"], self.labels, frames.shape[1], encoder.frame_rate)
-            terms |= tag_losses(target.to(device), frames.float(), present, clips.float())
+            pairs = zip(self.hints, hints, self.scale, strict=True)
+            terms["hints"] = torch.stack([hint_loss(maps[k], t, scale.to(device)) for k, t, scale in pairs]).sum()
+            loss = self.config.distill.hints * terms["hints"]
+        if not layerwise:
+            target = loader.activity(batch["events"], self.labels, frames.shape[1], self.module.encoder.frame_rate)
+            terms |= tag_losses(target.to(device), frames.float(), clips.float())
             loss = loss + terms["frame"] + terms["clip"]
         return {"loss": loss, **terms}
 
     def check(self) -> dict[str, float]:
-        """The share of development recordings whose label the clip head gives the highest probability."""
+        """The share of development recordings whose label the clip head gives the highest probability; {} before it
+        learns."""
+        if self.config.distill.layerwise:
+            return {}
         right, encoder = 0, self.module.encoder
         device = next(encoder.parameters()).device
         for k in range(0, len(self.development), 32):
@@ -212,40 +222,33 @@ def _begin_with(encoder: EfficientAT, folder: str) -> None:
     encoder.load_state_dict({**encoder.state_dict(), **weights})
 
 
-def _scale(hints: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and spread of each channel of a teacher's feature maps (B, C, H, N): (1, C, 1, 1) each."""
-    values = torch.cat([t.float().transpose(0, 1).flatten(1) for t in hints], 1)  # (C, positions)
-    spread = values.std(1) + 0.03 * values.std()  # a channel that hardly ever moves is not blown up
-    return values.mean(1)[None, :, None, None], spread[None, :, None, None]
+def _scale(maps: Tensor) -> Tensor:
+    """One over the spread of each channel of feature maps (B, C, H, N): (1, C, 1, 1)."""
+    spread = maps.std((0, 2, 3), keepdim=True)
+    return 1 / (spread + 0.03 * spread.mean())  # a channel that hardly ever moves is not blown up
 
 
-def hint_loss(ours: Tensor, theirs: Tensor, centre: Tensor, spread: Tensor, valid: Tensor) -> Tensor:
-    """Smooth L1 between feature maps (B, C, H, N), where the clip is: mask (B, F) of the log mel.
-
-    Each channel is standardised, ours by the batch, so that only its course counts and no scale has to be learnt.
-    """
-    stride = round(valid.shape[1] / ours.shape[3])
-    inside = valid[:, ::stride][:, None, None, : ours.shape[3]].float()  # (B, 1, 1, N)
-    ours = F.batch_norm(ours.float(), None, None, training=True)
-    error = F.smooth_l1_loss(ours, (theirs.float() - centre) / spread, reduction="none")
-    return (error * inside).mean() / inside.mean()
+@torch.no_grad()
+def _calibrate(encoder: EfficientAT, log_mel: Tensor, hints: Sequence[Tensor]) -> None:
+    """Let the last BatchNorm of every layer begin with the mean and the spread that its channels should get."""
+    for layer, given, t in zip(encoder.features, [log_mel, *hints], hints, strict=False):
+        added = t - given if getattr(layer, "residual", False) else t
+        norm = layer[1] if isinstance(layer, Convolution) else layer.block[-1][1]
+        norm.weight.copy_(added.std((0, 2, 3)) + EPSILON)
+        norm.bias.copy_(added.mean((0, 2, 3)))
 
 
-def tag_losses(target: Tensor, frames: Tensor, present: Tensor, clips: Tensor) -> Losses:
-    """Cross entropy of the heads: what sounds (B, N, labels), frame logits (B, N, labels + 1) with their mask (B, N),
-    clip logits (B, labels). Several labels at once share the probability alike."""
+def hint_loss(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
+    """Smooth L1 between feature maps (B, C, H, N), each channel times its scale (1, C, 1, 1)."""
+    return F.smooth_l1_loss(ours.float() * scale, theirs.float() * scale)
+
+
+def tag_losses(target: Tensor, frames: Tensor, clips: Tensor) -> Losses:
+    """Cross entropy of the heads: what sounds (B, N, labels), frame logits (B, N, labels + 1), clip logits (B, labels).
+    Several labels at once share the probability alike."""
     heard = target.amax(1)  # (B, labels)
     target = torch.cat([target, (target.sum(2, keepdim=True) == 0).float()], 2)  # (B, N, labels + 1)
     wanted = target / target.sum(2, keepdim=True)
-    frame = share_of(present.sum()) * -(wanted * frames.log_softmax(2)).sum(2)[present].mean()
+    frame = -(wanted * frames.log_softmax(2)).sum(2).mean()
     clip = F.cross_entropy(clips, heard / heard.sum(1, keepdim=True), label_smoothing=0.05)
     return {"frame": frame, "clip": clip}
-
-
-def stretches(log_mel: Tensor, valid: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """A random stretch of `frames` of each clip: (B, 1, mels, F), mask (B, F) -> (B, 1, mels, frames), mask."""
-    spare = (valid.sum(1) - frames).clamp(min=0)
-    start = (torch.rand(len(spare)) * (spare + 1)).long()
-    padded = F.pad(log_mel, (0, frames))
-    cut = torch.stack([x[..., k : k + frames] for x, k in zip(padded, start.tolist(), strict=True)])
-    return cut, valid.new_ones(len(cut), frames)

@@ -225,9 +225,16 @@ class LabelledScenes:
             raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
         self.config, self.model = config, model
         self.maker, self.development = loader.scene_maker(config, model.encoder.sample_rate)
+        self.early = model.config.encoder.train == "frozen" and model.device.type == "cpu"  # encoded in the background
+        if self.early:
+            model.encoder.eval()
 
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
-        return loader.scene_batch(self.maker, self.config.optim.batch, index, share)
+        batch = loader.scene_batch(self.maker, self.config.optim.batch, index, share)
+        if self.early:
+            with torch.no_grad():
+                batch["waveform"], batch["mask"] = self.model.encode(batch["waveform"], batch["mask"])
+        return {**batch, "encoded": self.early}
 
     def check(self) -> dict[str, float]:
         """The share of development recordings whose label the greedy caption names, and the modality gap."""

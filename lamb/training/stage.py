@@ -1,4 +1,7 @@
-"""What a stage of training provides to the loop in `loop.py`; the stages are in `lamb_stage.py` and `tiny.py`."""
+"""What a stage of training provides to the loop in `loop.py`.
+
+The stages are in `distill.py`, `language_model_stage.py` and `lamb_stage.py`.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence

@@ -9,13 +9,12 @@ from ..config import ConfigError, TrainConfig, read_recipe
 from .device import LESS_MEMORY, TrainingError, is_first_process
 from .distill import DistillStage
 from .lamb_stage import LambStage
+from .language_model_stage import LanguageModelStage
 from .loop import fit
 from .stage import Stage
 from .state import require_same_recipe
-from .tiny import EncoderStage, LanguageModelStage
 
 STAGES: dict[str, Callable[[TrainConfig], Stage]] = {
-    "encoder": EncoderStage,
     "distill": DistillStage,
     "language_model": LanguageModelStage,
     "lamb": LambStage,

@@ -471,8 +471,8 @@ def test_info(lamb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "size_bytes": 12_345_678,
         "sample_rate": 16_000,
         "trained_on": ["ESC-50", "UrbanSound8K"],
-        "parts": [{"part": "encoder", "kind": "conv", "parameters": 1_234_567, "trained": True}],
-        "config": {"encoder": {"name": "conv"}},
+        "parts": [{"part": "encoder", "kind": "efficientat", "parameters": 1_234_567, "trained": True}],
+        "config": {"encoder": {"name": "efficientat"}},
     }
     module = types.SimpleNamespace(describe=lambda name: facts)
     monkeypatch.setitem(sys.modules, "lamb.model.checkpoint", module)  # type: ignore[arg-type]

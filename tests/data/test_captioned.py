@@ -124,7 +124,7 @@ def recipe(clips: list[Clip], tmp_path: Path, llm_folder: Path, encoder_folder: 
             "out": str(tmp_path / "out"),
             "save_every": 2,
             "model": {
-                "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+                "encoder": {"name": "efficientat", "source": str(encoder_folder), "train": "frozen"},
                 "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
                 "llm": {"source": str(llm_folder), "train": "lora"},
                 "decode": {"max_new_tokens": 4, "beams": 1},
@@ -206,7 +206,7 @@ def test_a_clip_that_is_a_part_is_checked_as_that_part(recipe, clips, monkeypatc
 
 
 def test_spec_augment_wants_an_encoder_that_learns(recipe):
-    with pytest.raises(ConfigError, match=r"data\.spec_augment: the encoder conv has none, only ced"):
+    with pytest.raises(ConfigError, match=r"data\.spec_augment: the encoder efficientat has none, only ced"):
         train(recipe(spec_augment=True))
     ced = "{name: ced, options: {dim: 64, heads: 1, depth: 1}, train: frozen}"
     with pytest.raises(ConfigError, match=r"a frozen encoder cannot use it; set model\.encoder\.train=lora"):

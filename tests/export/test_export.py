@@ -30,7 +30,6 @@ RATE = 16000
 CARD = {"trained_on": "nothing", "licence": "none"}
 LABELS = ["dog", "rain", "siren"]
 ENCODERS = {
-    "conv": {"widths": [8, 16, 32], "mels": 32, "n_fft": [512, 768], "labels": LABELS},
     "efficientat": {
         **{"width": 0.1, "sample_rate": RATE, "window": [400, 640], "hop": 320, "mels": 32, "f_max": 8000},
         **{"dim": 32, "relative": True, "labels": LABELS, "strides": [2, 2, 2, 1, 1]},
@@ -150,7 +149,7 @@ def test_every_step_gives_what_pytorch_gives(shaped, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"beams": 1}, {"guide": 0.0}, {"no_repeat_ngram": 1}], ids=str)
 def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options):
-    encoder = {"source": None, "options": ENCODERS["conv"]}
+    encoder = {"source": None, "options": ENCODERS["efficientat"]}
     model = randomised(make_model(encoder=encoder, decode={"weigh": {"enabled": options == {}}}))
     config = replace(model.config.decode, **options)
     ours, theirs = Engine(model), Engine(exported(model, tmp_path / "model"))
@@ -167,7 +166,7 @@ def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options
 
 
 def test_weights_are_there_once(make_model, tmp_path):
-    encoder = {"source": None, "options": ENCODERS["conv"]}
+    encoder = {"source": None, "options": ENCODERS["efficientat"]}
     model = make_model(encoder=encoder)
     checkpoint.save(model, tmp_path, standalone=True, card=CARD, half=True)
     write_graphs(extensions.load(tmp_path), tmp_path)

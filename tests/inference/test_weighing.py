@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lamb.config import DecodeConfig, WeighConfig
-from lamb.data.vocabulary import PARENTS
+from lamb.data.vocabulary import PARENTS, PHRASES
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Sound
 from lamb.inference.confidence import logistic
-from lamb.inference.generation import Hypothesis
+from lamb.inference.generation import Hypothesis, clean
 from lamb.inference.search import Found
 from lamb.inference.torch_runtime import TorchRuntime
 from lamb.inference.weighing import Weigher, below, caption_confidence, logit, shorter, sigmoid, sounds_of, weigh
@@ -172,10 +172,20 @@ def test_choice(model):
     rows = Weigher(runtime, DecodeConfig(weigh=OPTIONS)).choose(h_a, mask, decoding, found)
     texts = {h.text for h in rows[0]}
     assert {"A dog barks while rain falls.", "A dog barks."} <= texts
-    assert len(texts) == 4  # and the names of two upper classes
+    assert len(texts) == len(rows[0]) >= 6  # each once
     assert all(h.confidence is not None and 0 <= h.confidence <= 1 and math.isfinite(h.score) for h in rows[0])
-    assert rows[1][0].sounds  # where nothing was found, an upper class is told
-    assert set(rows[1][0].sounds[0].labels) <= PARENTS
+    assert rows[1][0].sounds  # where nothing was found, something that is offered is told
+
+
+def test_the_most_probable_kinds_are_offered(model):
+    clip = np.array([[0.05, 0.6, 0.3, 0.05]], np.float32)
+    frame = np.zeros((1, 7, 5), np.float32)
+    frame[0, 5:, 1] = frame[0, :2, 2] = frame[0, 2:5, 4] = 1
+    (texts,) = Weigher(TorchRuntime(model), DecodeConfig()).candidates(clip, frame, [[]])
+    loud, early = (PHRASES[LABELS[k]][0].clause for k in (1, 2))
+    assert texts[1:5] == [clean(text) for text in (loud, early, f"{early}, then {loud}", f"{early} while {loud}")]
+    assert all(set(sounds_of(text)[0][0].labels) <= PARENTS for text in texts[5:])
+    assert len(texts) == 7
 
 
 def test_a_captioner_weighs_what_it_says(model):

@@ -281,7 +281,7 @@ def test_standalone_weights_under_a_reference(make_model, tmp_path):
         ({"version": 3}, "format version 3, this lamb reads 2; install a newer lamb"),
         ({"version": None}, "format version None"),
         ({"card": None, "config": None}, "lacks card, config"),
-        ({"config": {"encoder": {"nam": "conv"}}}, r"encoder\.nam: unknown key; did you mean 'name'.*newer lamb"),
+        ({"config": {"encoder": {"nam": "ced"}}}, r"encoder\.nam: unknown key; did you mean 'name'.*newer lamb"),
         ({"config": []}, "LambConfig: expected keys and values"),
     ],
 )
@@ -323,7 +323,7 @@ def test_a_missing_part_of_the_llm(model_folder, file):
         describe(model_folder)
 
 
-@pytest.mark.parametrize(("part", "message"), [("llm", "cannot be loaded"), ("encoder", "not a convolutional encoder")])
+@pytest.mark.parametrize(("part", "message"), [("llm", "cannot be loaded"), ("encoder", "no EfficientAT")])
 def test_a_reference_to_nothing(make_model, tmp_path, part, message):
     folder = save(make_model(), tmp_path / "model", standalone=False, card=CARD)
     config = json.loads((folder / "lamb.json").read_text())["config"]
@@ -337,7 +337,7 @@ def test_a_reference_to_nothing(make_model, tmp_path, part, message):
 def test_an_encoder_that_is_not_there(model_folder):
     config = json.loads((model_folder / "lamb.json").read_text())["config"]
     config["encoder"]["name"] = "magic"
-    with pytest.raises(CheckpointError, match=r"encoder\.name: 'magic' is not one of ced, conv"):
+    with pytest.raises(CheckpointError, match=r"encoder\.name: 'magic' is not one of ced, efficientat"):
         load(edit(model_folder, config=config))
 
 

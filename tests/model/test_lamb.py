@@ -14,7 +14,7 @@ from lamb.model.losses import loss_terms
 
 CAPTIONS = ["A dog barks.", "Rain falls, then a siren wails.", "Church bells ring."]
 CED = {"name": "ced", "source": None, "options": {"dim": 32, "heads": 2, "depth": 2, "target_length": 48}}
-ENCODERS = {"conv": {}, "ced": CED | {"train": "frozen"}, "ced-lora": CED | {"train": "lora"}}
+ENCODERS = {"efficientat": {}, "ced": CED | {"train": "frozen"}, "ced-lora": CED | {"train": "lora"}}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "two_stream": {},
     "semantic": {"temporal": False},
@@ -44,7 +44,7 @@ def trained(model) -> Iterator[tuple[str, torch.nn.Parameter]]:
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("encoder", ["conv", "ced"])
+@pytest.mark.parametrize("encoder", ["efficientat", "ced"])
 @torch.no_grad()
 def test_alone_and_in_a_padded_batch(make_model, encoder, adapter):
     model = make_model(encoder=ENCODERS[encoder], adapter=ADAPTERS[adapter])
@@ -115,7 +115,7 @@ def test_logits_predict_the_next_token(make_model):
 # --- what learns
 
 
-@pytest.mark.parametrize("encoder", ["conv", "ced"])
+@pytest.mark.parametrize("encoder", ["efficientat", "ced"])
 def test_a_frozen_encoder_stays_as_it_is(make_model, encoder):
     model = make_model(encoder=ENCODERS[encoder]).train()
     assert model.adapter.training
@@ -153,10 +153,11 @@ def test_gradients_reach_everything_that_learns(make_model, encoder):
 
 def test_an_encoder_that_learns_in_full(make_model):
     model = make_model(encoder={"train": "full"}).train()
-    mean = model.encoder.branches[0].stem_norm.running_mean.clone()
+    first, norm, *_ = model.encoder.features[0]
+    mean = norm.running_mean.clone()
     loss_terms(model, run(model, 16000, 9000))["loss"].backward()
-    assert model.encoder.branches[0].stem.weight.grad.abs().sum() > 0
-    assert not torch.equal(model.encoder.branches[0].stem_norm.running_mean, mean)
+    assert first.weight.grad.abs().sum() > 0
+    assert not torch.equal(norm.running_mean, mean)
 
 
 @torch.no_grad()
@@ -235,13 +236,13 @@ def test_building_is_reproducible(make_model):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"encoder": {"name": "cedar"}}, r"encoder\.name: 'cedar' is not one of ced, conv"),
-        ({"encoder": {"source": None, "options": {"width": 3}}}, r"encoder\.options: .*width.*give"),
+        ({"encoder": {"name": "cedar"}}, r"encoder\.name: 'cedar' is not one of ced, efficientat"),
+        ({"encoder": {"source": None, "options": {"breadth": 3}}}, r"encoder\.options: .*breadth.*give"),
         ({"encoder": {"name": "ced", "source": None}}, r"encoder\.options: .*dim.*encoder\.source"),
         ({"encoder": {"options": {"mels": 32}}}, r"encoder\.options: .*give one of the two"),
-        ({"encoder": {"source": "nowhere/at/all"}}, r"encoder\.source: nowhere/at/all: .*give the folder"),
+        ({"encoder": {"source": "nowhere/at/all"}}, r"encoder\.source: .*nowhere/at/all"),
         ({"encoder": {"name": "ced", "source": "nowhere/at/all"}}, r"encoder\.source: .*nowhere/at/all; give a folder"),
-        ({"encoder": {"train": "lora"}}, r"encoder\.train: conv has no LoRA; choose frozen or full"),
+        ({"encoder": {"train": "lora"}}, r"encoder\.train: efficientat has no LoRA; choose frozen or full"),
         ({"adapter": {"head_dim": 24}}, r"adapter: .*32 is not a multiple of head_dim 24: choose"),
         ({"adapter": {"semantic": False, "temporal": False}}, r"adapter: both streams .*switch"),
         ({"adapter": {"kernels": [2]}}, r"adapter: kernels .*odd"),

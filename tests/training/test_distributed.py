@@ -89,7 +89,7 @@ def recipe(tmp_path: Path, llm_folder: Path, encoder_folder: Path) -> Path:
         "device": "cpu",
         "save_every": 2,
         "model": {
-            "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+            "encoder": {"name": "efficientat", "source": str(encoder_folder), "train": "frozen"},
             "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
             "llm": {"source": str(llm_folder), "train": "full"},
             "decode": {"max_new_tokens": 4, "beams": 1},
@@ -140,6 +140,6 @@ def test_nothing_to_share_out(recipe, tmp_path):
     settings = ["optim.shard=true", f"out={tmp_path / 'out'}"]
     with pytest.raises(ConfigError, match=r"optim\.shard: there is only one process; start several with"):
         train(recipe, settings)
-    with pytest.raises(ConfigError, match=r"optim\.shard: stage encoder trains no large LLM"):
-        train(recipe, [*settings, "stage=encoder"])
+    with pytest.raises(ConfigError, match=r"optim\.shard: stage distill trains no large LLM"):
+        train(recipe, [*settings, "stage=distill"])
     assert not (tmp_path / "out").exists()

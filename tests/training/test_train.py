@@ -10,26 +10,26 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ENCODER
 from safetensors.torch import load_file
 
 from lamb.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from lamb.data.manifest import ManifestError
 from lamb.inference.captioner import Captioner
-from lamb.model.encoders.conv import ConvEncoder
-from lamb.training import device, loop, tiny
+from lamb.training import device, distill, loop
 from lamb.training import train as training
 from lamb.training.device import TrainingError, memory, precision_of, require_memory
 from lamb.training.lamb_stage import LambStage
 from lamb.training.loop import schedule
 from lamb.training.stage import param_groups
-from lamb.training.tiny import Tagger
 from lamb.training.train import train
 
-ENCODER = {"name": "conv", "options": {"widths": [4, 8, 16, 32], "mels": 32, "n_fft": [256, 512]}}
+SMALL = {"name": "efficientat", "options": ENCODER}
 
 
 def encoder_recipe(recipe: Callable[..., Path], **sections: Any) -> Path:
-    return recipe("encoder", model={"encoder": ENCODER}, **sections)
+    """Stage `distill` without a teacher: from labels alone."""
+    return recipe("distill", model={"encoder": SMALL}, **sections)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -71,7 +71,7 @@ def test_a_full_gpu_is_told_with_advice(recipe, monkeypatch):
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setitem(training.STAGES, "encoder", full)
+    monkeypatch.setitem(training.STAGES, "distill", full)
     with pytest.raises(TrainingError, match=r"memory is full \(CUDA out of memory\): .*model\.llm\.train=lora"):
         train(encoder_recipe(recipe))
 
@@ -93,18 +93,6 @@ def test_bfloat16_only_where_it_can_be(monkeypatch):
         monkeypatch.setattr(device, "cpu_has_bfloat16", lambda can=can: can)
         with nullcontext() if can else pytest.warns(UserWarning, match="no units for bfloat16; training in float32"):
             assert precision_of(on_cpu) == precision
-
-
-def test_every_branch_answers_in_training_and_their_mean_otherwise():
-    torch.manual_seed(0)
-    tagger = Tagger(ConvEncoder(widths=(4, 8), mels=32, n_fft=(256, 512)), 3)
-    waveform, mask = torch.randn(2, 8000), torch.ones(2, 8000, dtype=torch.bool)
-    frames, valid, clip = tagger.train()(waveform, mask)
-    assert len(frames) == len(valid) == len(clip) == 4
-    frames, valid, clip = tagger.eval()(waveform, mask)
-    assert len(frames) == len(valid) == len(clip) == 2
-    each = torch.stack([tagger.frame(branch(waveform, mask)[0]) for branch in tagger.encoder.branches])
-    torch.testing.assert_close(frames, each.mean(0))
 
 
 def rates(config: TrainConfig) -> dict[str, float]:
@@ -168,7 +156,7 @@ def stages(recipe, tmp_path) -> dict[str, Path]:
     size = {"vocabulary": 320, "width": 32, "layers": 1, "heads": 2, "mlp": 48}
     train(recipe("language_model", out=str(out["language_model"]), language_model=size, model={"llm": prompt}))
     model = {
-        "encoder": {"name": "conv", "source": str(out["encoder"]), "train": "frozen"},
+        "encoder": {"name": "efficientat", "source": str(out["encoder"]), "train": "frozen"},
         "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
         "llm": {"source": str(out["language_model"]), "train": "full", **prompt},
         "decode": {"max_new_tokens": 6, "beams": 2},
@@ -193,35 +181,6 @@ def test_three_stages_from_sounds_to_captions(stages, data):
     assert caption.text.endswith(".")
     assert 0 <= caption.confidence <= 1
     assert json.loads((stages["lamb"] / "lamb.json").read_text())["card"] == {"licence": "none"}
-
-
-def test_branches_are_added_to_an_encoder(stages, recipe, tmp_path):
-    grow = {"init": str(stages["encoder"]), "out": str(tmp_path / "grown")}
-    train(recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, **grow))
-    old, new = (load_file(folder / "model.safetensors") for folder in (stages["encoder"], tmp_path / "grown"))
-    assert all(torch.equal(new[name], value) for name, value in old.items())
-    encoder = ConvEncoder.from_pretrained(tmp_path / "grown")
-    before = ConvEncoder.from_pretrained(stages["encoder"])
-    assert encoder.options == {**before.options, "n_fft": [*before.options["n_fft"], 512]}
-    assert encoder.frame_head is not None
-    torch.manual_seed(42)
-    fresh = ConvEncoder(**encoder.options)
-    assert any(not torch.equal(new[k], v) for k, v in fresh.state_dict().items() if k.startswith("branches.1."))
-
-
-def test_what_branches_cannot_be_added_to(stages, recipe, tmp_path):
-    for options, init, problem in (
-        ({"n_fft": 512}, tmp_path / "nowhere", "init: .*nowhere: not a convolutional encoder"),
-        ({"n_fft": 512, "mels": 32}, stages["encoder"], "encoder.options: with init, give only n_fft"),
-        ({}, stages["encoder"], "encoder.options: with init, give only n_fft"),
-    ):
-        path = recipe("encoder", model={"encoder": {"name": "conv", "options": options}}, init=str(init), out="x")
-        with pytest.raises(ConfigError, match=problem):
-            train(path)
-    (stages["encoder"] / "heads.safetensors").unlink()
-    path = recipe("encoder", model={"encoder": {"name": "conv", "options": {"n_fft": 512}}}, init=str(init), out="x")
-    with pytest.raises(ConfigError, match=r"heads\.safetensors: not the heads of an encoder of these labels"):
-        train(path)
 
 
 def test_what_is_frozen_stays(stages):
@@ -298,7 +257,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(recipe, tmp_path, kill, step)
 
 def test_a_resumed_lamb_run_equals_an_uninterrupted_one(recipe, tmp_path, llm_folder, encoder_folder):
     model = {
-        "encoder": {"name": "conv", "source": str(encoder_folder), "train": "frozen"},
+        "encoder": {"name": "efficientat", "source": str(encoder_folder), "train": "frozen"},
         "adapter": {"fusion_queries": 4, "semantic_queries": 2, "temporal_queries": 2, "head_dim": 16},
         "llm": {"source": str(llm_folder), "train": "lora"},  # its dropout draws random numbers
         "decode": {"max_new_tokens": 4, "beams": 1},
@@ -343,17 +302,17 @@ def test_an_existing_run_is_not_touched(recipe, tmp_path):
 def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monkeypatch):
     calls = 0
 
-    class Broken(tiny.Tagger):
+    class Broken(distill.Student):
         def forward(self, *inputs: Any) -> Any:
             nonlocal calls
-            frames, mask, clip = super().forward(*inputs)
+            maps, frames, clip = super().forward(*inputs)
             calls += self.training
             if calls == 4 and self.training:
                 # the square root of 0 is finite, its slope is not
                 clip = clip * math.nan if where == "loss" else clip + (0 * clip).sqrt()
-            return frames, mask, clip
+            return maps, frames, clip
 
-    monkeypatch.setattr(tiny, "Tagger", Broken)
+    monkeypatch.setattr(distill, "Student", Broken)
     path = encoder_recipe(recipe)
     with pytest.raises(
         TrainingError,
@@ -368,17 +327,17 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
 @pytest.mark.parametrize(
     ("stage", "overrides", "problem"),
     [
-        ("encoder", ["data.sounds=null"], "data.sounds: the folder of labelled recordings is missing"),
+        ("distill", ["data.sounds=null"], "data.sounds: the folder of labelled recordings is missing"),
         ("lamb", ["model.llm.sorce=x"], "model.llm.sorce: unknown key; did you mean 'source'"),
-        ("lamb", ["model.encoder.train=frozen"], "llm.source: give a hub id or a folder"),
+        ("lamb", ["model.encoder.train=frozen"], "llm.source: give a hub id, or a folder or GGUF file"),
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
-        ("encoder", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not trained here"),
-        ("encoder", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
-        ("encoder", ["model.encoder.options.labels=3"], "encoder.options.labels: this stage finds out the labels"),
+        ("distill", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not taught here"),
+        ("distill", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
+        ("distill", ["model.encoder.options.labels=[a]"], "encoder.options.labels: this stage finds out the labels"),
     ],
 )
 def test_recipes_that_cannot_be_used_leave_no_folder(recipe, tmp_path, stage, overrides, problem):
-    path = recipe(stage, model={"encoder": ENCODER})
+    path = recipe(stage, model={"encoder": SMALL})
     with pytest.raises(ConfigError, match=problem):
         train(path, overrides)
     assert not (tmp_path / "out").exists()

@@ -4,13 +4,11 @@ from typing import Any
 
 from ...config import ConfigError, EncoderConfig
 from .ced import CED
-from .conv import ConvEncoder
 from .efficientat import EfficientAT
 from .huggingface import HuggingFaceEncoder
 
 ENCODERS: dict[str, Any] = {
     "ced": CED,
-    "conv": ConvEncoder,
     "efficientat": EfficientAT,
     "huggingface": HuggingFaceEncoder,
 }

@@ -55,7 +55,7 @@ def channels(count: float) -> int:
 
 
 @cache
-def _mels(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
+def mel_matrix(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
     """Kaldi's triangles, linear in mel = 1127 ln(1 + f / 700), from 0 to `f_max` Hz, peak 1: (mels, n_fft // 2 + 1)."""
     with torch.inference_mode(False):  # kept: a tensor made in inference mode would break autograd later
         top = 1127 * math.log(1 + f_max / 700)
@@ -94,20 +94,20 @@ class Convolution(nn.Sequential):
         ]
         super().__init__(*layers, *([activation()] if activation else []))
         self.wide, self.stride = kernel > 1, stride
-        # oneDNN computes the gradients of these in bfloat16 several times slower than in float32
-        self.exact = groups > 1 and (kernel > 3 or stride != (1, 1))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
         """x (B, C, H, F), mask (B, 1, 1, F) or None where all is clip -> (B, C', H', F'), mask (B, 1, 1, F')."""
         if self.wide and mask is not None:
             x = x * mask.to(x.dtype)
             mask = mask[..., :: self.stride[1]]
-        if self.exact and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                x = self[0](x.float())
-        else:
-            x = self[0](x)
-        for layer in list(self)[1:]:
+        conv, norm = cast(nn.Conv2d, self[0]), cast(nn.BatchNorm2d, self[1])
+        if norm.training:
+            x = norm(conv(x))
+        else:  # BatchNorm is linear now, and folded into the convolution
+            scale = norm.weight / (cast(Tensor, norm.running_var) + norm.eps).sqrt()  # (C',)
+            bias = norm.bias - cast(Tensor, norm.running_mean) * scale
+            x = F.conv2d(x, conv.weight * scale[:, None, None, None], bias, conv.stride, conv.padding, 1, conv.groups)
+        for layer in list(self)[2:]:
             x = layer(x)
         return x, mask
 
@@ -183,7 +183,7 @@ class EfficientAT(Encoder):
         outputs: classes of the AudioSet head, which has no part in the tokens; 0: no such head.
         relative: divide a clip by its own peak first, so that its level does not matter, and end in a LayerNorm (our
             choice); False: as published.
-        labels: what the heads that stage encoder of `lamb train` makes tell apart; none: no such heads.
+        labels: what the heads that stage distill of `lamb train` makes tell apart; none: no such heads.
     """
 
     def __init__(
@@ -296,7 +296,7 @@ class EfficientAT(Encoder):
         at = last - (last - at).abs()  # (B, T + size): reflected at both ends
         framed = torch.where(at >= 0, signal.gather(1, at.clamp(min=0)), 0)
         power = power_spectrogram(framed, _hann(window, size).to(signal.device), self.hop)  # (B, bins, F)
-        return _mels(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
+        return mel_matrix(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
 
     def layers(self, log_mel: Tensor, valid: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What comes out of each layer of `features`: log mels (B, windows, mels, F), mask (B, F) -> feature map
@@ -350,7 +350,7 @@ def _official_options(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
     except KeyError as error:
         raise ValueError(
             f"{file} is not a checkpoint of {OFFICIAL}: it has no {error}, only {published.some(shapes)}. Give an "
-            "official one with an MLP head, or the folder that stage encoder of lamb train left"
+            "official one with an MLP head, or the folder that stage distill of lamb train left"
         ) from None
     for tenth in range(1, 51):
         width = tenth / 10
