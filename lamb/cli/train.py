@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from .errors import needing
 from .options import Overrides, Recipe, flag, option
 
 
@@ -19,8 +20,9 @@ def train(
 
     Example: lamb train recipes/tiny/3-lamb.yaml optim.steps=2000
     """
-    from ..training.loop import is_first_process
-    from ..training.train import train
+    with needing("train"):
+        from ..training.loop import is_first_process
+        from ..training.train import train
 
     out = train(recipe, overrides or [], resume)
     if is_first_process():
@@ -38,6 +40,7 @@ def ablate(
     Trains and scores each variant and prints the tables.
     See recipes/ablation.yaml for an example.
     """
-    from ..training.ablate import ablate
+    with needing("train"):
+        from ..training.ablate import ablate
 
     print(ablate(recipe, overrides or [], resume, document), end="")

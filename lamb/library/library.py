@@ -25,7 +25,7 @@ from ..inference.recording import Source
 from .index import Tally, Update
 from .listing import listed
 from .moments import hear
-from .query import Words, space
+from .query import Words
 from .store import TABLE, LibraryError, Store, quoted
 
 MODEL = "tiny"  # of a new index
@@ -69,15 +69,16 @@ class Library:
         model: str | Captioner | None = None,
         device: str | None = None,
         config: LibraryConfig | None = None,
+        threads: int | None = None,
     ):
         """
         Args:
             folder: of the index; it is made by the first call of `index`.
             model: a captioner, or an argument of `Captioner.load`; None: the model of the index, or the bundled one.
-            device: see `Captioner.load`.
+            device, threads: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
-        self._model, self._device = model, device
+        self._model, self._device, self._threads = model, device, threads
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
@@ -96,9 +97,9 @@ class Library:
         """
         source_name, found = listed(str(source))
         if not self._exists():
-            model = self.captioner.model
+            runtime = self.captioner.engine.runtime
             name = self._model if isinstance(self._model, str) else MODEL
-            self.store = Store.create(self.folder, model.llm.dim, name, space(model), self.config)
+            self.store = Store.create(self.folder, runtime.embed([0]).shape[1], name, runtime.space, self.config)
         with self.store.writing():
             update = Update(self.store, source_name, found, watch)
             todo = update.changed()
@@ -159,8 +160,9 @@ class Library:
     def captioner(self) -> Captioner:
         """The model, loaded at the first use. Raises LibraryError if the index was made with another one."""
         model = self._model or (self.store.model if self._exists() else MODEL)
-        captioner = model if isinstance(model, Captioner) else Captioner.load(model, device=self._device)
-        if self._exists() and space(captioner.model) != self.store.space:
+        given = model if isinstance(model, Captioner) else None
+        captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
+        if self._exists() and captioner.engine.runtime.space != self.store.space:
             remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
             raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
         return captioner
@@ -168,7 +170,7 @@ class Library:
     @cached_property
     def words(self) -> Words:
         """The conversion of queries into vectors."""
-        return Words(self.captioner.model)
+        return Words(self.captioner.engine.runtime)
 
     def _exists(self) -> bool:
         return (self.folder / f"{TABLE}.lance").is_dir()

@@ -33,6 +33,8 @@ FILES = (
     "lamb.json",
     "model.safetensors",
     "llm/*.json",
+    "onnx.json",
+    "*.onnx",
     "README.md",
     "ATTRIBUTION.csv",
 )  # nothing else travels

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .base import Encoder
+from .spectrum import power_spectrogram
 
 RANGE_DB = 80.0  # what lies further below the clip's peak is floor
 
@@ -45,10 +46,16 @@ class Block(nn.Module):
             self.shortcut = nn.Conv2d(dim_in, dim, 1, stride, bias=False)
         self.stride = stride[0]
 
-    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        mask = mask[:, :, :: self.stride]  # (B, 1, frames / stride, 1)
-        h = F.relu(self.norm1(self.conv1(x))) * mask
-        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)) * mask, mask
+    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """x (B, C, frames, mels), mask (B, 1, frames, 1), None where all is clip."""
+        mask = None if mask is None else mask[:, :, :: self.stride]  # (B, 1, frames / stride, 1)
+        h = _kept(F.relu(self.norm1(self.conv1(x))), mask)
+        return _kept(F.relu(self.norm2(self.conv2(h)) + self.shortcut(x)), mask), mask
+
+
+def _kept(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, C, frames, mels) with zeros beyond a clip's end, mask (B, 1, frames, 1)."""
+    return x if mask is None else x * mask
 
 
 class Branch(nn.Module):
@@ -83,10 +90,8 @@ class Branch(nn.Module):
         """(B, T), (B, T) -> log mel (B, frames, mels) in about [-2, 2], mask (B, frames); frames = T // hop + 1."""
         with torch.autocast(waveform.device.type, enabled=False):
             signal = waveform.float() * mask
-            spectrum = torch.stft(
-                signal, self.n_fft, self.hop, window=self.window, center=True, pad_mode="constant", return_complex=True
-            )
-            power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)  # (B, frames, bins)
+            signal = F.pad(signal, (self.n_fft // 2, self.n_fft // 2))  # frames are centred
+            power = power_spectrogram(signal, self.window, self.hop).transpose(1, 2)  # (B, frames, bins)
             decibel = 10 * torch.log10((power @ self.mel).clamp_min(1e-10))  # (B, frames, mels)
         frames = mask.sum(1) // self.hop + 1
         valid = torch.arange(decibel.shape[1], device=decibel.device) < frames[:, None]  # (B, frames)
@@ -100,14 +105,15 @@ class Branch(nn.Module):
     def encode(self, log_mel: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """log mel (B, frames, mels), mask (B, frames) -> tokens (B, N, D), mask (B, N)."""
         x = log_mel[:, None].contiguous(memory_format=self.layout)  # (B, 1, frames, mels)
-        m = valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
-        x = self.stem(x * m)  # (B, C, frames / 2, mels / 2)
-        m = m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
-        x = F.relu(self.stem_norm(x) + self.frequency_embedding.to(x.dtype)) * m
+        m = None if valid.all() else valid[:, None, :, None].to(x.dtype)  # (B, 1, frames, 1)
+        x = self.stem(_kept(x, m))  # (B, C, frames / 2, mels / 2)
+        m = None if m is None else m[:, :, ::2].to(x.dtype)  # under autocast all of it in bfloat16
+        x = _kept(F.relu(self.stem_norm(x) + self.frequency_embedding.to(x.dtype)), m)
         for block in self.blocks:
             x, m = block(x, m)
         tokens = x.mean(3) + x.amax(3)  # (B, D, N)
-        return self.norm(tokens.transpose(1, 2)), m[:, 0, :, 0] > 0
+        present = valid.new_ones(tokens.shape[0], tokens.shape[2]) if m is None else m[:, 0, :, 0] > 0  # (B, N)
+        return self.norm(tokens.transpose(1, 2)), present
 
 
 class ConvEncoder(Encoder):
