@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 RUNTIME = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # sha512
 FROM_RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-GRAPHS = ("encoder.onnx", "adapter.onnx", "guide.onnx", "language_model.onnx")
+GRAPHS = ("encoder.onnx", "adapter.onnx", "labels.onnx", "guide.onnx", "language_model.onnx")  # where there are such
 
 
 def main() -> None:

@@ -44,11 +44,9 @@ export class Captioner {
     const mean = samples.reduce((total, x) => total + x, 0) / samples.length;
     const x = Float32Array.from(samples, (one) => one - mean);
     if (x.every((one) => Math.abs(one) < SILENCE)) return { text: "Silence.", confidence: 1 };
-    const { h_a } = await this.run("encoder.onnx", {
-      waveform: new ort.Tensor("float32", x, [1, x.length]),
-      lengths: int64([x.length]),
-    });
-    const { z_a, clip, frame } = await this.run("adapter.onnx", { h_a, lengths: int64([h_a.dims[1]]) });
+    const { h_a } = await this.run("encoder.onnx", { waveform: new ort.Tensor("float32", x, [1, x.length]) });
+    const heard = { h_a, lengths: int64([h_a.dims[1]]) };
+    const { z_a } = await this.run("adapter.onnx", heard);
     const decoding = await this.decoding(z_a);
     const found = await beamSearch(decoding, { ...this.facts.decode, eos: this.facts.eos });
     const encode = (text) => this.tokenizer.encode(text);
@@ -65,6 +63,7 @@ export class Captioner {
       const p = Math.exp(logP.reduce((total, one) => total + one, 0) / logP.length);
       return { text: texts[0], confidence: sigmoid(a + b * logit(p, 1e-6)) };
     }
+    const { clip, frame } = await this.run("labels.onnx", heard);
     const told = (missing) => decoding.logProbabilities(missing.map((text) => encode(text).ids));
     const [best] = await this.weigher.choose(texts, known, encode, told, [...clip.data], rowsOf(frame));
     return best;

@@ -36,7 +36,7 @@ class OnnxRuntime(Runtime):
         from tokenizers import Tokenizer
 
         self.folder, self.threads = folder, threads or cores()
-        self.config = checkpoint.readdescribe(folder)["config"]
+        self.config = checkpoint.read_facts(folder)["config"]
         facts = describe(folder)
         weights = folder / "model.safetensors"
         stored = entries(weights)
