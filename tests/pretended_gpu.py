@@ -122,8 +122,8 @@ def step(model: LambModel) -> None:
 
 def main() -> None:
     torch.manual_seed(0)
-    # before anything is pretended: loading a model, `transformers` looks for the device "meta", and would leave the
-    # frequencies of the rotary embedding as the memory happens to be
+    # before anything is pretended: `transformers` looks for the "meta" device when it loads a model, and would leave
+    # the frequencies of the rotary embedding as the memory happens to be
     models = [build(from_dict(LambConfig, json.loads(Path(path).read_text()))) for path in sys.argv[1:]]
     module = SimpleNamespace(is_available=lambda: True, current_device=lambda: 0, device_count=lambda: 1)
     module.get_amp_supported_dtype = lambda: [torch.bfloat16]

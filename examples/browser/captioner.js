@@ -44,10 +44,7 @@ export class Captioner {
     const mean = samples.reduce((total, x) => total + x, 0) / samples.length;
     const x = Float32Array.from(samples, (one) => one - mean);
     if (x.every((one) => Math.abs(one) < SILENCE)) return { text: "Silence.", confidence: 1 };
-    const { h_a } = await this.run("encoder.onnx", {
-      waveform: new ort.Tensor("float32", x, [1, x.length]),
-      lengths: int64([x.length]),
-    });
+    const { h_a } = await this.run("encoder.onnx", { waveform: new ort.Tensor("float32", x, [1, x.length]) });
     const heard = { h_a, lengths: int64([h_a.dims[1]]) };
     const { z_a } = await this.run("adapter.onnx", heard);
     const decoding = await this.decoding(z_a);

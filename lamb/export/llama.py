@@ -29,6 +29,8 @@ class UnsupportedModelError(LambError, ValueError):
 class Llama(nn.Module):
     """`forward` is the graph; `guided` and `residual` tell whether the Token Guide has a part in it."""
 
+    inv_freq: Tensor
+
     def __init__(self, llm: Any, guided: bool, residual: bool):
         super().__init__()
         require_llama(llm)
