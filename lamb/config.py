@@ -272,6 +272,8 @@ class OptimConfig:
     warmup: int = 50  # steps [O]
     epochs: int | None = None  # of a manifest, instead of steps; 30 in the paper [P]
     warmup_epochs: int = 2  # instead of warmup, where epochs are given [P]
+    # compute the activations of the LLM's blocks again in the backward pass: less memory, about a third more time
+    checkpointing: bool = False
     shard: bool = False  # distribute the LLM's blocks over the processes (FSDP), if it is too large for each of them
     ema_decay: float = 0.0  # of the exponential moving average of the weights, which is saved; 0: off [O]
 
