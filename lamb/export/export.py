@@ -74,11 +74,11 @@ def export(name: str | Path, to: Path | None = None, *, int8: bool = False, soun
             checkpoint.save(_merged(model), new, standalone=True, card=checkpoint.read_facts(home)["card"])
         write_graphs(model, new, int8)
         check(model, new, sounds, INT8_TOLERANCE if int8 else TOLERANCE)
-        for file in sorted(filter(Path.is_file, new.rglob("*"))):
-            target = folder / file.relative_to(new)
+        for made in sorted(filter(Path.is_file, new.rglob("*"))):
+            target = folder / made.relative_to(new)
             target.parent.mkdir(exist_ok=True)
-            if not (target.exists() and target.samefile(file)):
-                file.replace(target)
+            if not (target.exists() and target.samefile(made)):
+                made.replace(target)
     return folder
 
 
@@ -199,7 +199,7 @@ def _graph(
         torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
-            content,
+            content,  # type: ignore[arg-type]
             input_names=list(inputs),
             output_names=outputs,
             dynamic_axes={name: axes[name] for name in (*inputs, *outputs)},

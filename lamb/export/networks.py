@@ -4,6 +4,8 @@ Lengths stand for masks: a clip is at the beginning of its row. Letters: B clips
 encoder width, N audio tokens, D_llm LLM width, C labels, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,8 +41,9 @@ def ced(encoder: CED, waveform: Tensor) -> Tensor:
     width = frames.clamp(PATCH, encoder.target_length)  # frames a chunk
     chunks = (frames + width - 1) // width  # C
     mel = F.pad(mel, (0, encoder.target_length))[:, :, : chunks * width]
-    mel = mel[0].reshape(mel.shape[1], chunks, width).transpose(0, 1)  # (C, 64, width)
-    patches = torch.minimum(frames - width * torch.arange(chunks), width) // PATCH  # (C,) whole ones of each chunk
+    sizes: Any = (mel.shape[1], chunks, width)  # tensors, while it is traced
+    mel = mel[0].reshape(sizes).transpose(0, 1)  # (C, 64, width)
+    patches = torch.minimum(frames - width * torch.arange(sizes[1]), width) // PATCH  # (C,) whole ones of each chunk
     # what comes of a last chunk without a whole patch is cut off; a clip has one at least
     tokens = encoder._transform(mel, patches.clamp_min(1)).mean(1)  # (C, P, D)
     return tokens.flatten(0, 1)[: patches.sum().clamp_min(1)][None]

@@ -164,7 +164,7 @@ class OnnxDecoding:
         x = self.runtime.embed(trees.tokens)  # (B, n, D_llm)
         above = trees.above  # (B, n, n)
         spent = self.residual * (above.astype(np.float32) @ x)
-        before = np.broadcast_to(self.there[:, None], (*above.shape[:2], self.there.shape[1]))
+        before = self.there[:, None].repeat(above.shape[1], 1)
         positions = self.there.sum(1, keepdims=True) + above.sum(2) - 1
         at = np.arange(above.shape[1])
         reach = np.concatenate([before, above], 2)  # (B, n, P + n)

@@ -152,6 +152,6 @@ class TorchDecoding:
         return logits.cpu().numpy()
 
 
-def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+def _arrays(*tensors: Tensor) -> Any:
     """On the CPU; floats as float32."""
     return tuple((t.float() if t.is_floating_point() else t).cpu().numpy() for t in tensors)

@@ -233,7 +233,7 @@ def _calibrate(encoder: EfficientAT, log_mel: Tensor, hints: Sequence[Tensor]) -
     """Let the last BatchNorm of every layer begin with the mean and the spread that its channels should get."""
     for layer, given, t in zip(encoder.features, [log_mel, *hints], hints, strict=False):
         added = t - given if getattr(layer, "residual", False) else t
-        norm = layer[1] if isinstance(layer, Convolution) else layer.block[-1][1]
+        norm: Any = layer[1] if isinstance(layer, Convolution) else layer.block[-1][1]  # type: ignore[index,union-attr]
         norm.weight.copy_(added.std((0, 2, 3)) + EPSILON)
         norm.bias.copy_(added.mean((0, 2, 3)))
 
