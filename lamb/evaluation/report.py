@@ -263,13 +263,13 @@ def _clips(evaluations: Sequence[Evaluation]) -> list[str]:
         groups = list(zip(titles, places, strict=True))
     else:  # a label is named or not: of equal clips none is the best
         for title, right in (("All labels named", True), ("Not all labels named", False)):
-            places = surest(first, right)
-            groups.append((f"{title}, with the most confidence ({len(places)} clips in all)", places[:SHOWN]))
+            found = surest(first, right)
+            groups.append((f"{title}, with the most confidence ({len(found)} clips in all)", found[:SHOWN]))
     said = []
-    for title, places in groups:
-        if places:
+    for title, chosen in groups:
+        if chosen:
             said.append(f"<h2>{_text(title)}</h2>")
-            said.append(f'<div class="clips">{"".join(_card(evaluations, k, by) for k in places)}</div>')
+            said.append(f'<div class="clips">{"".join(_card(evaluations, k, by) for k in chosen)}</div>')
     return said
 
 
