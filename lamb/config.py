@@ -346,6 +346,7 @@ class AblationConfig:
     train: str = "train"  # the split of the manifest to train on
     test: str = "test"  # the split of the manifest to test on
     contrasts: ContrastsConfig | None = None
+    prefix: str = ""  # of the names of its blocks in a document that has those of another ablation, too
     settings: tuple[str, ...] = ()  # key=value, of all variants
     seeds: tuple[int, ...] = (1, 2, 3)
     jobs: int = 1  # runs at a time; with several, settings should keep each to its share of the cores: threads=1

@@ -60,7 +60,7 @@ def ablate(
 
     The recipe's folder `out` gets tables.md, tables.json and chart.png, renewed after every run, and scenes/, cache/
     and runs/. With `document`, the tables also go into that Markdown file, each between the lines
-    `<!-- lamb ablate: NAME -->` and `<!-- end -->`.
+    `<!-- lamb ablate: NAME -->` and `<!-- end -->`, where NAME is that of the table after the recipe's `prefix`.
 
     Raises ConfigError for a recipe that cannot be used, for a folder that holds runs already unless `resume`, and for
     one whose runs were started with other settings; TrainingError for a run that fails.
@@ -212,6 +212,7 @@ def _report(config: AblationConfig, done: Sequence[Run], document: str | Path | 
     if config.contrasts:
         found = contrasts.answers(config, {(run.variant, run.seed): Path(run.config.out) for run in done})
         blocks["contrasts"] = contrasts.markdown(config.contrasts, found)
+    blocks = {config.prefix + name: block for name, block in blocks.items()}
     write(out / "tables.json", json.dumps({"recipe": to_dict(config), "tables": tables}, indent=1))
     write(out / "tables.md", "\n\n".join(blocks.values()) + "\n")
     if tables:

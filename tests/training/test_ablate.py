@@ -16,7 +16,7 @@ import yaml
 from scipy.stats import ttest_rel
 
 from lamb.cli import app as cli
-from lamb.config import AblationConfig, ConfigError, ScenesConfig, from_dict, to_dict
+from lamb.config import AblationConfig, ConfigError, ExtensionsConfig, ScenesConfig, from_dict, to_dict
 from lamb.data import loader
 from lamb.data.manifest import read
 from lamb.data.render import write_scenes
@@ -322,15 +322,30 @@ def test_what_stands_out_is_bold():
     assert rows(text)[-1] == ["worse", "3", "**+1.020 [+0.995, +1.045]**", "+0.0 [-24.8, +24.8]"]
 
 
-def test_the_recipe_in_the_repository_can_be_read():
-    config = ablation.read(AblationConfig, Path(__file__).parents[2] / "recipes" / "ablation.yaml")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation-smollm"])
+def test_the_recipes_in_the_repository_can_be_read(name, monkeypatch):
+    config = ablation.read(AblationConfig, ROOT / "recipes" / f"{name}.yaml")
     ablation._check(config)
-    assert len(config.seeds) >= 3
     shown = {variant for table in config.tables.values() for variant in table.rows.values()}
     assert shown == set(config.variants), "what is trained is shown"
-    document = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
-    assert set(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", document)) == {"setting", *config.tables}
+    document = (ROOT / "docs" / "claims.md").read_text()
+    wanted = {
+        config.prefix + block for block in ("setting", *config.tables, *(["contrasts"] if config.contrasts else []))
+    }
+    assert wanted <= set(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", document))
     assert set(next(iter(config.tables.values())).columns) <= COLUMNS.keys()
+    monkeypatch.chdir(ROOT)
+    runs = ablation.planned(config)
+    assert all(to_dict(run.config.model.extensions) == to_dict(ExtensionsConfig()) for run in runs)
+    assert not any(run.config.model.decode.no_repeat_ngram or run.config.data.gain for run in runs)
+    seeds = {variant: [run.seed for run in runs if run.variant == variant] for variant in config.variants}
+    if config.contrasts:
+        for variant in (config.contrasts.against, *config.contrasts.rows.values()):
+            assert len(seeds[variant]) >= 5
+    assert min(map(len, seeds.values())) >= 2
 
 
 def test_the_command(recipe, tmp_path, monkeypatch, capsys):
