@@ -3,7 +3,7 @@
     python benchmarks/memory.py index [--files N] [--kill]
     python benchmarks/memory.py listen [--hours H]
 
-The real commands run in processes of their own; the resident memory of the command and of its children is read at
+The real commands run in processes of their own; the memory that the command and its children have written is read at
 intervals. `index` is given made-up recordings of a second each; with `--kill` it is killed (SIGKILL) after a third of
 them, and started again. `listen` is given a made-up stream on standard input as fast as it takes it: every fifteen
 seconds one of the samples in quiet noise.
@@ -33,11 +33,11 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def memory(pid: int) -> float:
-    """MB that a process and its descendants hold, without what they share with others (proportional set size)."""
+    """MB that a process and its descendants have written: without the code and the weights, which lie in files."""
     total = 0.0
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            total += float(line.split()[1]) / 1024 if line.startswith("Pss:") else 0.0
+            total += float(line.split()[1]) / 1024 if line.startswith("Anonymous:") else 0.0
         for task in Path(f"/proc/{pid}/task").iterdir():
             total += sum(memory(int(child)) for child in (task / "children").read_text().split())
     except (OSError, ProcessLookupError):  # it has just ended
