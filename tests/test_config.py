@@ -103,7 +103,7 @@ def test_what_is_taken():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_recipe_loads(path):
-    kind = AblationConfig if path.stem == "ablation" else TrainConfig
+    kind = AblationConfig if path.stem in ("ablation", "ablation-smollm") else TrainConfig
     assert read(kind, path).out.startswith("runs/")
 
 

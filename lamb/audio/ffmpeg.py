@@ -6,6 +6,7 @@ silence, as recorders leave it when they are paused; only what is there and cann
 Only audio demuxers may look at a file, so that a playlist cannot make ffmpeg open other files or addresses.
 """
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ _GAP = 0.1  # seconds; time stamps that differ by less are rounded, or a codec's
 _BELIEVED = 3600.0  # seconds that a clock may jump
 _LARGEST = 4096  # bytes of a frame of mp3 or aac, and some
 _TAGS = 1.0  # seconds that tags at the end of an mp3 may look like
+_HOPE = 10_000  # packets in which there must be a first frame; each byte of an amr may be one that holds nothing
 _PLANES = 8  # channels that a frame of PyAV can have one by one
 
 
@@ -165,6 +167,7 @@ def _pieces(container: Any, stream: Any) -> Iterator[_Piece]:
     decoder = _Decoder(stream)
     clockless = container.format.name in _CLOCKLESS
     patience = 100  # errors of the container, not of a packet, that do not lead on
+    hope: float = _HOPE  # packets that may come before the first frame
     end, sizes, count, late = 0, 0, 0, 0.0  # bytes; of what could be decoded: bytes, packets; units of the clock
     over: float | None = None  # where that ends which could not be decoded since the last frame
     broken = False
@@ -183,6 +186,9 @@ def _pieces(container: Any, stream: Any) -> Iterator[_Piece]:
                     else:
                         sizes, count = sizes + size, count + 1
                 broken = broken or not intact or packet.is_corrupt
+                hope = math.inf if frames else hope - 1
+                if not hope:
+                    break
                 if not intact and packet.pts is not None:
                     over = float((packet.pts + (packet.duration or 0) + late) * packet.time_base)
                 for frame in frames:

@@ -12,6 +12,11 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
+MOST_CHUNKS = 10_000  # of a wav, aiff, caf or mp4; a decoder would take seconds to pass over millions of empty ones
+
+
+class HeaderError(ValueError):
+    """A header that no recording has; the text says why."""
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:
@@ -108,8 +113,9 @@ def stated_end(file: BinaryIO) -> int | None:
     """
     head = read_at(file, 0, 24)
     if head[4:8] == b"ftyp":  # mp4: boxes from end to end, one of them the samples
-        end = 0
+        end = count = 0
         while len(box := read_at(file, end, 16)) >= 8:
+            count = _counted(count)
             size = struct.unpack(">I", box[:4])[0]
             if size == 1 and len(box) == 16:
                 size = struct.unpack(">Q", box[8:])[0]
@@ -126,23 +132,40 @@ def stated_end(file: BinaryIO) -> int | None:
         return None if size == 2**32 - 1 else offset + size
     if is_mp3(head):
         return _mp3_stated_end(file)
+    return _chunks_stated_end(file, head[:4])
+
+
+def _chunks_stated_end(file: BinaryIO, sign: bytes) -> int | None:
+    """The end of the chunk of samples in a wav, aiff or caf; its other chunks are counted on the way."""
     forms = {b"RIFF": "<4sI", b"RF64": "<4sI", b"RIFX": ">4sI", b"FORM": ">4sI", b"caff": ">4sq"}
-    if (form := forms.get(head[:4])) is None:
+    if (form := forms.get(sign)) is None:
         return None
-    width, at, long_size = struct.calcsize(form), 8 if head[:4] == b"caff" else 12, None
+    width, at = struct.calcsize(form), 8 if sign == b"caff" else 12
+    end = long_size = None
+    count = 0
     while len(chunk := read_at(file, at, width)) == width:
         kind, size = struct.unpack(form, chunk)
+        if not any(kind):  # zeros to the end of the file, which are no chunks
+            return end
+        count = _counted(count)
         at += width
         if kind == b"ds64":
             long_size = struct.unpack("<Q", read_at(file, at + 8, 8).ljust(8, b"\0"))[0]
         if kind in (b"data", b"SSND"):
             size = long_size or size
-            unsaid = size <= 0 or 0x7FFFF000 <= size <= 0x80000000 or 0xFFFFFF00 <= size <= 0xFFFFFFFF
-            return None if unsaid else at + size
+            if size <= 0 or 0x7FFFF000 <= size <= 0x80000000 or 0xFFFFFF00 <= size <= 0xFFFFFFFF:
+                return end  # unsaid
+            end = end or at + size
         if size < 0:
-            return None
+            return end
         at += size + (size % 2 if width == 8 else 0)
-    return None
+    return end
+
+
+def _counted(count: int) -> int:
+    if count == MOST_CHUNKS:
+        raise HeaderError(f"damaged: its header has more than {MOST_CHUNKS:,} parts")
+    return count + 1
 
 
 def _matroska_stated_end(file: BinaryIO) -> int | None:

@@ -8,6 +8,7 @@ folders are not followed, because they may form a circle.
 
 import hashlib
 import heapq
+import io
 import json
 import os
 import tempfile
@@ -16,10 +17,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from ..audio.files import SUFFIXES, replacing
-from ..data.manifest import parse, rows
+from ..data.manifest import encoding_of, parse, renamed, rows
 from ..errors import LambError
 
 RUN = 100_000  # names that are sorted in memory at a time
@@ -34,10 +35,11 @@ class BulkError(LambError, ValueError):
 class Input:
     """A recording, or a stretch of one, to caption."""
 
-    file: str  # path or address
+    file: str  # path or address, as results name it
     id: str | None = None  # of the clip, in a manifest that has ids
     start: float = 0.0  # seconds
     duration: float | None = None  # seconds; None: to the end
+    path: str | None = None  # where it is now, if not there
 
     @classmethod
     def from_json(cls, line: str) -> "Input":
@@ -49,20 +51,26 @@ class Input:
         return json.dumps({key: value for key, value in asdict(self).items() if value}) + "\n"
 
 
-def write_list(source: str, path: Path) -> tuple[int, str]:
+def write_list(source: str, path: Path, called: str | None = None) -> tuple[int, str]:
     """Write the inputs in `source` to the file `path`; return their number and the SHA-256 of the list.
 
-    Raises BulkError or ManifestError.
+    `called` is the name under which a local folder is listed, if not its own. Raises BulkError or ManifestError.
     """
     digest, count = hashlib.sha256(), 0
     with replacing(path) as part, part.open("w", encoding="ascii") as file:
-        for line in _lines(source, path.parent):
+        for line in _lines(source, path.parent, called or source):
             file.write(line)
             digest.update(line.encode())
             count += 1
         if not count:
             raise BulkError(f"{source}: no recordings in it", "name a folder with sound files, or a manifest")
     return count, digest.hexdigest()
+
+
+def moved(names: Iterable[str], source: str, to: str) -> Iterator[str]:
+    """The names of recordings below the folder `source`, as they are below `to`."""
+    size, to = len(os.path.normpath(source)), os.path.normpath(to)
+    return (to + name[size:] for name in names)
 
 
 def open_address(url: str) -> tuple[Any, str]:
@@ -78,12 +86,12 @@ def open_address(url: str) -> tuple[Any, str]:
         raise BulkError(f"{url}: {error}; s3://, gs://, hf://, file:// and others of fsspec are known") from None
 
 
-def _lines(source: str, scratch: Path) -> Iterator[str]:
+def _lines(source: str, scratch: Path, called: str) -> Iterator[str]:
     if "://" in source:
         fs, path = open_address(source)
         try:
             if fs.isfile(path):
-                with fs.open(path, "rt", encoding="utf-8-sig", newline="") as file:
+                with fs.open(path, "rb") as file:
                     yield from _manifest(file, source, source.rpartition("/")[0])
                 return
             names = _remote(fs, path)
@@ -93,11 +101,11 @@ def _lines(source: str, scratch: Path) -> Iterator[str]:
         except Exception as error:  # each store has exceptions of its own
             raise BulkError(f"{source}: cannot be listed ({error}); check the address and your rights") from error
     elif os.path.isdir(source):
-        names = _local(os.path.normpath(source))
+        names = moved(_local(os.path.normpath(source)), source, called)
         yield from _sorted((Input(name).to_json() for name in names), scratch)
     else:
         try:
-            with open(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            with open(source, "rb") as file:
                 yield from _manifest(file, source, os.path.dirname(os.path.abspath(source)))
         except OSError as error:
             raise BulkError(f"{source}: {error.strerror}; name a folder, a manifest or an address") from None
@@ -145,23 +153,26 @@ def _sorted(lines: Iterable[str], scratch: Path) -> Iterator[str]:
         yield from heapq.merge(*runs)
 
 
-def _manifest(file: TextIO, source: str, folder: str) -> Iterator[str]:
+def _manifest(file: BinaryIO, source: str, folder: str) -> Iterator[str]:
     """The inputs of a manifest in its order. Paths are relative to its folder; addresses stay as they are."""
     suffix = os.path.splitext(source)[1].lower()
     if suffix not in MANIFESTS:
         raise BulkError(f"{source}: not a folder, nor a manifest ({', '.join(MANIFESTS)}: one path a line)")
-    if suffix == ".txt":
-        yield from (Input(_resolved(line.rstrip("\r\n"), folder)).to_json() for line in file if line.strip())
-        return
-    for number, row in rows(file, source):
-        try:
-            clip = parse(row, Path())
-            if not row.get("path"):
-                raise ValueError("path is missing")
-        except ValueError as error:
-            raise BulkError(f"{source}, line {number}: {error}") from None
-        # the path of `row`: `parse` would change an address
-        yield Input(_resolved(row["path"], folder), row.get("id") or None, clip.start, clip.duration).to_json()
+    encoding = encoding_of(file.read(2))
+    file.seek(0)
+    # bytes of a path that are not UTF-8 stay as they are
+    with io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as lines:
+        if suffix == ".txt":
+            yield from (Input(_resolved(line.rstrip("\r\n"), folder)).to_json() for line in lines if line.strip())
+            return
+        for number, row in rows(lines, source):
+            try:
+                clip, row = parse(row, Path()), renamed(row)
+            except ValueError as error:
+                raise BulkError(f"{source}, line {number}: {error}") from None
+            id = clip.id if row.get("id") not in ("", None) else None
+            # the path of `row`: `parse` would change an address
+            yield Input(_resolved(row["path"], folder), id, clip.start, clip.duration).to_json()
 
 
 def _resolved(path: str, folder: str) -> str:

@@ -20,24 +20,26 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..audio.files import replacing, write
-from ..errors import optional
+from ..errors import LambError, optional
 from ..inference.captions import json_line
-from .listing import BulkError, Input, write_list
+from .listing import BulkError, Input, moved, write_list
 from .workers import Answer, Settings, Worker, WorkerError, crew
 
 SHARD_SIZE = 1000  # most inputs; a kill costs each worker at most the work on one shard
 CRASH = "the decoder crashed on it, or used too much memory; convert it, for instance with: ffmpeg -i FILE sound.wav"
+STEP = 128  # most inputs that a worker is given at once: several share a shard, and progress is seen within it
 PIECES = 8  # into which the inputs are cut on which a worker died
 STILLBORN = 3  # most workers that may die in succession before they have loaded their model
 
@@ -55,6 +57,7 @@ class Tally:
     audio: float = 0.0  # seconds of sound captioned
     fresh: int = 0  # inputs finished by this run
     fresh_audio: float = 0.0
+    held: int = 0  # inputs that are done in shards which are not
     began: float = field(default_factory=time.monotonic)
 
     def add(self, report: dict[str, Any], sign: int = 1) -> None:
@@ -77,7 +80,7 @@ class Tally:
             "this_run": {
                 "seconds": round(seconds, 1),
                 "inputs": self.fresh,
-                "inputs_per_second": round(self.fresh / seconds, 2),
+                "inputs_per_second": round((self.fresh + self.held) / seconds, 2),
                 "hours_per_hour": round(self.fresh_audio / seconds, 1),
             },
         }
@@ -93,7 +96,7 @@ class _Shard:
 
 @dataclass
 class _Piece:
-    """Inputs of a shard for one call of a worker: all of them, or fewer after a worker died."""
+    """Inputs of a shard for one call of a worker: STEP of them, or fewer after a worker died."""
 
     shard: _Shard
     inputs: list[tuple[int, Input]]
@@ -122,7 +125,7 @@ def bulk(
         format: "jsonl" or "parquet" (needs the extra `cluster`).
         retry_failed: whether the failures of finished shards are tried again as well.
         as_listed: whether the list of the first run is used without a check for changes.
-        watch: called whenever a shard is finished.
+        watch: called whenever a worker has done what it was given.
 
     Raises BulkError or ManifestError if the request cannot be right, PackageError for a missing package, WorkerError if
     no worker can start.
@@ -132,18 +135,28 @@ def bulk(
         _pyarrow()
     with _locked(out), crew(settings, workers, ray) as (hire, count):
         plan = _plan(source, out, settings, shard_size, format, count, as_listed)
+        first = plan["input"]  # what the folder was called then
         rounds = _rounds(out)
         tally = Tally(plan["inputs"])
         for number in rounds:
             tally.add(_report(out, number, rounds))
         watch(tally)
 
-        def commit(shard: _Shard) -> None:
-            _commit(out, shard, rounds, plan["format"], tally)
+        def answered(piece: _Piece, done: int) -> None:
+            tally.held += done
+            if len(piece.shard.rows) == len(piece.shard.inputs):
+                tally.held -= len(piece.shard.rows)
+                _commit(out, piece.shard, rounds, plan["format"], tally)
             watch(tally)
 
+        def here(item: Input) -> Input:
+            """The input, and where it is if the folder is called something else now."""
+            if source == first or not os.path.isdir(source):
+                return item
+            return replace(item, path=next(moved([item.file], first, source)))
+
         try:
-            _drive(_todo(out, plan["shard_size"], rounds, retry_failed), hire, count, commit)
+            _drive(_todo(out, plan["shard_size"], rounds, retry_failed, here), hire, count, answered)
         finally:
             _conclude(out, rounds, tally)
     return tally.summary()
@@ -152,18 +165,22 @@ def bulk(
 # ---- the loop -----------------------------------------------------------------------------------------------------
 
 
-def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, commit: Callable[[_Shard], None]) -> None:
-    """Let `count` workers caption all shards, and `commit` each complete one. Memory holds only the shards in work."""
-    again: deque[_Piece] = deque()  # pieces to try again
+def _drive(
+    todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, answered: Callable[[_Piece, int], None]
+) -> None:
+    """Let `count` workers caption all shards; `answered` is told each piece, and how many of its inputs are done.
+
+    Memory holds only the shards in work.
+    """
+    again: deque[_Piece] = deque()  # pieces that are next: of a shard that was begun, or to try again
     free: list[tuple[int, Worker | None]] = [(number, None) for number in reversed(range(count))]  # None: to be hired
     busy: dict[Future[Answer], tuple[int, Worker, _Piece]] = {}
     stillborn = 0
 
     def next_piece() -> _Piece | None:
-        if again:
-            return again.popleft()
-        shard = next(todo, None)
-        return None if shard is None else _Piece(shard, shard.inputs)
+        if not again and (shard := next(todo, None)):
+            again.extend(_Piece(shard, shard.inputs[k : k + STEP]) for k in range(0, len(shard.inputs), STEP))
+        return again.popleft() if again else None
 
     try:
         while True:
@@ -191,12 +208,12 @@ def _drive(todo: Iterator[_Shard], hire: Callable[[int], Worker], count: int, co
                 else:
                     free.append((number, worker))
                 problem = CRASH if died else future.result().problem
+                before = len(piece.shard.rows)
                 if problem:
                     again.extendleft(reversed(_again(piece, problem)))
                 else:
                     _fill(piece, future.result().rows)
-                if len(piece.shard.rows) == len(piece.shard.inputs):
-                    commit(piece.shard)
+                answered(piece, len(piece.shard.rows) - before)
     finally:
         for worker in filter(None, [*(idle for _, idle in free), *(worker for _, worker, _ in busy.values())]):
             worker.stop()
@@ -231,16 +248,19 @@ def _again(piece: _Piece, problem: str) -> list[_Piece]:
     return [_Piece(piece.shard, part, tries=int(size > 1)) for part in parts]
 
 
-def _todo(out: Path, size: int, rounds: dict[int, int], retry_failed: bool) -> Iterator[_Shard]:
+def _todo(
+    out: Path, size: int, rounds: dict[int, int], retry_failed: bool, here: Callable[[Input], Input]
+) -> Iterator[_Shard]:
     """The shards that are not finished and, with `retry_failed`, the failures of those that are."""
     with (out / "inputs.jsonl").open(encoding="ascii") as lines:
         number = 0
         while held := list(islice(lines, size)):
             if number not in rounds:
-                yield _Shard(number, 0, [(number * size + k, Input.from_json(line)) for k, line in enumerate(held)])
+                inputs = [(number * size + k, here(Input.from_json(line))) for k, line in enumerate(held)]
+                yield _Shard(number, 0, inputs)
             elif retry_failed and (failures := _report(out, number, rounds)["failures"]):
                 places = [failure["index"] for failure in failures]
-                inputs = [(k, Input.from_json(held[k - number * size])) for k in places]
+                inputs = [(k, here(Input.from_json(held[k - number * size]))) for k in places]
                 yield _Shard(number, rounds[number] + 1, inputs)
             number += 1
 
@@ -253,17 +273,19 @@ def _plan(
 ) -> dict[str, Any]:
     """The plan of the first run, with which the arguments of later runs must agree, or a new one."""
     path, listing = out / "plan.json", out / "inputs.jsonl"
-    chosen = {**asdict(settings), "input": source, "format": str(format)}
+    place = source if "://" in source else os.path.realpath(source)
+    chosen = {**asdict(settings), "format": str(format)}
     for name in ("device", "threads", "batch_size", "limits"):  # these change no caption
         del chosen[name]
     if not path.exists():
         count, digest = write_list(source, listing)
         size = size or max(1, min(SHARD_SIZE, -(-count // (4 * workers))))
-        plan = {"inputs": count, "sha256": digest, "shard_size": size, **chosen}
+        plan = {"inputs": count, "sha256": digest, "shard_size": size, "input": source, "place": place, **chosen}
         write(path, json.dumps(plan, indent=2) + "\n", durable=True)
         return plan
     plan = json.loads(path.read_text(encoding="utf-8"))
-    wanted = {**chosen, "shard_size": size or plan["shard_size"]}
+    named = plan["input"] if plan.get("place") == place else source  # whatever it is called from here
+    wanted = {**chosen, "input": named, "shard_size": size or plan["shard_size"]}
     for name, value in wanted.items():
         if plan[name] != value:
             raise BulkError(
@@ -271,7 +293,7 @@ def _plan(
             )
     if not as_listed:
         now = out / ".inputs.jsonl"
-        count, digest = write_list(source, now)
+        count, digest = write_list(source, now, called=plan["input"])
         now.unlink()
         if digest != plan["sha256"]:
             raise BulkError(
@@ -357,7 +379,11 @@ def _pyarrow() -> tuple[Any, Any]:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Lock the folder, so that one run at a time fills it. The lock ends with the process."""
+    """Lock the folder, so that one run at a time fills it; a run that is refused leaves no new folder.
+
+    The lock ends with the process.
+    """
+    new = next((folder for folder in [*reversed(out.parents), out] if not folder.exists()), None)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -368,4 +394,9 @@ def _locked(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise BulkError(f"{out}: another run is filling it; wait for it, or choose another --out") from None
-        yield
+        try:
+            yield
+        except LambError:
+            if new and not any(out.glob("captions/*")):
+                shutil.rmtree(new)
+            raise

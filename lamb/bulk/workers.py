@@ -95,7 +95,7 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
     loading = ("model", "device", "threads", "limits")
     options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
-        rate = captioner.model.encoder.sample_rate
+        rate = captioner.engine.sample_rate
         captions = captioner.stream((_source(item, rate) for item in inputs), **options)
         rows = [
             {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
@@ -128,15 +128,16 @@ class _Lazy(io.RawIOBase):
 
 def _source(item: Input, rate: int) -> Any:
     """The source of `item` for the captioner: a path, or a file object that is fetched when it is read."""
-    if "://" in item.file:
-        whole: Any = _Lazy(item.file, lambda: _open(item.file))
+    path = item.path or item.file
+    if "://" in path:
+        whole: Any = _Lazy(path, lambda: _open(path))
     else:
-        whole = item.file
-        if is_special(item.file):  # reading a pipe or a device might never end
-            return _Lazy(item.file, lambda: _refuse(item.file))
+        whole = path
+        if is_special(path):  # reading a pipe or a device might never end
+            return _Lazy(path, lambda: _refuse(path))
     if not item.start and item.duration is None:
         return whole
-    return _Lazy(item.file, lambda: _stretch(whole, rate, item))
+    return _Lazy(path, lambda: _stretch(whole, rate, item))
 
 
 def _open(url: str) -> Any:

@@ -17,6 +17,7 @@ from .data import data
 from .errors import shown, tidy_process
 from .evaluate import evaluate
 from .explain import explain
+from .export import export
 from .gap import gap
 from .info import info, push
 from .library import index, search
@@ -26,7 +27,7 @@ from .serve import demo, serve
 from .train import ablate, train
 
 COMMANDS = (  # in the order of the help
-    *(caption, explain, index, search, listen, bulk, serve, demo, info, push),
+    *(caption, explain, index, search, listen, bulk, serve, demo, info, push, export),
     *(evaluate, gap, data, train, ablate),
 )
 

@@ -176,8 +176,9 @@ def _show_tally(progress: Progress, tally: Tally) -> None:
     """Move the bar of a bulk run, and show beside it the rate, the time left and the number of failures."""
     run = tally.summary()["this_run"]
     rate = run["inputs_per_second"]
-    left = (tally.total - tally.done - tally.failed) / rate if rate else None
+    done = tally.done + tally.failed + tally.held
+    left = (tally.total - done) / rate if rate else None
     text = f"{rate:.1f}/s, {run['hours_per_hour']:.0f} x real time" if rate else "starting"
     text += f", {left / 60:.0f} min left" if left is not None else ""
     text += f", {tally.failed} failed" if tally.failed else ""
-    progress.update(progress.task_ids[0], total=tally.total, completed=tally.done + tally.failed, description=text)
+    progress.update(progress.task_ids[0], total=tally.total, completed=done, description=text)

@@ -26,6 +26,8 @@ from .options import (
     DecodeMemory,
     DecodeTimeout,
     Device,
+    Engine,
+    EngineName,
     Ignore,
     MinConfidence,
     Model,
@@ -147,6 +149,7 @@ def caption(
     ] = False,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
+    engine: EngineName = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
     track: Track = None,
@@ -213,7 +216,7 @@ def caption(
 
     def results(progress: Progress) -> Iterator[Caption | Timeline]:
         """Load the model, and caption the inputs."""
-        captioner = load_captioner(model, device, threads)
+        captioner = load_captioner(model, device, threads, engine)
         captioner.limits = limits
         if timeline or sdh:
             picture = _picture(captioner, plot)
@@ -241,16 +244,12 @@ def caption(
         raise typer.Exit(1)
 
 
-def load_captioner(model: str, device: str | None, threads: int | None) -> Captioner:
+def load_captioner(model: str, device: str | None, threads: int | None, engine: Engine | None = None) -> Captioner:
     """The captioner that a command's options ask for."""
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
     from ..inference.captioner import Captioner
 
     with loading():
-        return Captioner.load(model, device=device)
+        return Captioner.load(model, device, engine=engine, threads=threads)
 
 
 def _inputs(paths: list[str], recursive: bool, failed: list[str]) -> list[Any]:
@@ -285,7 +284,7 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
         return None
     from ..inference.picture import Picture
 
-    return Picture(captioner.model.encoder.sample_rate, plot)
+    return Picture(captioner.engine.sample_rate, plot)
 
 
 def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:

@@ -27,6 +27,13 @@ REMEDIES = {
     errno.EADDRINUSE: "stop the other program, or choose another --port",
     errno.EADDRNOTAVAIL: "choose an address of this machine for --host",
 }
+# The extra that has a package which is not part of the base install.
+EXTRAS = {
+    **dict.fromkeys(("torch", "transformers", "peft"), "torch"),
+    **dict.fromkeys(("accelerate", "tensorboard", "onnx"), "train"),
+    "matplotlib": "plot",
+    "gradio": "demo",
+}
 
 
 def say(kind: str, message: object) -> None:
@@ -57,7 +64,8 @@ def tidy_process() -> None:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Around a command: end with one line for a mistake of the user's or a refusal by the operating system.
+    """Around a command: end with one line for a mistake of the user's, a refusal by the operating system, or a package
+    that is missing.
 
     Any other exception is a bug and keeps its traceback.
     """
@@ -66,12 +74,28 @@ def shown() -> Iterator[None]:
     except LambError as error:
         say("error", error)
         sys.exit(2 if isinstance(error, ValueError) else 1)  # ValueError: what was asked for cannot be right
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        say("error", f"this needs {error.name}, which is not installed; pip install 'lamb-aac[{EXTRAS[error.name]}]'")
+        sys.exit(1)
     except OSError as error:
         if error.errno not in REMEDIES:
             raise
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
         say("error", f"{name}{error.strerror}; {REMEDIES[error.errno]}")
         sys.exit(1)
+
+
+@contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Around the imports of a command that takes a whole `extra`: what is missing is told with its name."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise LambError(
+            f"this needs {error.name}, which is not installed", f"pip install 'lamb-aac[{extra}]'"
+        ) from None
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -137,7 +139,7 @@ def evaluate(
     if report:
         from ..evaluation.report import write
 
-        page = write(found, report)
+        page = write(found, report, shlex.join(["lamb", *sys.argv[1:]]))
         if not quiet:
             say("report", page)
     test = evaluation.compare(*found) if compare else {}

@@ -63,7 +63,7 @@ def gap(
     panels = []
     for name in filter(None, (model, against)):
         with loading():
-            captioner = Captioner.load(name)
+            captioner = Captioner.load(name, engine="torch")
         panels.append((name, gap.embed(captioner.model, clips)))
     found = [{"model": name, **gap.measures(embeddings)} for name, embeddings in panels]
     if plot:

@@ -125,13 +125,9 @@ def search(
 
 
 def _library(folder: Path, model: str | None, device: str | None, threads: int | None) -> Library:
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
     from ..library.library import Library
 
-    return Library(folder, model, device)
+    return Library(folder, model, device, threads=threads)
 
 
 def _print(found: list[Match], format: SearchFormat) -> None:

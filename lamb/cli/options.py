@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from enum import StrEnum
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, get_type_hints
@@ -20,6 +21,13 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 INPUT, OUTPUT, FILTERS, LONG = "Input", "Output", "Filters", "Long recordings"
 DECODING, MACHINE = "Decoding", "Model and machine"
 SUBTITLES = "Subtitles"
+
+
+class Engine(StrEnum):
+    """What runs a model: `lamb.inference.loading.ENGINES`."""
+
+    onnx = "onnx"
+    torch = "torch"
 
 
 class Command(TyperCommand):
@@ -97,6 +105,15 @@ def flag(*names: str, panel: str | None = None, help: str) -> Any:
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Model = Annotated[str, option("NAME", MODEL_HELP, MACHINE)]
 Device = Annotated[str | None, option("NAME", "auto, cpu, cuda, cuda:1, mps ...", MACHINE, default=A_GPU)]
+EngineName = Annotated[
+    Engine | None,
+    option(
+        "NAME",
+        "onnx: ONNX Runtime, on a CPU, for the bundled model and what lamb export has written; torch: PyTorch.",
+        MACHINE,
+        default="onnx where it can run the model",
+    ),
+]
 Threads = Annotated[int | None, option("N", "Processor threads.", MACHINE, default="one for each core", min=1)]
 DecodeTimeout = Annotated[
     float,

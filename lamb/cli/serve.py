@@ -9,7 +9,18 @@ from ..config import ServeConfig
 from ..errors import LambError
 from .caption import load_captioner
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, LOOPBACK, MODEL_HELP, BatchSize, Device, Model, Threads, option, options_of
+from .options import (
+    DEFAULT_MODEL,
+    LOOPBACK,
+    MODEL_HELP,
+    BatchSize,
+    Device,
+    EngineName,
+    Model,
+    Threads,
+    option,
+    options_of,
+)
 
 
 @options_of(ServeConfig)
@@ -24,6 +35,7 @@ def serve(
     ] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
+    engine: EngineName = None,
     threads: Threads = None,
     batch_size: BatchSize = None,
     **settings: Any,
@@ -43,7 +55,7 @@ def serve(
     known = read_keys(keys)
     if not known and config.host not in LOOPBACK:
         say("warning", f"anyone who reaches {config.host} can use this service; see --keys")
-    captioner = load_captioner(model, device, threads)
+    captioner = load_captioner(model, device, threads, engine)
     serve(Service(captioner, model_name(model), config, batch_size), known)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from ..config import read_recipe
+from .errors import needing
 from .options import Overrides, Recipe, flag, option
 
 
@@ -12,16 +14,26 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, flag("--resume", help="Continue from the last saved state.")] = False,
+    estimate: Annotated[
+        bool, flag("--estimate", help="Do not train: print the memory and the time of a step.")
+    ] = False,
 ) -> None:
     """Train a model from a recipe.
 
-    Prints the folder of the result.
+    Prints the folder of the result, or with --estimate what a step takes.
 
     Example: lamb train recipes/tiny/3-lamb.yaml optim.steps=2000
     """
-    from ..training.loop import is_first_process
-    from ..training.train import train
+    with needing("train"):
+        from ..training.loop import is_first_process
+        from ..training.train import train
 
+    if estimate:
+        with needing("train"):
+            from ..training import estimate as estimating
+        config = read_recipe(recipe, overrides or [])
+        print(estimating.text(estimating.estimate(config), config))
+        return
     out = train(recipe, overrides or [], resume)
     if is_first_process():
         print(out)
@@ -38,6 +50,7 @@ def ablate(
     Trains and scores each variant and prints the tables.
     See recipes/ablation.yaml for an example.
     """
-    from ..training.ablate import ablate
+    with needing("train"):
+        from ..training.ablate import ablate
 
     print(ablate(recipe, overrides or [], resume, document), end="")

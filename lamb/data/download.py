@@ -108,7 +108,7 @@ def _receive(url: str, part: Path, progress: Any, task: Any) -> None:
         total = _total(response)
         if total is not None and total - have > (free := shutil.disk_usage(part.parent).free):
             raise DownloadError(
-                f"{url}: {_gigabytes(total - have)} to come and {_gigabytes(free)} free in {part.parent}; "
+                f"{url}: {(total - have) / 1e9:.1f} GB to come and {free / 1e9:.1f} GB free in {part.parent}; "
                 "make room, or give another folder"
             )
         progress.update(task, total=total, completed=have)
@@ -174,7 +174,3 @@ def _size(path: Path) -> int:
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB"

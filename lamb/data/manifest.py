@@ -68,13 +68,17 @@ def text_of(path: Path, encoding: str | None = None) -> str:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror})", "check the path and its permissions"
         ) from None
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
+        return content.decode(encoding or encoding_of(content))
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         remedy = f"save it as UTF-8, for instance with: iconv -f cp1252 -t utf-8 {path.name} > utf8{path.suffix}"
         raise ManifestError(f"{path}, line {line}: neither UTF-8 nor UTF-16", remedy) from None
+
+
+def encoding_of(head: bytes) -> str:
+    """The encoding of a text that begins so: UTF-16 by its mark, else UTF-8."""
+    return "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def rows(lines: Iterable[str], name: str | Path) -> Iterator[tuple[int, Any]]:

@@ -115,7 +115,7 @@ def mentions(caption: str) -> list[Mention]:
     words = [place[0] for place in places]
     found, k = [], 0
     while k < len(words):
-        pattern = next((p for p in _PATTERNS.get(words[k][:2], ()) if _fits(words[k : k + len(p[0])], p)), None)
+        pattern = next((p for p in PATTERNS.get(words[k][:2], ()) if _fits(words[k : k + len(p[0])], p)), None)
         if pattern is not None:
             found.append(Mention(places[k].start(), pattern[2]))
         k += len(pattern[0]) if pattern is not None else 1
@@ -143,7 +143,7 @@ def _patterns(vocabulary: Iterable[tuple[str, Entry]]) -> dict[str, list[Pattern
 
 
 _WORD = re.compile(r"[a-z0-9]+")
-_PATTERNS = _patterns(_OWN.items())
+PATTERNS = _patterns(_OWN.items())
 
 
 def place(caption: str, label: str) -> int | None:

@@ -137,7 +137,7 @@ def _probed(model: str, clips: Sequence[Clip], seeds: Sequence[int], device: str
     if is_predictions(model):
         raise OptionError(f"{model}: only a model can caption the additional sounds of --probe", "give a model")
     captioner = Captioner.load(model, device)
-    rate = captioner.model.encoder.sample_rate
+    rate = captioner.engine.sample_rate
     made = probes(clips, rate, seeds)
     return probe_scores(made, captioner.caption((one.waveform(rate), rate) for one in made))
 

@@ -1,22 +1,27 @@
 """The report of `lamb evaluate --report`: one self-contained HTML page.
 
-It holds tables beside the published numbers, distributions, and the best, median and worst clips with sound,
-spectrogram, caption and references. Everything that comes from the data is escaped, and the page runs no script.
+It holds tables beside the published numbers, what is named of each label, distributions, and clips with sound,
+spectrogram, caption and references: the best, median and worst by a score of captions, or, of recordings that only have
+labels, those that are right and wrong with the most confidence. Everything that comes from the data is escaped, and the
+page runs no script.
 """
 
 import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from .. import __version__
 from ..audio import files
 from ..audio import reader as audio
 from ..data.manifest import Clip
 from ..inference.picture import spectrogram_png
 from .evaluate import Evaluation
+from .report_labels import label_rows, surest
 from .scores import NAMES
 
 COLUMNS = ("meteor", "cider_d", "spice", "spider", "spider_fl", "fense")
@@ -40,7 +45,7 @@ LEAKAGE = (
     "Caution: AudioSet, on which CED and most audio encoders were trained, holds the AudioCaps test clips. Scores on "
     "AudioCaps, these and the published ones, are of sounds that the encoder may have heard in training."
 )
-RANKED_BY = ("spider", "cider_d", "label_named")  # clips are sorted by the measure that most of them have
+RANKED_BY = ("spider", "cider_d")  # clips are sorted by the measure that most of them have
 DRAWN = ("spider", "cider_d", "meteor", "rouge_l", "fense", "sbert", "length")  # histograms
 COLOURS = ("#2a78d6", "#d6702a")  # of the first and the second system
 SHOWN = 6  # clips shown as best, as median and as worst
@@ -54,30 +59,36 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 0 auto; p
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } tr.own { font-weight: 600; background: var(--soft); }
+th:first-child, td:first-child, .words th:last-child, .words td:last-child { text-align: left; }
+.words td:last-child { white-space: normal; } tr.own { font-weight: 600; background: var(--soft); }
 .note { color: color-mix(in srgb, currentColor 75%, transparent); font-size: .9rem; overflow-wrap: anywhere; }
 .clips { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
 article { border: 1px solid var(--line); border-radius: .5rem; padding: .75rem; overflow-wrap: anywhere; min-width: 0; }
 article img { width: 100%; height: 6rem; display: block; border-radius: .25rem; }
 audio { width: 100%; margin: .5rem 0; }
 .caption { font-weight: 600; margin: .25rem 0; } ul { margin: .25rem 0; padding-left: 1.2rem; }
-svg { width: 100%; height: auto; }
+svg { width: 100%; height: auto; } code { overflow-wrap: anywhere; }
 @media (max-width: 32rem) { th, td { padding: .25rem .3rem; font-size: .85rem; } }
 """
 
 
-def write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
-    """Write `folder`/report.html about one system, or several on the same clips; return its path."""
+def write(evaluations: Sequence[Evaluation], folder: Path, command: str = "") -> Path:
+    """Write `folder`/report.html about one system, or several on the same clips; return its path.
+
+    `command` is what made it, for whoever wants to make it again.
+    """
     first = evaluations[0]
     names = ", ".join(dict.fromkeys(one.system for one in evaluations))
     title = f"{names} on {first.data}"
     body = [
         f"<h1>{_text(title)}</h1>",
+        _made(command),
         *_facts(first),
         "<h2>Scores</h2>",
         _measures(evaluations),
         *(f'<p class="note">{_text(note)}</p>' for note in _notes(first)),
         *_published(evaluations),
+        *_labels(evaluations),
         "<h2>Distributions</h2>",
         _distributions(evaluations),
         *_clips(evaluations),
@@ -93,6 +104,12 @@ def write(evaluations: Sequence[Evaluation], folder: Path) -> Path:
 
 def _text(text: object) -> str:
     return html.escape(str(text), quote=True)
+
+
+def _made(command: str) -> str:
+    """When, by which version and by which command."""
+    by = f" by <code>{_text(command)}</code>" if command else ""
+    return f'<p class="note">Made on {datetime.now():%Y-%m-%d at %H:%M} with lamb {__version__}{by}.</p>'
 
 
 def _facts(one: Evaluation) -> list[str]:
@@ -116,14 +133,14 @@ def _notes(one: Evaluation) -> list[str]:
     return [*one.notes, *(f"Left out: {', '.join(NAMES.get(n, n) for n in names)}. {why}" for why, names in left)]
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], own: int = 0) -> str:
-    """Cells as text; the first `own` rows stand out."""
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], own: int = 0, kind: str = "numbers") -> str:
+    """Cells as text; the first `own` rows stand out. The last column of the kind "words" is none of numbers."""
     head = "".join(f"<th>{_text(cell)}</th>" for cell in heads)
     lines = [
         f"<tr{' class=own' if k < own else ''}>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>"
         for k, row in enumerate(rows)
     ]
-    return f'<div class="scroll"><table><tr>{head}</tr>\n{chr(10).join(lines)}\n</table></div>'
+    return f'<div class="scroll"><table class="{kind}"><tr>{head}</tr>\n{chr(10).join(lines)}\n</table></div>'
 
 
 def _measures(evaluations: Sequence[Evaluation]) -> str:
@@ -217,26 +234,42 @@ def _histogram(name: str, values: Sequence[np.ndarray]) -> str:
     return f'<div role="img" aria-label="Histogram of {_text(name)}">{svg[svg.index("<svg") :]}</div>'
 
 
+def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
+    """The table of labels, if the clips have some that a model may know."""
+    rows = label_rows(evaluations)
+    if not rows:
+        return []
+    whose = f" by {evaluations[0].system}" if len(evaluations) > 1 else ""
+    heads = ["label", "clips", *(f"named by {one.system}" for one in evaluations), f"said instead{whose}, how often"]
+    note = "The labels that are named least come first. What is said instead is of captions that do not name the label."
+    return ["<h2>By label</h2>", f'<p class="note">{note}</p>', _table(heads, rows, kind="words")]
+
+
 def _clips(evaluations: Sequence[Evaluation]) -> list[str]:
-    """The best, median and worst clips of the first system, each with a heading."""
+    """Some clips, each group with a heading: by the score that most clips have, or by what is named of their labels."""
     first = evaluations[0]
     ranks = {name: first.measures[name].per_clip for name in RANKED_BY if name in first.measures}
     scores = {
         name: {k: float(v) for k, v in enumerate(c) if np.isfinite(v)} for name, c in ranks.items() if c is not None
     }
-    if not scores:
-        return []
-    by = max(scores, key=lambda name: len(scores[name]))
-    of = scores[by]
-    sure = [result.confidence or 0.0 for result in first.results]
-    best = sorted(of, key=lambda k: (-of[k], -sure[k]))  # among equals those of highest confidence first
-    worst = sorted(of, key=lambda k: (of[k], -sure[k]))
-    shown = min(SHOWN, max(len(of) // 3, 1))
-    middle = (len(of) - shown) // 2
+    groups: list[tuple[str, list[int]]] = []
+    by = max(scores, key=lambda name: len(scores[name])) if scores else ""
+    if of := scores.get(by):
+        order = sorted(of, key=lambda k: -of[k])
+        shown = min(SHOWN, max(len(of) // 3, 1))
+        middle = (len(of) - shown) // 2
+        titles = [f"{which} clips, by {NAMES[by]}" for which in ("Best", "Median", "Worst")]
+        places = [order[:shown], order[middle:][:shown], order[::-1][:shown]]
+        groups = list(zip(titles, places, strict=True))
+    else:  # a label is named or not: of equal clips none is the best
+        for title, right in (("All labels named", True), ("Not all labels named", False)):
+            found = surest(first, right)
+            groups.append((f"{title}, with the most confidence ({len(found)} clips in all)", found[:SHOWN]))
     said = []
-    for title, places in (("Best", best[:shown]), ("Median", best[middle:][:shown]), ("Worst", worst[:shown])):
-        said.append(f"<h2>{title} clips, by {_text(NAMES.get(by, by.replace('_', ' ')))}</h2>")
-        said.append(f'<div class="clips">{"".join(_card(evaluations, k, by) for k in places)}</div>')
+    for title, chosen in groups:
+        if chosen:
+            said.append(f"<h2>{_text(title)}</h2>")
+            said.append(f'<div class="clips">{"".join(_card(evaluations, k, by) for k in chosen)}</div>')
     return said
 
 
@@ -254,7 +287,7 @@ def _card(evaluations: Sequence[Evaluation], k: int, by: str) -> str:
         shown = [f"{NAMES.get(n, n.replace('_', ' '))} {value:.3f}" for n, value in scores if np.isfinite(value)]
         shown += [f"confidence {result.confidence:.2f}"] if result.confidence is not None else []
         lines.append(f'<p class="note">{_text(", ".join(shown))}</p>')
-    said = [*clip.captions, *(f"label: {label}" for label in clip.labels)]
+    said = [*clip.captions, *(f"label: {label.replace('_', ' ')}" for label in clip.labels)]
     lines.append(f"<ul>{''.join(f'<li>{_text(text)}</li>' for text in said)}</ul>")
     return f'<article><div class="note">{_text(clip.id)}</div>{_sound(clip)}{"".join(lines)}</article>'
 

@@ -1,29 +1,29 @@
 """Our extensions of LAMB, which the paper does not have: one file and one config dataclass each, off by default.
 
-`lamb.model` knows nothing of them. This file is the one place where they are plugged in: `extend` adds to a model those
-that its config switches on; `logits_processors` and `reranker` are for `lamb.inference.generation`.
+`lamb.model` knows nothing of them. `extend` adds to a model the networks that its config switches on. What only
+chooses among tokens and captions, `one_mention` and `reranking`, is NumPy, and `lamb.inference` asks for it.
 """
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..config import LambConfig
-from ..model import checkpoint
-from ..model.encoders import build_encoder
-from ..model.lamb import LambModel
-from ..model.language_model import LanguageModel
-from .channel_dropout import ChannelDropout
-from .class_prototypes import ClassPrototypes
-from .one_mention import OneMention
-from .positional_encoding import PositionalEncoding
-from .reranking import Reranker
-from .residual_guide import ResidualGuide
+
+if TYPE_CHECKING:  # captions can be made without PyTorch
+    import torch
+
+    from ..model.lamb import LambModel
 
 
 def extend(model: LambModel) -> LambModel:
     """`model` with the extensions that its config switches on; its state dict then holds their tensors too."""
+    from .channel_dropout import ChannelDropout
+    from .class_prototypes import ClassPrototypes
+    from .positional_encoding import PositionalEncoding
+    from .residual_guide import ResidualGuide
+
     extensions = model.config.extensions
     if extensions.channel_dropout.rate:
         model.extensions["channel_dropout"] = ChannelDropout(extensions.channel_dropout)
@@ -38,6 +38,10 @@ def extend(model: LambModel) -> LambModel:
 
 def build(config: LambConfig, device: str | torch.device = "cpu") -> LambModel:
     """A new model to train on `device`, where it is still to be moved: encoder and LLM come from their sources."""
+    from ..model.encoders import build_encoder
+    from ..model.lamb import LambModel
+    from ..model.language_model import LanguageModel
+
     encoder = build_encoder(config.encoder)  # before the LLM: with a seed, the order decides the random weights
     model = extend(LambModel(config, encoder, LanguageModel.from_pretrained(config.llm, device)))
     model.initialise()
@@ -46,17 +50,6 @@ def build(config: LambConfig, device: str | torch.device = "cpu") -> LambModel:
 
 def load(name: str | Path, device: str = "cpu") -> LambModel:
     """`lamb.model.checkpoint.load` of a model with its extensions."""
+    from ..model import checkpoint
+
     return checkpoint.load(name, device, extend)
-
-
-def logits_processors(model: LambModel) -> list[Any]:
-    """What the extensions do to the logits of every decoding step, after the guide."""
-    if not model.config.extensions.one_mention.enabled:
-        return []
-    return [OneMention(model.llm.tokenizer, len(model.llm.embedding_matrix))]
-
-
-def reranker(model: LambModel) -> Reranker | None:
-    """What chooses among the hypotheses of a beam search; None: their own scores do."""
-    config = model.config.extensions.reranking
-    return Reranker(model, config) if config.weight else None

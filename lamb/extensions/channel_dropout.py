@@ -18,4 +18,6 @@ class ChannelDropout(nn.Module):
         self.rate = config.rate
 
     def forward(self, h_a: Tensor, mask: Tensor) -> Tensor:
+        if not self.training:
+            return h_a
         return h_a * F.dropout(h_a.new_ones(len(h_a), 1, h_a.shape[2]), self.rate, self.training)  # (B, 1, D)

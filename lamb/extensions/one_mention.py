@@ -5,10 +5,9 @@ of fewer than four letters, and those that two different sounds may share, can c
 person sneezes".
 """
 
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor
+import numpy as np
 
 WORD_STARTS = ("\u0120", "\u2581")  # what a tokenizer writes for the blank before a word: byte-level BPE, SentencePiece
 # words of four letters and more that captions of two different sounds may share
@@ -23,15 +22,16 @@ SHARED = frozenset(
 
 
 class OneMention:
-    """Logits processor: excludes the tokens among input_ids (R, L) that begin such a word from the scores (R, V)."""
+    """Filter of `lamb.inference.search`: no token among ids (R, L) that begins such a word has a chance again in
+    log probabilities (R, V)."""
 
-    def __init__(self, tokenizer: Any, vocabulary: int):
-        self.once = torch.zeros(vocabulary, dtype=torch.bool)  # (V,)
-        for token, number in tokenizer.get_vocab().items():
-            word = token[1:].lower()
-            self.once[number] = token[:1] in WORD_STARTS and len(word) > 3 and word.isalpha() and word not in SHARED
+    def __init__(self, vocabulary: Mapping[str, int]):
+        """`vocabulary`: the number of each token."""
+        words = ((number, token[:1] in WORD_STARTS, token[1:].lower()) for token, number in vocabulary.items())
+        self.once = np.zeros(max(vocabulary.values()) + 2, bool)  # (tokens + 1,): the last is for those without a name
+        for number, starts, word in words:
+            self.once[number] = starts and len(word) > 3 and word.isalpha() and word not in SHARED
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        generated = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)  # (R, V)
-        generated.scatter_(1, input_ids, True)
-        return scores.masked_fill(generated & self.once.to(scores.device), -torch.inf)
+    def __call__(self, ids: np.ndarray, log_p: np.ndarray) -> None:
+        row, place = np.nonzero(self.once.take(ids, mode="clip"))
+        log_p[row, ids[row, place]] = -np.inf

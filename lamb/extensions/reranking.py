@@ -7,26 +7,30 @@ repeats the loudest sound than names a doubtful one; the similarity favours capt
 """
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..config import RerankingConfig
-from ..model.aligner import pool
-from ..model.lamb import LambModel
 
 
 class Reranker:
-    """The values of hypotheses, by which they are sorted."""
+    """Hypotheses in the order of their values; `runtime` is the `lamb.inference.engine.Runtime` that found them."""
 
-    def __init__(self, model: LambModel, config: RerankingConfig):
-        self.llm, self.weight = model.llm, config.weight
+    def __init__(self, runtime: Any, config: RerankingConfig):
+        self.runtime, self.weight = runtime, config.weight
 
-    def values(self, z_a: Tensor, mask: Tensor, found: Sequence[Sequence[tuple[str, float]]]) -> list[list[float]]:
-        """z_a (B, N, D_llm), mask (B, N), (text, log p) of each clip's hypotheses -> the value of each."""
-        texts = [text or "." for hypotheses in found for text, _ in hypotheses]  # C of all clips
-        clip = torch.tensor([row for row, hypotheses in enumerate(found) for _ in hypotheses], device=z_a.device)
-        ids, text_mask = self.llm.tokenize(texts)  # (C, L)
-        z_t = pool(self.llm.embed(ids), text_mask)  # (C, D_llm)
-        cosine = iter(torch.cosine_similarity(pool(z_a, mask)[clip], z_t).tolist())
-        return [[log_p + self.weight * next(cosine) for _, log_p in hypotheses] for hypotheses in found]
+    def ranked(self, z_a: np.ndarray, mask: np.ndarray, found: Sequence[Sequence[Any]]) -> list[list[Any]]:
+        """z_a (B, N, D_llm), mask (B, N), the hypotheses (`text`, `score`) of each clip -> the same, best first."""
+        rows = []
+        for audio, there, hypotheses in zip(z_a, mask, found, strict=True):
+            a = audio[there].mean(0)  # (D_llm,)
+            tokens = self.runtime.tokenize([hypothesis.text or "." for hypothesis in hypotheses])
+            texts = [self.runtime.embed(ids).mean(0) for ids, _ in tokens]
+            value = {h: h.score + self.weight * _cosine(a, t) for h, t in zip(hypotheses, texts, strict=True)}
+            rows.append(sorted(hypotheses, key=lambda h: -value[h]))
+        return rows
+
+
+def _cosine(a: np.ndarray, b: np.ndarray) -> float:
+    return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-8))

@@ -25,6 +25,10 @@ class ResidualGuide(TokenGuide):
         self.strength = residual.strength
         self.gamma = nn.Parameter(torch.tensor(0.0))
 
+    @property
+    def residual(self) -> float:
+        return -2 * self.strength * self.gamma.item() * self.beta.item()
+
     def steps(self, bias: Tensor, tokens: Tensor, embedding_matrix: Tensor, last: bool = False) -> Tensor:
         strength = 1.0 if self.training else self.strength
         with torch.autocast(tokens.device.type, enabled=False):

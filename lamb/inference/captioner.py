@@ -1,29 +1,32 @@
 """The entry point of inference: `Captioner` turns sounds into captions for the command line, services and pages.
 
-A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs `lamb.model`)
--> `generation` (search) -> `captions` (results). For a timeline, `timeline` takes the place of `recording`.
+A clip passes through these files: `captioner` -> `recording` (sound to encoder tokens) -> `engine` (runs the networks)
+-> `generation`, `search` -> `weighing` -> `captions` (results). A timeline has `timeline` in place of `recording`.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from inspect import signature
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from .. import extensions
 from ..audio import reader as audio
 from ..config import DecodeConfig, DecodeLimits
-from ..errors import OptionError, reason
-from ..model import checkpoint
-from ..model.lamb import LambModel
+from ..errors import OptionError
 from .captions import Caption, Timeline
 from .changes import CELL
-from .engine import Engine
+from .engine import Engine, Runtime
+from .loading import runtime as load_runtime
+from .loading import torch_model
 from .recording import Source, hear, name_of
 from .timeline import Plan, timeline
+
+if TYPE_CHECKING:
+    from ..model.lamb import LambModel
 
 SEGMENT_BEAMS = 1  # as many labels named as with 4, in a third of the time: benchmarks/timeline.py [O]
 
@@ -35,23 +38,39 @@ class Captioner:
     'A dog barks.'
     """
 
-    def __init__(self, model: LambModel, options: DecodeConfig | None = None, limits: DecodeLimits | None = None):
+    def __init__(
+        self, model: LambModel | Runtime, options: DecodeConfig | None = None, limits: DecodeLimits | None = None
+    ):
         """`limits`: what decoding one file may cost, in a process of its own; None: files are decoded in this one."""
-        self.model = model.eval()
         self.engine = Engine(model)
-        self.options = options or model.config.decode
+        self.options = options or self.engine.runtime.config.decode
         self.limits = limits
 
     @classmethod
-    def load(cls, name: str = "tiny", device: str | None = None, limits: DecodeLimits | None = None) -> "Captioner":
-        """A bundled model by name, a folder, or a Hugging Face hub id, on `device`: "cpu", "cuda", ...
+    def load(
+        cls,
+        name: str = "tiny",
+        device: str | None = None,
+        limits: DecodeLimits | None = None,
+        engine: str | None = None,
+        threads: int | None = None,
+    ) -> Captioner:
+        """A bundled model by name, a folder, or a Hugging Face hub id.
 
-        None and "auto" stand for a GPU if there is one.
-        Raises CheckpointError, a ValueError, with the remedy in its text.
+        Args:
+            device: "cpu", "cuda", ...; None and "auto" stand for a GPU if there is one and PyTorch runs the model.
+            engine: "onnx" (ONNX Runtime, on a CPU, for a model that `lamb export` has been at, as the bundled one),
+                "torch" (PyTorch, any model), or None: the first of them that can run it.
+            threads: of a CPU; None: one for each core.
+
+        Raises CheckpointError or EngineError, both ValueErrors, with the remedy in their text.
         """
-        model = extensions.load(name, _device(device))
-        model.merge_lora()
-        return cls(model, limits=limits)
+        return cls(load_runtime(name, device, engine, threads), limits=limits)
+
+    @property
+    def model(self) -> LambModel:
+        """The model, where PyTorch runs it. Raises EngineError elsewhere."""
+        return torch_model(self.engine.runtime)
 
     def caption(self, files: Iterable[Source], **options: Any) -> list[Caption]:
         """The captions of `files`, in their order; the keywords are those of `stream`."""
@@ -195,15 +214,3 @@ def _check(options: DecodeConfig, n_best: int, beams: int | None, sample: bool) 
             f"window and hop are seconds from {audio.MIN_DURATION} on, and hop at most the window: "
             f"hop {options.hop}, window {options.window}"
         )
-
-
-def _device(name: str | None) -> str:
-    if name in (None, "auto"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise checkpoint.CheckpointError(
-            f"device {name!r} cannot be used ({reason(error)})", "try cpu, or cuda with a GPU"
-        ) from None
-    return name

@@ -1,61 +1,120 @@
 """The model as inference runs it: sounds and tokens of any lengths, in padded batches of similar length. [O]
 
-NumPy arrays and hypotheses go in and out, in the order of the input, so that nothing else in this room needs PyTorch.
+NumPy arrays and hypotheses go in and out, in the order of the input. What runs the networks of the model is a
+`Runtime`: `torch_runtime` for any model, `onnx_runtime` for one that has been exported. Nothing else in this room
+knows of PyTorch or ONNX.
 
-Letters: T samples, N_a encoder tokens, D encoder width, N audio tokens, D_llm LLM width.
+Letters: B batch, T samples, N_a encoder tokens, D encoder width, N audio tokens, D_llm LLM width, C labels.
 """
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..audio.reader import centred
-from ..config import DecodeConfig
+from ..config import DecodeConfig, LambConfig
 from ..data.vocabulary import mentions
-from ..model.lamb import LambModel
-from ..model.padding import pad
 from .generation import Hypothesis, generate
-from .weighing import Weigher
+from .search import Decoding
+
+if TYPE_CHECKING:
+    from ..model.lamb import LambModel
 
 Result = TypeVar("Result")
 
 
-class Engine:
-    """A `LambModel` on its device: sound -> h_a -> z_a -> hypotheses, one method a step."""
+class Runtime(ABC):
+    """The networks and the tokenizer of a model, for batches of NumPy arrays; masks are True where a clip is."""
 
-    def __init__(self, model: LambModel):
-        self.model = model
+    config: LambConfig
+    name: str  # what messages call it
+    device: str
+    sample_rate: int  # Hz of the samples that `encode` expects
+    frame_rate: float  # encoder tokens a second
+    dim: int  # D
+    labels: Sequence[str]  # what `tag` tells apart; empty: the encoder has no label heads
+    eos: int  # the token that ends a caption
+    threads: int  # of a CPU
+    space: str  # a name for the space of z_a and words: equal for the same adapter and embedding table
+    vocabulary: dict[str, int]  # the number of each token
+
+    @abstractmethod
+    def share(self, ways: int) -> None:
+        """Divide the threads among batches that run at once."""
+
+    @abstractmethod
+    def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples (B, T), mask (B, T) -> encoder tokens h_a (B, N_a, D), mask (B, N_a)."""
+
+    @abstractmethod
+    def audio_tokens(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """h_a (B, N_a, D), mask (B, N_a) -> audio tokens z_a (B, N, D_llm), mask (B, N)."""
+
+    @abstractmethod
+    def tag(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How probable each label is: h_a, mask -> in the clip (B, C), in every token (B, N_a, C + 1)."""
+
+    @abstractmethod
+    def bias(self, z_a: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        """The Token Guide's bias of the first step: z_a, mask -> (B, V); None of a model without a guide."""
+
+    @abstractmethod
+    def decoding(self, z_a: np.ndarray, mask: np.ndarray, guide: float) -> Decoding:
+        """Captions of z_a (B, N, D_llm), mask (B, N), under the guide's bias times `guide`."""
+
+    @abstractmethod
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        """The input embeddings of tokens: L ids -> (L, D_llm) float32."""
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Of each text its tokens, without special ones, and the characters (start, end) that each stands for."""
+
+    @abstractmethod
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Tokens -> text of each, without special tokens."""
+
+
+class Engine:
+    """A model on its runtime: sound -> h_a -> z_a -> hypotheses, one method a step."""
+
+    def __init__(self, model: LambModel | Runtime):
+        """`model`: a runtime, or a `LambModel`, which PyTorch runs on the device where it is."""
+        if not isinstance(model, Runtime):
+            from .torch_runtime import TorchRuntime
+
+            model = TorchRuntime(model)
+        self.runtime = model
 
     @property
     def sample_rate(self) -> int:
         """Hz of the samples that `encode` expects."""
-        return self.model.encoder.sample_rate
+        return self.runtime.sample_rate
 
     @property
     def frame_rate(self) -> float:
         """Encoder tokens per second."""
-        return self.model.encoder.frame_rate
+        return self.runtime.frame_rate
 
     @property
     def dim(self) -> int:
         """D, the width of an encoder token."""
-        return self.model.encoder.dim
+        return self.runtime.dim
 
-    @torch.inference_mode()
     def encode(self, waveforms: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
         """Samples (T,) at `sample_rate`, centred -> encoder tokens h_a (N_a, D) of each, `size` waveforms at a time."""
         waveforms = [centred(x) for x in waveforms]
-        return _by_length(waveforms, size, lambda batch: _rows(*self.model.encode(*self._padded(batch))))
+        return _by_length(waveforms, size, lambda batch: _rows(*self.runtime.encode(*pad(batch))))
 
-    @torch.inference_mode()
     def audio_tokens(self, tokens: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
         """Encoder tokens h_a (N_a, D) -> audio tokens z_a (N, D_llm) of each, `size` at a time."""
-        return _by_length(tokens, size, lambda batch: _rows(*self.model.audio_tokens(*self._padded(batch))))
+        return _by_length(tokens, size, lambda batch: _rows(*self.runtime.audio_tokens(*pad(batch))))
 
-    @torch.inference_mode()
     def describe(
         self, tokens: Sequence[np.ndarray], options: DecodeConfig, n_best: int = 1, seed: int | None = None
     ) -> list[list[Hypothesis]]:
@@ -63,25 +122,35 @@ class Engine:
 
         After the best one follow alternatives that name other sounds (see `varied`).
         """
+        runtime = self.runtime
+        reranking = runtime.config.extensions.reranking
 
         def part(batch: list[np.ndarray]) -> list[list[Hypothesis]]:
-            h_a, h_a_mask = self._padded(batch)  # (B, N_a, D), (B, N_a)
-            z_a, mask = self.model.audio_tokens(h_a, h_a_mask)  # (B, N, D_llm), (B, N)
-            if seed is not None or (n_best == 1 and not options.weigh.enabled):
-                return generate(self.model, z_a, mask, options, n_best, seed)
-            found = generate(
-                self.model, z_a, mask, options, max(options.beams, n_best), scored=not options.weigh.enabled
-            )
+            h_a, h_a_mask = pad(batch)  # (B, N_a, D), (B, N_a)
+            z_a, mask = runtime.audio_tokens(h_a, h_a_mask)  # (B, N, D_llm), (B, N)
+            decoding = runtime.decoding(z_a, mask, options.guide)
+            if seed is not None:
+                return generate(runtime, decoding, options, n_best, seed)
+            found = generate(runtime, decoding, options, max(options.beams, n_best))
             if options.weigh.enabled:
-                found = Weigher(self.model, options).choose(h_a, h_a_mask, z_a, mask, found)
+                from .weighing import Weigher
+
+                found = Weigher(runtime, options).choose(h_a, h_a_mask, decoding, found)
+            elif reranking.weight and options.beams > 1:
+                from ..extensions.reranking import Reranker
+
+                found = Reranker(runtime, reranking).ranked(z_a, mask, found)
             return [varied(row, n_best) for row in found]
 
         return _by_length(tokens, options.batch_size, part)
 
-    def _padded(self, batch: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-        """(N, ...) each -> (B, N, ...) and the mask (B, N), on the model's device."""
-        x, mask = pad(batch)
-        return x.to(self.model.device), mask.to(self.model.device)
+
+def space_of(tensors: Mapping[str, np.ndarray], table: np.ndarray) -> str:
+    """`Runtime.space` by a model's tensors, of which the adapter's count, and its embedding table (V, D_llm)."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in [*(tensors[name] for name in sorted(tensors) if name.startswith("adapter.")), table]:
+        digest.update(tensor.astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def varied(hypotheses: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
@@ -89,6 +158,8 @@ def varied(hypotheses: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
 
     Those that name other sounds than all before them come before mere rewordings.
     """
+    if n == 1:
+        return list(hypotheses[:1])
     named: set[frozenset[str]] = set()
     others: list[Hypothesis] = []
     again: list[Hypothesis] = []
@@ -100,10 +171,18 @@ def varied(hypotheses: Sequence[Hypothesis], n: int) -> list[Hypothesis]:
     return [best, *sorted(chosen, key=lambda hypothesis: -hypothesis.score)]
 
 
-def _rows(x: Tensor, mask: Tensor) -> list[np.ndarray]:
-    """(B, N, D), mask (B, N) -> the valid rows (N, D) of each, as float32."""
-    rows, valid = x.float().cpu(), mask.cpu()
-    return [row[there].numpy() for row, there in zip(rows, valid, strict=True)]
+def pad(rows: Sequence[np.ndarray], value: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays (N, ...) of many lengths N -> a batch (B, N, ...) padded at the end, and its mask (B, N)."""
+    mask = np.arange(max(map(len, rows))) < np.array([len(row) for row in rows])[:, None]
+    batch = np.full((*mask.shape, *rows[0].shape[1:]), value, rows[0].dtype)
+    for own, row in zip(batch, rows, strict=True):
+        own[: len(row)] = row
+    return batch, mask
+
+
+def _rows(x: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """(B, N, D), mask (B, N) -> the valid rows (N, D) of each."""
+    return [row[there] for row, there in zip(x, mask, strict=True)]
 
 
 def _by_length(

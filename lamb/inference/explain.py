@@ -24,10 +24,11 @@ import numpy as np
 from ..config import DecodeConfig, ExplainConfig
 from ..errors import LambError
 from .captions import SILENCE
+from .engine import Engine, pad
 from .recording import Source, has_sound, name_of, windows
+from .search import log_softmax
 
 if TYPE_CHECKING:
-    from .engine import Engine
     from .picture import Picture
 
 
@@ -93,7 +94,7 @@ def explain(
             [h_a] = engine.encode([x], 1)
             parts.append(h_a)
             times.append(start + (np.arange(len(h_a)) + 0.5) * (duration - start) / len(h_a))
-    if engine.model.guide is None:
+    if not engine.runtime.config.guide.enabled:
         raise ExplainError("this model has no Token Guide, whose scores tell when a word was heard", "choose another")
     if not parts:
         raise ExplainError(f"{file}: {SILENCE} There is nothing to explain", "give a recording with some sound")
@@ -152,20 +153,13 @@ def _support(
 
     A stretch of silence, which has no tokens, gets the lowest support of all.
     """
-    import torch
-
-    model = engine.model
-    assert model.guide is not None
-    encoded = model.llm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = [end for _, end in encoded["offset_mapping"]]
-    words = [encoded["input_ids"][next(k for k, end in enumerate(ends) if end > place)] for place in places]
+    [(ids, spans)] = engine.runtime.tokenize([text])
+    words = [ids[next(k for k, (_, end) in enumerate(spans) if end > place)] for place in places]
     support = np.full((len(places), len(parts)), -np.inf)
     heard = [k for k, h_a in enumerate(parts) if len(h_a)]
     tokens = engine.audio_tokens([parts[k] for k in heard], options.batch_size)  # z_a (N, D_llm) of each
-    with torch.inference_mode():
-        for k, z_a in zip(heard, tokens, strict=True):
-            z = torch.from_numpy(z_a)[None].to(model.device)  # (1, N, D_llm)
-            bias = model.bias(z, torch.ones(z.shape[:2], dtype=torch.bool, device=z.device))  # (1, 1, V)
-            assert bias is not None
-            support[:, k] = bias.flatten().log_softmax(-1)[words].cpu().numpy()
+    for k, z_a in zip(heard, tokens, strict=True):
+        bias = engine.runtime.bias(*pad([z_a]))  # (1, V)
+        assert bias is not None
+        support[:, k] = log_softmax(bias[0])[words]
     return np.maximum(support, support[np.isfinite(support)].min() if words else 0.0)

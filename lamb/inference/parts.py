@@ -8,7 +8,7 @@ finds the boundaries, and a part has the tokens of its own cells.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -20,10 +20,13 @@ from ..config import DecodeConfig
 from .captions import SILENCE, UNREADABLE
 from .changes import CELL, Kind, Piece, Segmenter, features
 from .confidence import confidence_of
+from .recording import has_sound
 
 if TYPE_CHECKING:
     from .engine import Engine
 
+ENCODED = 4  # windows encoded together: more are no faster on a CPU, and each takes 10 MB
+Window = tuple[float, np.ndarray, np.ndarray | None]  # start in seconds, samples (T,), tokens (N_a, D) or None
 Spans = list[tuple[float, float]]  # (start, end) in seconds
 
 
@@ -42,6 +45,14 @@ class Part:
 def _known(start: float, end: float, lost: bool, goes_on: bool = False) -> Part:
     """A part that needs no model: silence, or what could not be decoded."""
     return Part(start, end, None, goes_on, *((UNREADABLE, 0.0) if lost else (SILENCE, 1.0)))
+
+
+def encoded(engine: Engine, group: Sequence[tuple[float, np.ndarray]]) -> Iterator[Window]:
+    """Windows of a recording (start in seconds, samples) with their tokens (N_a, D), or None for silence."""
+    sounding = [has_sound(start, x, engine.sample_rate) for start, x in group]
+    tokens = iter(engine.encode([x for (_, x), sounds in zip(group, sounding, strict=True) if sounds], ENCODED))
+    for (start, x), sounds in zip(group, sounding, strict=True):
+        yield start, x, next(tokens) if sounds else None
 
 
 def describe(engine: Engine, parts: Sequence[Part], options: DecodeConfig) -> None:

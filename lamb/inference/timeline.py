@@ -20,15 +20,14 @@ from ..config import DecodeConfig, DecodeLimits
 from ..data.vocabulary import mentions
 from .captions import SILENCE, UNREADABLE, Caption, Segment
 from .changes import CELL
-from .parts import Cells, Grid, Part, describe
-from .recording import Source, Summary, has_sound, is_live, is_sliver, name_of, windows
+from .parts import Cells, Grid, Part, Window, describe, encoded
+from .recording import Source, Summary, is_live, is_sliver, name_of, windows
 
 if TYPE_CHECKING:
     from .engine import Engine
     from .generation import Hypothesis
 
 LIVE = 4  # windows captioned together where the sound still arrives; elsewhere a batch
-ENCODED = 4  # windows encoded together: more are no faster on a CPU, and each takes 10 MB
 
 
 @dataclass(frozen=True)
@@ -119,17 +118,14 @@ class _Sound:
             return []
         return self.engine.describe([tokens], self.plan.whole, self.plan.n_best, self.plan.seed)[0]
 
-    def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[tuple[float, np.ndarray, np.ndarray | None]]:
+    def _encoded(self, group: list[tuple[float, np.ndarray]]) -> Iterator[Window]:
         """The windows with their tokens (N_a, D), None for silence; a last sliver is left out."""
-        heard = [has_sound(start, x, self.rate) for start, x in group]
-        tokens = iter(self.engine.encode([x for (_, x), there in zip(group, heard, strict=True) if there], ENCODED))
-        for (start, x), there in zip(group, heard, strict=True):
+        for start, x, h_a in encoded(self.engine, group):
             if self.plan.listen:
                 self.plan.listen(x[round(self.end * self.rate) - round(start * self.rate) :])
             self.end = start + len(x) / self.rate
             if is_sliver(start, x, self.rate):
                 continue
-            h_a = next(tokens) if there else None
             if h_a is not None and start > self.summarised - CELL / 2:
                 self.summary.add(h_a)
                 self.summarised, self.rest = self.end, None

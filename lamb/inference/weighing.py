@@ -22,20 +22,25 @@ names a sound twice is only chosen if there is no other. With doubt 1, a second 
 The numbers are fitted on labelled recordings by `scripts/fit_weighing.py`.
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ..config import DecodeConfig, WeighConfig
 from ..data.vocabulary import PARENTS, PHRASES, SAME, VOCABULARY, akin, ancestors, mentions
-from ..model.lamb import LambModel
 from .captions import Sound
-from .generation import Hypothesis, clean, log_probabilities
+from .generation import Hypothesis, clean
+from .search import Decoding, Found
+
+if TYPE_CHECKING:
+    from .engine import Runtime
 
 # Where another sound may begin, and the sentence could have ended
 LINK = re.compile(r",? (?:and )?then |,? followed by | before | while | as | with | and ")
@@ -89,33 +94,33 @@ def shorter(caption: str) -> list[str]:
 class Weigher:
     """Weighs the candidates of a batch of clips with the label heads of the encoder and the language model."""
 
-    def __init__(self, model: LambModel, options: DecodeConfig):
-        self.model, self.options = model, options
+    def __init__(self, runtime: Runtime, options: DecodeConfig):
+        self.runtime, self.options = runtime, options
         self.places: dict[str, list[int]] = {}  # label: the outputs of the label heads for it
-        for k, label in enumerate(model.encoder.labels):
+        for k, label in enumerate(runtime.labels):
             self.places.setdefault(SAME.get(label, label), []).append(k)
         self.kinds = {label: at for label, at in self.places.items() if label in PHRASES}
 
-    @torch.inference_mode()
     def choose(
-        self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]
+        self, h_a: np.ndarray, h_a_mask: np.ndarray, decoding: Decoding, found: Sequence[Sequence[Hypothesis]]
     ) -> list[list[Hypothesis]]:
         """The candidates of each clip, best first, with their sounds and confidences.
 
-        They come from h_a (B, N_a, D), z_a (B, N, D_llm), their masks, and the hypotheses of each clip.
+        They come from h_a (B, N_a, D), its mask, the prompts of the same clips, and the hypotheses of each clip.
         """
-        texts = [list(dict.fromkeys(row)) for row in self.candidates(h_a, h_a_mask, found)]
+        clip, frame = self.runtime.tag(h_a, h_a_mask)  # (B, C), (B, N_a, C + 1)
+        texts = [list(dict.fromkeys(row)) for row in self.candidates(clip, frame * h_a_mask[..., None], found)]
         rows = []
-        for own, row in zip(texts, self.measure(h_a, h_a_mask, z_a, z_a_mask, texts), strict=True):
+        for own, row in zip(texts, self.measure(clip, frame, h_a_mask, decoding, texts, found), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
             rows.append([hypothesis for _, hypothesis in sorted(scored, key=lambda item: -item[0])])
         return rows
 
-    @torch.inference_mode()
-    def candidates(self, h_a: Tensor, h_a_mask: Tensor, found: Sequence[Sequence[Hypothesis]]) -> list[list[str]]:
-        """The candidate texts of each clip, h_a (B, N_a, D); those that are offered come last."""
-        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
+    def candidates(
+        self, clip: np.ndarray, frame: np.ndarray, found: Sequence[Sequence[Hypothesis]]
+    ) -> list[list[str]]:
+        """The candidate texts of each clip, clip (B, C), frame (B, N_a, C + 1), 0 in padding; those that are offered
+        come last."""
         rows = []
         for row, p, by_token in zip(found, clip, frame, strict=True):
             beams = [h.text for h in row if h.text]
@@ -123,32 +128,42 @@ class Weigher:
             rows.append([*(texts or ["."]), *self._offered(p, by_token)])
         return rows
 
-    @torch.inference_mode()
     def measure(
-        self, h_a: Tensor, h_a_mask: Tensor, z_a: Tensor, z_a_mask: Tensor, texts: Sequence[Sequence[str]]
+        self,
+        clip: np.ndarray,
+        frame: np.ndarray,
+        mask: np.ndarray,
+        decoding: Decoding,
+        texts: Sequence[Sequence[str]],
+        found: Sequence[Sequence[Hypothesis]] = (),
     ) -> list[list[tuple[float, list[list[float]]]]]:
         """For each text of each clip its score, which is the mean log probability of its tokens and its end, and for
-        each sound that it names the numbers from which its confidence is computed."""
-        clip = self.model.encoder.tag(h_a, h_a_mask)  # (B, C)
-        frame = self.model.encoder.tag_frames(h_a) * h_a_mask[..., None]  # (B, N_a, C + 1)
-        prefix, prefix_mask = self.model.llm.prefix(z_a, z_a_mask)
-        bias = self.model.bias(z_a, z_a_mask) if self.options.guide else None
-        rows = torch.tensor([k for k, row in enumerate(texts) for _ in row], device=h_a.device)
-        flat = [text for row in texts for text in row]
-        ids, mask = self.model.llm.tokenize(flat)  # (K, L)
-        places = self.model.llm.tokenizer(flat, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        log_p, valid = log_probabilities(
-            self.model, prefix[rows], prefix_mask[rows], ids, mask, None if bias is None else bias[rows], self.options
-        )  # (K, L + 1)
+        each sound that it names the numbers from which its confidence is computed.
+
+        Args:
+            clip, frame, mask: (B, C), (B, N_a, C + 1), (B, N_a); what the label heads say, and where a clip is.
+            decoding: the prompts of the clips.
+            texts: of each clip.
+            found: hypotheses of each clip; the search has told how probable their tokens are.
+        """
+        frame = frame * mask[..., None]
+        flat = [(k, text) for k, row in enumerate(texts) for text in row]
+        tokens = self.runtime.tokenize([text for _, text in flat])
+        known = {(k, h.text): h.found for k, row in enumerate(found) for h in row if h.found is not None}
+        log_p = [_known(known.get(key), ids) for key, (ids, _) in zip(flat, tokens, strict=True)]
+        unknown = [n for n, values in enumerate(log_p) if values is None]
+        told = decoding.log_probabilities([flat[n][0] for n in unknown], [tokens[n][0] for n in unknown])
+        for n, values in zip(unknown, told, strict=True):
+            log_p[n] = values.tolist()
         measured: list[list[tuple[float, list[list[float]]]]] = [[] for _ in texts]
-        for text, k, own, there, spans in zip(flat, rows.tolist(), log_p, valid, places, strict=True):
+        for (k, text), own, (_, spans) in zip(flat, log_p, tokens, strict=True):
+            assert own is not None
             named, _ = sounds_of(text)
-            values = own[there].tolist()
-            found = [self._measures(n, place, clip[k], frame[k], values, spans) for place, n in enumerate(named)]
-            measured[k].append((sum(values) / len(values), found))
+            sounds = [self._measures(n, place, clip[k], frame[k], own, spans) for place, n in enumerate(named)]
+            measured[k].append((sum(own) / len(own), sounds))
         return measured
 
-    def _offered(self, clip: Tensor, frame: Tensor) -> list[str]:
+    def _offered(self, clip: np.ndarray, frame: np.ndarray) -> list[str]:
         """Sentences with the most probable kinds and upper classes, given the probabilities clip (C,) and, 0 in
         padding, frame (N_a, C + 1). Two kinds are also named together, in the order of their peaks."""
         count = self.options.weigh.offered
@@ -158,7 +173,7 @@ class Weigher:
         when = {label: int(frame[:, self.kinds[label]].sum(1).argmax()) for label in kinds}
         clauses = {label: PHRASES[label][0].clause for label in kinds}
         texts = [clauses[label] for label in kinds]
-        if count > 1:
+        if len(kinds) > 1:
             first, second = (clauses[label] for label in sorted(kinds[:2], key=lambda label: when[label]))
             texts += [f"{first}, then {second}", f"{first} while {second}"]
         sums = {parent: float(clip[self._heads(frozenset([parent]))].sum()) for parent in sorted(PARENTS)}
@@ -170,7 +185,13 @@ class Weigher:
         return [k for label in sorted(below(labels)) for k in self.places.get(label, ())]
 
     def _measures(
-        self, named: Named, place: int, clip: Tensor, frame: Tensor, log_p: list[float], spans: list[tuple[int, int]]
+        self,
+        named: Named,
+        place: int,
+        clip: np.ndarray,
+        frame: np.ndarray,
+        log_p: list[float],
+        spans: list[tuple[int, int]],
     ) -> list[float]:
         """The numbers of one sound, from clip (C,), frame (N_a, C + 1), and log_p and position of each token."""
         heads = self._heads(named.labels)
@@ -203,6 +224,13 @@ def caption_confidence(sounds: Sequence[Sound], options: WeighConfig) -> float:
     a, b, u = options.caption
     upper = any(set(sound.labels) <= PARENTS for sound in sounds)
     return sigmoid(a + b * logit(math.prod(sound.confidence for sound in sounds)) + u * upper)
+
+
+def _known(found: Found | None, ids: Sequence[int]) -> list[float] | None:
+    """The log probabilities of the tokens `ids` and of the end, of a sequence that a search found just so."""
+    if found is None or found.ids != tuple(ids) or len(found.log_p) != len(ids) + 1:
+        return None  # written otherwise than the tokenizer does, or cut before its end
+    return list(found.log_p)
 
 
 @lru_cache(65536)

@@ -11,6 +11,7 @@ half of a collection say less than a cosine (benchmarks/search.py compares recip
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..inference.recording import Source
 from .index import Tally, Update
 from .listing import listed
 from .moments import hear
-from .query import Words, space
+from .query import Words
 from .store import TABLE, LibraryError, Store, quoted
 
 MODEL = "tiny"  # of a new index
@@ -68,20 +69,16 @@ class Library:
         model: str | Captioner | None = None,
         device: str | None = None,
         config: LibraryConfig | None = None,
+        threads: int | None = None,
     ):
         """
         Args:
             folder: of the index; it is made by the first call of `index`.
             model: a captioner, or an argument of `Captioner.load`; None: the model of the index, or the bundled one.
-            device: see `Captioner.load`.
+            device, threads: see `Captioner.load`.
         """
         self.folder, self.config = Path(folder), config or LibraryConfig()
-        self._name = model if isinstance(model, str) else None
-        self._captioner = model if isinstance(model, Captioner) else None
-        self._device = device
-        self._store: Store | None = None
-        self._words: Words | None = None
-        self._checked = False  # whether the captioner is known to be the one of the index
+        self._model, self._device, self._threads = model, device, threads
 
     # ---- making it ---------------------------------------------------------------------------------------------------
 
@@ -98,12 +95,13 @@ class Library:
         A recording that cannot be read is listed in `Tally.failed`, and the next run tries it again. The next run also
         continues a run that was interrupted. Raises LibraryError or ManifestError.
         """
-        name, found = listed(str(source))
+        source_name, found = listed(str(source))
         if not self._exists():
-            model = self.captioner.model
-            self._store = Store.create(self.folder, model.llm.dim, self._name or MODEL, space(model), self.config)
+            runtime = self.captioner.engine.runtime
+            name = self._model if isinstance(self._model, str) else MODEL
+            self.store = Store.create(self.folder, runtime.embed([0]).shape[1], name, runtime.space, self.config)
         with self.store.writing():
-            update = Update(self.store, name, found, watch)
+            update = Update(self.store, source_name, found, watch)
             todo = update.changed()
             if (first := next(todo, None)) is not None:  # else there is no need for a model
                 captioner = self.captioner
@@ -153,35 +151,29 @@ class Library:
 
     # ---- what it needs -----------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The table, opened at the first use. Raises LibraryError if there is none."""
-        if self._store is None:
-            self._store = Store.open(self.folder, self.config)
-        return self._store
+        return Store.open(self.folder, self.config)
 
-    @property
+    @cached_property
     def captioner(self) -> Captioner:
         """The model, loaded at the first use. Raises LibraryError if the index was made with another one."""
-        if self._captioner is None:
-            name = self._name or (self.store.model if self._exists() else MODEL)
-            self._captioner = Captioner.load(name, device=self._device)
-        if self._exists() and not self._checked:
-            if space(self._captioner.model) != self.store.space:
-                remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
-                raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
-            self._checked = True
-        return self._captioner
+        model = self._model or (self.store.model if self._exists() else MODEL)
+        given = model if isinstance(model, Captioner) else None
+        captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
+        if self._exists() and captioner.engine.runtime.space != self.store.space:
+            remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
+            raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
+        return captioner
+
+    @cached_property
+    def words(self) -> Words:
+        """The conversion of queries into vectors."""
+        return Words(self.captioner.engine.runtime)
 
     def _exists(self) -> bool:
         return (self.folder / f"{TABLE}.lance").is_dir()
-
-    @property
-    def words(self) -> Words:
-        """The conversion of queries into vectors."""
-        if self._words is None:
-            self._words = Words(self.captioner.model)
-        return self._words
 
 
 def condition(

@@ -15,10 +15,8 @@ from ..audio.errors import AudioError
 from ..config import DecodeConfig
 from ..inference.changes import CELL
 from ..inference.engine import Engine
-from ..inference.parts import Cells, Part, describe
+from ..inference.parts import ENCODED, Cells, Part, describe, encoded
 from ..inference.recording import Source, Windows, has_sound, is_sliver, windows
-
-ENCODED = 4  # windows of a long recording that are encoded together
 
 
 @dataclass
@@ -106,13 +104,10 @@ def _long(engine: Engine, found: Windows, options: DecodeConfig) -> tuple[float,
     parts: list[Part] = []
     end = 0.0
     while group := list(islice(found, ENCODED)):
-        there = [has_sound(start, x, engine.sample_rate) for start, x in group]
-        encoded = engine.encode([x for (_, x), sound in zip(group, there, strict=True) if sound], ENCODED)
-        tokens = iter(encoded)
-        for (start, x), sound in zip(group, there, strict=True):
+        for start, x, h_a in encoded(engine, group):
             end = start + len(x) / engine.sample_rate
             if not is_sliver(start, x, engine.sample_rate):
-                parts += cells.add(start, x, end, next(tokens) if sound else None)
+                parts += cells.add(start, x, end, h_a)
     return end, parts + cells.finish(end)
 
 

@@ -9,13 +9,11 @@ weight, and dividing twice gives longer ones less weight: they are weighted by h
 frequencies (benchmarks/search.py compares the plain mean). The stop words of the full-text search (STOP) are left out.
 """
 
-import hashlib
 import re
 
 import numpy as np
-import torch
 
-from ..model.lamb import LambModel
+from ..inference.engine import Runtime
 
 STOP = frozenset(
     word
@@ -28,26 +26,16 @@ STOP = frozenset(
 
 
 class Words:
-    """Turns queries into vectors of the aligned space of `model`."""
+    """Turns queries into vectors of a model's aligned space."""
 
-    def __init__(self, model: LambModel):
-        self.model = model
+    def __init__(self, runtime: Runtime):
+        self.runtime = runtime
 
-    @torch.inference_mode()
     def vector(self, query: str) -> np.ndarray:
         """The vector of `query` (D_llm,) with length 1; zeros if the tokenizer knows no part of it."""
         words = query.lower()
         kept = " ".join(word for word in words.split() if re.sub(r"\W", "", word) not in STOP)
-        ids, mask = self.model.llm.tokenize([kept or words])  # (1, L)
-        e = self.model.llm.embed(ids[mask]).float()  # (L, D_llm)
-        q = (e / e.square().sum(-1, keepdim=True).clamp_min(1e-12)).sum(0)  # (D_llm,)
-        return torch.nn.functional.normalize(q, dim=0).cpu().numpy()
-
-
-@torch.inference_mode()
-def space(model: LambModel) -> str:
-    """A name for the aligned space of `model`: a hash of its adapter and embedding table."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in [*model.adapter.state_dict().values(), model.llm.embedding_matrix]:
-        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        [(ids, _)] = self.runtime.tokenize([kept or words])
+        e = self.runtime.embed(ids)  # (L, D_llm)
+        q = (e / np.maximum(np.square(e).sum(-1, keepdims=True), 1e-12)).sum(0)  # (D_llm,)
+        return q / max(float(np.linalg.norm(q)), 1e-12)

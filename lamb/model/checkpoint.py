@@ -33,6 +33,8 @@ FILES = (
     "lamb.json",
     "model.safetensors",
     "llm/*.json",
+    "onnx.json",
+    "*.onnx",
     "README.md",
     "ATTRIBUTION.csv",
 )  # nothing else travels
@@ -102,7 +104,7 @@ def save(
         "card": dict(card),
         "config": to_dict(config),
     }
-    if not standalone:
+    if not standalone and config.llm.train != "full":  # else its own weights are in the checkpoint
         facts["llm"] = model.llm.identity()
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
         new = Path(scratch)

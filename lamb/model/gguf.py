@@ -78,17 +78,13 @@ def check(file: Path) -> None:
 def _convert(file: Path, folder: Path) -> None:
     """Write the model and tokenizer of `file` into `folder`, whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
     except Exception as error:  # as above
         raise ConfigError(f"llm {file}: cannot be converted ({reason(error)}); give another GGUF file") from None
-    finally:
-        logging.enable_progress_bar()
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # the weights are whole now, and save_pretrained refuses such a model

@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         if config.source is None:
-            raise ConfigError("llm.source: give a hub id, or a folder or GGUF file that holds a causal language model")
+            raise ConfigError("llm.source: give a hub id or a folder, or a GGUF file, with a causal language model")
         place = gguf.folder_of(config.source) if config.source.endswith(".gguf") else config.source
         try:
             # never code that comes with a model, nor a question whether to run it
@@ -113,7 +113,7 @@ class LanguageModel(nn.Module):
 
     def tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions -> ids (B, L) and mask (B, L), without special tokens, on the model's device."""
-        rows = self.tokenizer(list(captions), add_special_tokens=False).input_ids
+        rows = self.tokenizer([self.config.lead + text for text in captions], add_special_tokens=False).input_ids
         ids, mask = pad([torch.tensor(row, dtype=torch.long) for row in rows], self.tokenizer.eos_token_id)
         return ids.to(self.embedding_matrix.device), mask.to(self.embedding_matrix.device)
 

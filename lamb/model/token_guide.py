@@ -92,6 +92,11 @@ class TokenGuide(nn.Module):
         scores = guide_scores(z_a, mask, embedding_matrix, distance=distance, reduce=reduce)[:, None]  # (B, 1, V)
         return self.beta * (scores - scores.mean(-1, keepdim=True))
 
+    @property
+    def residual(self) -> float:
+        """What every generated embedding adds to 2 beta z̄ in decoding: nothing, in the paper."""
+        return 0.0
+
     def steps(self, bias: Tensor, tokens: Tensor, embedding_matrix: Tensor, last: bool = False) -> Tensor:
         """The bias (B, 1 or L + 1, V) of every step along caption embeddings `tokens` (B, L, D) and of the end.
 
@@ -123,13 +128,13 @@ def _score_rows(z: Tensor, squares: Tensor, mask: Tensor, rows: Tensor, distance
     """Scores of some rows (R, D) of the embedding matrix: (B, R). `squares` are |z_i|^2, (B, N)."""
     e = rows.to(z.dtype)
     if distance == "l2":
-        scores = 2 * z @ e.mT - e.square().sum(-1) - squares[..., None]  # (B, N, R)
+        scores = 2 * z @ e.transpose(-1, -2) - e.square().sum(-1) - squares[..., None]  # (B, N, R)
     elif distance == "l1":
         # All tokens as one list: cdist would copy e for every clip.
         distances: Tensor = _L1.apply(z.flatten(0, 1), e)  # (B * N, R)
         scores = -distances.unflatten(0, mask.shape)  # (B, N, R)
     else:
-        scores = z @ F.normalize(e, dim=-1).mT  # (B, N, R)
+        scores = z @ F.normalize(e, dim=-1).transpose(-1, -2)  # (B, N, R)
     if reduce == "min":
         return scores.masked_fill(~mask[..., None], -torch.inf).amax(1)
     return scores.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)

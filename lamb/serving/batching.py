@@ -44,7 +44,7 @@ class Batcher:
     ):
         self.captioner, self.wait, self.batches, self.on_batch = captioner, wait, batches, on_batch
         self.size = size or captioner.options.batch_size
-        self.sample_rate = captioner.model.encoder.sample_rate
+        self.sample_rate = captioner.engine.sample_rate
         self._most = self.size * captioner.options.window * self.sample_rate  # samples in a batch of several
         self._jobs: list[_Job] = []
         self._came = asyncio.Event()

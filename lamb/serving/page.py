@@ -1,29 +1,24 @@
 """`lamb demo`: a page in the browser, built with Gradio on `Captioner`.
 
-The result for a recording is one piece of HTML with everything in it: the caption, alternatives, the spectrogram with
-the segments below it, the sound itself and the files to download, so that nothing is left on disk. A few lines in the
-browser (`PLAY`) play a segment. Nothing is loaded from anywhere but the page's own server.
-
-Files come from strangers: each is decoded in a process of its own, which may crash or hang without harm to the page,
-and its name is never used.
+The result for a recording is one piece of HTML (see `page_result`). Nothing is loaded from anywhere but the page's own
+server. Files come from strangers: each is decoded in a process of its own, which may crash or hang without harm to the
+page; of its name, letters and digits are used for the files that can be downloaded.
 """
 
-import base64
-import io
 import os
+import re
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..audio import reader as audio
 from ..audio import sandbox
@@ -33,13 +28,10 @@ from ..data.manifest import Clip
 from ..errors import LambError
 from ..evaluation import gap
 from ..inference.captioner import Captioner
-from ..inference.captions import SILENCE, UNREADABLE, WRITERS, Caption, Segment, span
-from ..inference.picture import spectrogram_png
-from ..inference.recording import hear
 from ..library.library import Library
-from ..model.padding import pad
+from .page_result import CSS, PLAY, shown, told
 from .page_search import add_search
-from .page_words import words_heard
+from .page_words import effect_as_html, guided, words_heard
 
 SAMPLES = Path(__file__).parents[2] / "samples"  # in a clone of the repository; an installed package has none
 MAX_SIZE = 50 * 2**20  # bytes of an upload
@@ -47,9 +39,8 @@ MAX_DURATION = 600.0  # seconds of a recording: all of it travels to the browser
 MAX_WAITING = 16  # recordings that wait for their turn
 LIMITS = DecodeLimits(seconds=60.0, seconds_per_mb=0.0)
 ALTERNATIVES = 3
-WORDS = 8  # that are shown of those which the guide raises
-NAME = "recording"  # what every file is called in what is downloaded
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#7b4ea3", "#a03030")
+NAME = "recording"  # what a file is called whose own name has no letters
+LISTENING = '<p class="lamb-note" role="status">Listening ...</p>'
 
 
 class DemoError(LambError, OSError):
@@ -70,189 +61,17 @@ def decode(file: str | Path, sample_rate: int) -> np.ndarray:
         raise audio.AudioError(NAME, "no longer here", "upload it again") from None
 
 
-# ---- what is heard in it ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Guided:
-    """What the Token Guide does to one recording."""
-
-    without: str  # the caption without it
-    words: tuple[tuple[str, float], ...]  # that it raises most, with what it adds to their logits
-
-
-def guided(captioner: Captioner, x: np.ndarray) -> Guided | None:
-    """What the guide does to samples `x` (T,), at `captioner`'s strength; None: no guide, or only silence."""
-    engine, model, options = captioner.engine, captioner.model, captioner.options
-    ((recording,),) = hear(engine, [(x, engine.sample_rate)], options)
-    if model.guide is None or recording.h_a is None:
-        return None
-    [[without]] = engine.describe([recording.h_a], replace(options, guide=0.0))
-    with torch.inference_mode():
-        z_a, mask = pad(engine.audio_tokens([recording.h_a], 1))  # (1, N, D_llm), (1, N)
-        matrix = model.llm.embedding_matrix
-        bias = options.guide * model.guide(z_a.to(model.device), mask.to(model.device), matrix)[0, 0]  # (V,)
-    return Guided(without.text, tuple(_words(model.llm.tokenizer, bias)))
-
-
-def _words(tokenizer: Any, bias: torch.Tensor) -> Iterable[tuple[str, float]]:
-    """The words (entries of the vocabulary that begin one) with the largest `bias` (V,), and that."""
-    found: dict[str, float] = {}
-    for entry in bias.argsort(descending=True).tolist():
-        token = tokenizer.convert_ids_to_tokens(entry)
-        word = token[1:].lower() if token and token[0] in "Ġ▁" else ""
-        if len(word) > 1 and word.isalpha():
-            found.setdefault(word, float(bias[entry]))
-        if len(found) == WORDS:
-            break
-    return found.items()
-
-
-# ---- as HTML ---------------------------------------------------------------------------------------------------------
-
-PLAY = """
-element.onclick = (event) => {
-  const chosen = event.target.closest('[data-start]');
-  if (!chosen) return;
-  const sound = element.querySelector('audio');
-  element.stopAt = Number(chosen.dataset.end);
-  sound.currentTime = Number(chosen.dataset.start);
-  sound.play();
-};
-const follow = () => {
-  const sound = element.querySelector('audio'), head = element.querySelector('.lamb-head');
-  if (sound && head && sound.duration) {
-    head.style.left = `${100 * sound.currentTime / sound.duration}%`;
-    if (element.stopAt && sound.currentTime >= element.stopAt) { sound.pause(); element.stopAt = 0; }
-  }
-  requestAnimationFrame(follow);
-};
-follow();
-"""
-
-CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-.lamb-caption { font-size: 1.5rem; line-height: 1.3; font-weight: 600; margin: 0 0 .3rem; }
-.lamb-note { font-size: .85rem; margin: .2rem 0; }
-.lamb-error { border-left: 4px solid #d55e00; padding: .5rem .8rem; }
-.lamb h2 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-.lamb ol { margin: 0; padding: 0; list-style: none; }
-.lamb-strip { position: relative; }
-.lamb-strip img { display: block; width: 100%; height: 130px; margin: 0; border-radius: 4px 4px 0 0; }
-.lamb-khz { position: absolute; top: 2px; left: 5px; color: #fff; font-size: .7rem; background: #000a;
-  padding: 0 3px; border-radius: 3px; }
-.lamb-bars { position: relative; height: 34px; background: var(--background-fill-secondary); }
-.lamb-bars button { position: absolute; top: 2px; height: 30px; border-radius: 3px; min-width: 3px; cursor: pointer;
-  overflow: hidden; white-space: nowrap; text-align: left; color: #fff; font-size: .75rem; padding: 0; text-indent: 5px;
-  border-right: 1px solid #fff; }
-.lamb-head { position: absolute; top: 0; bottom: 0; width: 2px; left: 0; background: #fff; box-shadow: 0 0 3px #000;
-  pointer-events: none; z-index: 2; }
-.lamb-axis { display: flex; justify-content: space-between; font-size: .75rem; }
-.lamb audio { width: 100%; height: 40px; margin: .5rem 0; }
-.lamb ol { max-height: 20rem; overflow-y: auto; }
-.lamb button { font-weight: 400; }
-.lamb-segments button { display: grid; grid-template-columns: 8rem 1fr 3rem; gap: .5rem; width: 100%;
-  text-align: left; padding: .45rem .3rem; border-radius: 0; border-top: 1px solid var(--border-color-primary);
-  background: none; cursor: pointer; }
-.lamb-segments button:hover { background: var(--background-fill-secondary); }
-.lamb-segments i { display: inline-block; width: .7rem; height: .7rem; border-radius: 2px; margin-right: .4rem; }
-.lamb-right { text-align: right; }
-.lamb-words li, .lamb-alternatives li { display: flex; justify-content: space-between; gap: .5rem; padding: .15rem 0; }
-.lamb-words li { position: relative; padding: .15rem .4rem; }
-.lamb-words i { position: absolute; inset: 1px auto 1px 0; background: var(--color-accent); opacity: .25; }
-.lamb-pair { display: grid; grid-template-columns: 1fr 1fr; gap: .8rem; }
-.lamb-pair div { border: 1px solid var(--border-color-primary); border-radius: 6px; padding: .5rem .7rem; }
-.lamb-files a { display: inline-block; border: 1px solid var(--border-color-primary); border-radius: 6px;
-  padding: .4rem .9rem; margin: .2rem .5rem 0 0; color: inherit; text-decoration: none; }
-@media (max-width: 600px) {
-  .lamb-segments button { grid-template-columns: 1fr 3rem; }
-  .lamb-segments button > :nth-child(2) { grid-row: 2; grid-column: 1 / 3; }
-  .lamb-pair { grid-template-columns: 1fr; }
-}
-"""
-
-
-def told(error: audio.AudioError) -> str:
-    """An error as HTML: what a file says of itself may be in it."""
-    return escape(f"This recording cannot be captioned: {error.problem}; {error.remedy}.")
-
-
-def shown(caption: Caption, x: np.ndarray, rate: int, effect: Guided | None, strength: float) -> str:
-    """All about one recording, samples `x` (T,) at `rate` Hz, as HTML."""
-    rows = "".join(
-        f"<li><span>{escape(text)}</span><span>{score or 0:.2f}</span></li>" for text, score in caption.n_best()[1:]
-    )
-    others = rows and f'<h2>Alternatives</h2><ol class="lamb-alternatives">{rows}</ol>'
-    return f"""<div class="lamb">
-<p class="lamb-caption">{escape(caption.text)}</p>
-<p class="lamb-note">Confidence {caption.confidence or 0:.0%}: the estimated probability that the caption is right.</p>
-{others}
-{_timeline(caption.segments, x, rate)}
-{_effect(caption.text, effect, strength)}
-<h2>Download</h2>
-<p class="lamb-files">{_file(caption, "srt")}{_file(caption, "json")}</p>
-</div>"""
-
-
-def _timeline(segments: Sequence[Segment], x: np.ndarray, rate: int) -> str:
-    colours: dict[str, str] = {SILENCE: "#888", UNREADABLE: "#444"}
-    bars, rows, end = "", "", segments[-1].end
-    for s in segments:
-        colour = colours.setdefault(s.caption, COLOURS[(len(colours) - 2) % len(COLOURS)])
-        text, time = escape(s.caption), span(s.start, s.end)[1:-1].replace(" - ", "–")
-        at = f'data-start="{s.start:.3f}" data-end="{s.end:.3f}"'
-        place = f"left:{100 * s.start / end:.3f}%;width:{100 * (s.end - s.start) / end:.3f}%;background:{colour}"
-        bars += f'<button type="button" {at} style="{place}" title="{time} {text}">{text}</button>'
-        sure = "" if s.confidence is None else f"{s.confidence:.0%}"
-        rows += (
-            f'<li><button type="button" {at}><span><i style="background:{colour}"></i>{time}</span>'
-            f'<span>{text}</span><span class="lamb-right">{sure}</span></button></li>'
-        )
-    return f"""<h2>Timeline</h2>
-<div class="lamb-strip"><img alt="log mel spectrogram" src="{_url("image/png", spectrogram_png(x, rate))}">
-<span class="lamb-khz">{rate / 2000:g} kHz</span>
-<div class="lamb-bars">{bars}</div><div class="lamb-head"></div></div>
-<div class="lamb-axis"><span>0 s</span><span>{end / 2:.1f} s</span><span>{end:.1f} s</span></div>
-<audio controls preload="auto" src="{_url("audio/flac", _flac(x, rate))}"></audio>
-<p class="lamb-note">Click on a segment to play it.</p>
-<ol class="lamb-segments">{rows}</ol>"""
-
-
-def _flac(x: np.ndarray, rate: int) -> bytes:
-    import soundfile
-
-    file = io.BytesIO()
-    soundfile.write(file, x, rate, format="FLAC")
-    return file.getvalue()
-
-
-def _effect(text: str, effect: Guided | None, strength: float) -> str:
-    if effect is None:
-        return ""
-    top = max([value for _, value in effect.words] + [1e-9])
-    words = "".join(
-        f'<li><i style="width:{max(0.0, 100 * value / top):.1f}%"></i>'
-        f"<span>{escape(word)}</span><span>{value:+.2f}</span></li>"
-        for word, value in effect.words
-    )
-    return f"""<h2>Effect of the Token Guide</h2>
-<div class="lamb-pair"><div><p class="lamb-note">without the guide</p>{escape(effect.without)}</div>
-<div><p class="lamb-note">at strength {strength:g}</p>{escape(text)}</div></div>
-<p class="lamb-note">The words whose logits the guide raises most, and by how much.</p>
-<ol class="lamb-words">{words}</ol>"""
-
-
-def _file(caption: Caption, kind: str) -> str:
-    content = "".join(WRITERS[kind]([caption])).encode()
-    return f'<a download="lamb.{kind}" href="{_url("application/octet-stream", content)}">{kind.upper()}</a>'
-
-
-def _url(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def name_for(file: str) -> str:
+    """What is made of a file's name for what is downloaded: its letters and digits, without the suffix."""
+    return re.sub(r"[^\w.-]+", "-", Path(file).stem).strip("-._")[:60] or NAME
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
+INTO_VIEW = """() => {
+  const result = document.getElementById("heard"), top = result.getBoundingClientRect().top;
+  if (top < 0 || top > window.innerHeight / 2) result.scrollIntoView({ behavior: "smooth" });
+}"""
 FONTS = ["system-ui", "sans-serif"]  # of the reader's own system: nothing is loaded for them
 
 INTRODUCTION = """Describes a recording in one sentence, and its segments with their times. Upload a recording, record
@@ -283,7 +102,7 @@ class Page:
             if find_spec(module) is None:
                 raise DemoError(f"the page needs {module}; install it with: pip install 'lamb-aac[demo]'")
         self.models, self.device = list(models), device
-        self.loaded = {self.models[0]: Captioner.load(self.models[0], device)}
+        self.loaded = {self.models[0]: Captioner.load(self.models[0], device, engine="torch")}
         if data is None and (SAMPLES / "manifest.jsonl").is_file():
             data = SAMPLES
         self.clips: list[Clip] = [] if data is None else sources.clips(data)
@@ -293,7 +112,7 @@ class Page:
         if name not in self.models:  # a request that was not made by the page
             raise DemoError(f"{name}: not a model of this page")
         if name not in self.loaded:
-            self.loaded[name] = Captioner.load(name, self.device)
+            self.loaded[name] = Captioner.load(name, self.device, engine="torch")
         return self.loaded[name]
 
     def hear(self, file: str | None, model: str, beams: float, strength: float) -> str:
@@ -304,9 +123,11 @@ class Page:
         captioner = Captioner(own.model, replace(own.options, beams=int(beams), guide=float(strength)))
         rate = own.model.encoder.sample_rate
         x = decode(file, rate)
-        caption = captioner.timeline((x, rate), n_best=min(ALTERNATIVES, int(beams))).finish()
-        page = shown(replace(caption, file=NAME), x, rate, guided(captioner, x), strength)
-        return page + words_heard(captioner, x, rate, caption.text)
+        # the same search for segments as for the whole, so that both say it in the same words
+        timeline = captioner.timeline((x, rate), beams=int(beams), n_best=min(ALTERNATIVES, int(beams)))
+        caption = replace(timeline.finish(), file=name_for(file))
+        effect = effect_as_html(caption.text, guided(captioner, x), strength)
+        return shown(caption, x, rate, words_heard(captioner, x, rate, caption.text) + effect)
 
     def example(self, sample: Path) -> str:
         """What the page shows before anything is uploaded: the caption of a sample."""
@@ -338,11 +159,12 @@ class Page:
         """The page as Gradio Blocks."""
         import gradio as gr
 
-        def hear(file: str | None, model: str, beams: float, strength: float) -> str:
+        def hear(file: str | None, model: str, beams: float, strength: float) -> Iterator[str]:
+            yield LISTENING if file else ""
             try:
-                return self.hear(file, model, beams, strength)
+                yield self.hear(file, model, beams, strength)
             except audio.AudioError as error:
-                return f'<p class="lamb-error" role="alert">{told(error)}</p>'
+                yield told(error)
             except (ValueError, OSError) as error:  # such as a model that cannot be loaded
                 raise gr.Error(escape(str(error)), print_exception=False) from None
 
@@ -360,12 +182,11 @@ class Page:
             gr.Markdown("# lamb\n" + INTRODUCTION)
             with gr.Tab("Caption"), gr.Row():
                 with gr.Column(scale=2, min_width=300):
-                    sound = gr.Audio(
-                        sources=["upload", "microphone"],
+                    sound = gr.File(
+                        file_types=["audio", "video"],
                         type="filepath",
-                        label=f"A recording of up to {MAX_DURATION / 60:g} minutes",
-                        buttons=[],
-                        editable=False,
+                        label=f"A recording or a video of up to {MAX_DURATION / 60:g} minutes",
+                        height=150,
                         elem_id="sound",
                     )
                     if samples:
@@ -377,6 +198,10 @@ class Page:
                             label="Or one of these",
                             cache_examples=False,
                             examples_per_page=20,
+                        )
+                    with gr.Accordion("Microphone", open=False):
+                        microphone = gr.Audio(
+                            sources=["microphone"], type="filepath", show_label=False, buttons=[], editable=False
                         )
                     with gr.Accordion("Settings", open=False):
                         model = gr.Dropdown(self.models, value=self.models[0], label="Model")
@@ -404,10 +229,33 @@ class Page:
                     again.click(draw, model, [image, measures], **one_at_a_time)
                 else:
                     gr.Markdown("There are no recordings to show; start the page with `lamb demo --data MANIFEST`.")
+            # a recording becomes the file of the page and leaves the microphone, so that there is one player
+            microphone.stop_recording(
+                lambda recorded: (recorded, None), microphone, [sound, microphone], api_visibility="private"
+            )
             inputs = [sound, model, beams, strength]
             triggers = [sound.change, model.change, beams.release, strength.release]
-            gr.on(triggers, hear, inputs, heard, trigger_mode="always_last", **one_at_a_time)
+            result = gr.on(
+                triggers, hear, inputs, heard, trigger_mode="always_last", show_progress="hidden", **one_at_a_time
+            )
+            result.then(None, js=INTO_VIEW, api_visibility="private")
         return page.queue(max_size=MAX_WAITING)
+
+
+def _theme() -> Any:
+    """Gradio's own with the reader's fonts, and colours of enough contrast for text (WCAG AA)."""
+    import gradio
+
+    theme = gradio.themes.Default(primary_hue="blue", font=FONTS, font_mono=["ui-monospace", "monospace"])
+    return theme.set(
+        color_accent="*primary_700",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+    )
 
 
 @contextmanager
@@ -422,8 +270,6 @@ def running(
     """The page at `host`:`port` as long as the block runs. Raises DemoError, and what a model or manifest may raise."""
     with tempfile.TemporaryDirectory(prefix="lamb-demo-") as folder:  # uploads, gone with the page
         os.environ["GRADIO_TEMP_DIR"] = folder
-        import gradio
-
         page = Page(models, device, data, library).build()
         try:
             page.launch(
@@ -434,7 +280,7 @@ def running(
                 prevent_thread_lock=True,
                 max_file_size=MAX_SIZE,
                 css=CSS,
-                theme=gradio.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"]),
+                theme=_theme(),
                 footer_links=[],
                 run_history=False,
                 enable_monitoring=False,

@@ -22,7 +22,6 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import prometheus_client
-import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -310,7 +309,7 @@ def serve(service: Service, keys: Sequence[str] = ()) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.create_server((settings.host, settings.port), family=family, backlog=2048) as listening:
         log_to_stderr()
-        torch.set_num_threads(max(1, torch.get_num_threads() // service.batcher.batches))  # shared by the batches
+        service.captioner.engine.runtime.share(service.batcher.batches)
         rate = service.batcher.sample_rate
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, rate).astype(np.float32)
         service.captioner.caption([(noise, rate)])  # now loads everything that the first use would load

@@ -12,7 +12,6 @@ from dataclasses import replace
 from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
-import torch
 from fastapi import FastAPI, HTTPException, Request
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
@@ -42,7 +41,8 @@ class Service:
     def __init__(self, captioner: Captioner, model: str, settings: ServeConfig, batch_size: int | None = None):
         self.captioner, self.model, self.settings = captioner, model, settings
         self.metrics = Metrics()
-        most = min(2, torch.get_num_threads()) if captioner.model.device.type == "cpu" else 1
+        runtime = captioner.engine.runtime
+        most = min(2, runtime.threads) if runtime.device == "cpu" else 1
         batches = settings.batches or most
         self.batcher = Batcher(captioner, settings.batch_wait, batch_size, batches, self.metrics.batch.observe)
         on_death = lambda reason: self.metrics.deaths.labels(reason).inc()

@@ -1,8 +1,9 @@
-"""`lamb ablate`: variants of a training recipe, each with several seeds, scored on the same scenes. [O]
+"""`lamb ablate`: variants of a training recipe, each with several seeds, scored on the same clips. [O]
 
-All variants train on the same scenes, rendered once, and read the same cached tokens of a frozen encoder. A run is a
-variant with a seed; a variant that stands in several tables is trained once. `tables.py` shows the results, in tables
-like those of the paper.
+All variants train on the same clips, those of a manifest or scenes that are rendered once, and read the same cached
+tokens of a frozen encoder. A run is a variant with a seed; a variant that stands in several tables is trained once.
+`tables.py` shows the results, in tables like those of the paper, and `contrasts.py` answers the questions that were
+declared before the runs.
 """
 
 import difflib
@@ -27,10 +28,12 @@ from ..data.manifest import Clip
 from ..data.render import write_scenes
 from ..data.vocabulary import VOCABULARY, names
 from ..evaluation import gap, metrics
+from ..evaluation.likelihood import caption_nats
 from ..evaluation.tokenizer import tokenize
 from ..inference.captioner import Captioner
 from ..inference.picture import check
 from ..model.encoders import build_encoder
+from . import contrasts
 from .device import TrainingError
 from .state import require_same_recipe
 from .tables import COLUMNS, chart, markdown, summary
@@ -57,7 +60,7 @@ def ablate(
 
     The recipe's folder `out` gets tables.md, tables.json and chart.png, renewed after every run, and scenes/, cache/
     and runs/. With `document`, the tables also go into that Markdown file, each between the lines
-    `<!-- lamb ablate: NAME -->` and `<!-- end -->`.
+    `<!-- lamb ablate: NAME -->` and `<!-- end -->`, where NAME is that of the table after the recipe's `prefix`.
 
     Raises ConfigError for a recipe that cannot be used, for a folder that holds runs already unless `resume`, and for
     one whose runs were started with other settings; TrainingError for a run that fails.
@@ -74,8 +77,11 @@ def ablate(
         raise ConfigError(f"{recipe}: {error}") from None
     if (out / "runs").exists() and not resume:
         raise ConfigError(f"{out}: holds an ablation already; continue it with --resume, or choose another out=FOLDER")
-    encoder = build_encoder(runs[0].config.model.encoder)
-    clips = manifest.read(write_scenes(config.scenes, out / "scenes", encoder.sample_rate), "test")
+    if config.scenes:
+        write_scenes(config.scenes, out / "scenes", build_encoder(runs[0].config.model.encoder).sample_rate)
+    clips = [clip for clip in manifest.read(_manifest(config), config.test) if clip.captions]
+    if not clips:
+        raise ConfigError(f"{recipe}: no clip of split {config.test!r} has a caption")
     for run in runs:
         require_same_recipe(run.config)
 
@@ -90,25 +96,33 @@ def ablate(
 
 
 def planned(config: AblationConfig) -> list[Run]:
-    """All runs: every variant with the first seed, then every variant with the second, and so on."""
-    out, runs = Path(config.out), []
-    for seed in config.seeds:
-        for variant, own in config.variants.items():
-            shared = {
-                "out": str(out / "runs" / f"{variant}-{seed}"),
-                "seed": seed,
-                "keep_states": 1,
-                "data.manifest": str(out / "scenes" / "manifest.jsonl"),
-                "data.validation": None,
-                "data.cache": str(out / "cache"),
-                "data.seconds": config.scenes.seconds,
-            }
-            settings = [f"{key}={json.dumps(value)}" for key, value in shared.items()]  # JSON is YAML
-            stage = read_recipe(config.base, [*config.settings, *own, *settings])
-            if stage.stage != "lamb" or stage.init:
-                raise ConfigError(f"base: {config.base} must be of stage lamb, with a section model and no init")
-            runs.append(Run(variant, seed, stage))
+    """All runs: those of the contrasts first; every variant with the first seed, then with the second, and so on."""
+    out, runs, asked = Path(config.out), [], config.contrasts
+    first = {asked.against, *asked.rows.values()} if asked else set()
+    pairs = [(v, s) for s in [*config.seeds, *(asked.seeds if asked else ())] for v in config.variants if v in first]
+    pairs += [(v, s) for s in config.seeds for v in config.variants if v not in first]
+    for variant, seed in pairs:
+        shared = {
+            "out": str(out / "runs" / f"{variant}-{seed}"),
+            "seed": seed,
+            "keep_states": 1,
+            "data.manifest": str(_manifest(config)),
+            "data.split": config.train,
+            "data.validation": None,
+            "data.cache": str(out / "cache"),
+            **({"data.seconds": config.scenes.seconds} if config.scenes else {}),
+        }
+        settings = [f"{key}={json.dumps(value)}" for key, value in shared.items()]  # JSON is YAML
+        stage = read_recipe(config.base, [*config.settings, *config.variants[variant], *settings])
+        if stage.stage != "lamb" or stage.init:
+            raise ConfigError(f"base: {config.base} must be of stage lamb, with a section model and no init")
+        runs.append(Run(variant, seed, stage))
     return runs
+
+
+def _manifest(config: AblationConfig) -> Path:
+    """The manifest of the clips that all variants train and are tested on."""
+    return Path(config.manifest) if config.manifest else Path(config.out) / "scenes" / "manifest.jsonl"
 
 
 def _performed(runs: Sequence[Run], config: AblationConfig, clips: Sequence[Clip]) -> Iterator[Run]:
@@ -159,11 +173,15 @@ def _set_apart(out: str) -> None:
 
 def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dict[str, float]:
     """Caption `clips` with the model in `folder`, into predictions.jsonl there, and measure captions and gap."""
-    captioner = Captioner.load(str(folder), device)
+    captioner = Captioner.load(str(folder), device, engine="torch")
     results = captioner.caption(clips)
     if broken := [result.error for result in results if not result.ok]:
         raise ConfigError(f"{clips[0].path} and others: {broken[0]}; remove the folder of scenes to render them anew")
-    said = [json.dumps({"id": clip.id, "caption": r.text}) for clip, r in zip(clips, results, strict=True)]
+    nats = caption_nats(captioner.model, clips)
+    said = [
+        json.dumps({"id": clip.id, "caption": result.text, "nats": round(loss, 5), "tokens": tokens})
+        for clip, result, (loss, tokens) in zip(clips, results, nats, strict=True)
+    ]
     write(folder / "predictions.jsonl", "\n".join(said) + "\n")
     texts = [tokenize(result.text) for result in results]
     references = [[tokenize(text) for text in clip.captions] for clip in clips]
@@ -174,6 +192,7 @@ def score(folder: Path, clips: Sequence[Clip], device: str | None = None) -> dic
     every = [hit for own in named for hit in own]
     return {
         **gap.measures(gap.embed(captioner.model, clips)),
+        "cross_entropy": sum(loss for loss, _ in nats) / sum(tokens for _, tokens in nats),
         "bleu_4": float(metrics.bleu(texts, references)[0][3]),
         "rouge_l": metrics.rouge_l(texts, references)[0],
         "cider_d": metrics.cider_d(texts, references)[0],
@@ -190,6 +209,10 @@ def _report(config: AblationConfig, done: Sequence[Run], document: str | Path | 
     tables = {name: summary(config, table, results) for name, table in config.tables.items()}
     blocks = {"setting": _setting(config, done[0].config, results)}
     blocks |= {name: markdown(table) for name, table in tables.items()}
+    if config.contrasts:
+        found = contrasts.answers(config, {(run.variant, run.seed): Path(run.config.out) for run in done})
+        blocks["contrasts"] = contrasts.markdown(config.contrasts, found)
+    blocks = {config.prefix + name: block for name, block in blocks.items()}
     write(out / "tables.json", json.dumps({"recipe": to_dict(config), "tables": tables}, indent=1))
     write(out / "tables.md", "\n\n".join(blocks.values()) + "\n")
     if tables:
@@ -202,13 +225,18 @@ def _report(config: AblationConfig, done: Sequence[Run], document: str | Path | 
 def _setting(config: AblationConfig, stage: TrainConfig, results: Mapping[Any, Mapping[str, float]]) -> str:
     """What was run, in a sentence or two."""
     scenes, optim = config.scenes, stage.optim
-    every = len(config.variants) * len(config.seeds)
+    source = f"of split {config.train!r} of `{config.manifest}`; tested on those of split {config.test!r}"
+    if scenes:
+        source = (
+            f"out of {scenes.train:,} scenes of up to {scenes.seconds:g} s from training recordings; tested on "
+            f"{scenes.test:,} scenes from development recordings"
+        )
+    every = len(planned(config))
     seconds = statistics.median(found["seconds"] for found in results.values())
     return (
         f"{len(results)} of {every} runs: {len(config.variants)} variants of `{config.base}`, seeds "
-        f"{', '.join(map(str, config.seeds))}; {optim.steps:,} steps of {optim.batch} scenes each, out of "
-        f"{scenes.train:,} scenes of up to {scenes.seconds:g} s from training recordings; tested on {scenes.test:,} "
-        f"scenes from development recordings. A run took {seconds:.0f} s (median)."
+        f"{', '.join(map(str, config.seeds))}; {optim.steps:,} steps of {optim.batch} clips each, {source}. "
+        f"A run took {seconds:.0f} s (median)."
     )
 
 
@@ -228,11 +256,19 @@ def _check(config: AblationConfig) -> None:
     """Raise ConfigError for numbers and names that cannot be used."""
     if not config.variants or not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise ConfigError("variants and seeds: give at least one of each, and no seed twice")
+    if (config.scenes is None) == (config.manifest is None):
+        raise ConfigError("scenes, manifest: give one of the two")
     if config.jobs < 1:
         raise ConfigError(f"jobs: {config.jobs} is less than 1")
     for name in config.variants:
         if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
             raise ConfigError(f"variants.{name}: the name becomes that of a folder; use letters, digits, - _ and .")
+    if config.contrasts:
+        _require("contrasts.against", config.contrasts.against, config.variants)
+        for row, variant in config.contrasts.rows.items():
+            _require(f"contrasts.rows.{row}", variant, config.variants)
+        if set(config.contrasts.seeds) & set(config.seeds):
+            raise ConfigError("contrasts.seeds: these come on top of seeds; give none twice")
     for name, table in config.tables.items():
         where = f"tables.{name}"
         if not re.fullmatch(r"[\w-]+", name):

@@ -138,6 +138,8 @@ def new_model(config: TrainConfig) -> LambModel:
     for parameter in model.parameters():
         if parameter.requires_grad:  # in bf16 most steps of 5e-5 would round to nothing
             parameter.data = parameter.data.float()
+    if config.optim.checkpointing:
+        model.llm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.optim.shard:
         sharding.shard(model, model.llm.model, device)
     require_memory(model, config, device)

@@ -23,6 +23,7 @@ COLUMNS = {  # a measure of a run: heading, factor, decimals
     "audio_to_text_r10": ("R@10 a→t", 100, 1),
     "text_to_audio_r1": ("R@1 t→a", 100, 1),
     "text_to_audio_r10": ("R@10 t→a", 100, 1),
+    "cross_entropy": ("cross entropy", 1, 3),
     "bleu_4": ("BLEU-4", 100, 1),
     "rouge_l": ("ROUGE-L", 100, 1),
     "cider_d": ("CIDEr-D", 100, 1),

@@ -418,11 +418,7 @@ def test_playlist_opens_nothing(tmp_path):
 def test_truncated(tmp_path, suffix, share):
     path, _ = make(tmp_path, suffix, 30.0 if suffix == "mp3" else 5.0)  # 2 kB of an mp3 are no proof
     content = path.read_bytes()
-    told = (
-        "truncated or damaged: decoding stops at"
-        if suffix == "flac"
-        else "truncated: it ends before its own header says"
-    )
+    told = "truncated or damaged: decoding stops at" if suffix == "flac" else audio.TRUNCATED
     refused(told, content[: round(share * len(content))])
     path.write_bytes(content[: round(share * len(content))])
     refused(told, path)

@@ -65,3 +65,33 @@ def test_a_case_from_the_field_ends_soon(path):
 def test_the_mutations_are_the_same_for_the_same_seed():
     content = hostile.sounds()["WAV PCM_16"]
     assert hostile.mutated(content, random.Random(1)) == hostile.mutated(content, random.Random(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "chunk"),
+    [
+        ("WAV PCM_16", b"data", b"JUNK\0\0\0\0"),
+        ("WAV PCM_16", None, b"JUNK\0\0\0\0"),  # behind the samples
+        ("AIFF None", b"SSND", b"ANNO\0\0\0\0"),
+        ("CAF None", b"data", b"free" + bytes(8)),
+        ("mp4 aac", None, b"\0\0\0\x08free"),
+    ],
+)
+def test_a_header_of_very_many_parts_is_refused_before_it_costs_anything(kind, place, chunk):
+    content = hostile.sounds()[kind]
+    at = len(content) if place is None else content.index(place)
+    for count in (9_000, 11_000):
+        made = content[:at] + count * chunk + content[at:]
+        for damage in (None, Damage()):
+            assert (outcome(made, damage) == "damaged: its header has more than , parts") == (count > 10_000)
+
+
+def test_zeros_behind_the_samples_are_no_parts_of_the_header():
+    for kind in ("WAV PCM_16", "AIFF None"):
+        assert outcome(hostile.sounds()[kind] + bytes(200_000), None) == "sound"
+
+
+def test_millions_of_packets_that_hold_nothing_are_given_up():
+    content = hostile.sounds()["amr libopencore_amrnb"]
+    assert outcome(content[:6] + b"\x7c" * 2_000_000, None) == "truncated or damaged: nothing of it can be decoded"
+    assert outcome(content[:6] + b"\x7c" * 5_000 + content[6:], Damage()) == "sound"

@@ -20,6 +20,7 @@ from lamb.bulk import run as bulk_module
 from lamb.bulk.listing import BulkError, Input, write_list
 from lamb.bulk.run import bulk
 from lamb.bulk.workers import Settings
+from lamb.data.manifest import ManifestError
 
 # A stand-in for lamb/inference/captioner.py that every Python process imports at its start: the workers of the run too.
 # What happens to a file is in its name; `flaky` and `fatal` ones are well once the file `healed` lies beside them.
@@ -29,7 +30,7 @@ from pathlib import Path
 from lamb.inference.captions import Caption
 
 class Captioner:
-    model = types.SimpleNamespace(encoder=types.SimpleNamespace(sample_rate=16000))
+    engine = types.SimpleNamespace(sample_rate=16000)
 
     @classmethod
     def load(cls, name, device=None):
@@ -183,6 +184,22 @@ def test_manifests_keep_their_order(tmp_path, name, text):
     assert [item.file for item in listed(tmp_path / name, tmp_path / "list")] == expected
 
 
+@pytest.mark.parametrize("text", ["file_name;id\na.wav;7\n", "ID\tFILE\n7\ta.wav\n", "path,id\na.wav,7\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_may_be_as_other_programs_write_it(tmp_path, text, encoding):
+    (tmp_path / "m.csv").write_text(text, encoding=encoding)
+    assert listed(tmp_path / "m.csv", tmp_path / "list") == [Input(f"{tmp_path}/a.wav", "7")]
+
+
+def test_an_id_may_be_a_number_and_a_name_any_bytes(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"id": 7, "file": "a.wav"}\n')
+    assert listed(tmp_path / "m.jsonl", tmp_path / "list") == [Input(f"{tmp_path}/a.wav", "7")]
+    (tmp_path / "m.txt").write_bytes(b"\xe4.wav\r\n")
+    assert [os.fsencode(item.file) for item in listed(tmp_path / "m.txt", tmp_path / "list")] == [
+        os.fsencode(tmp_path) + b"/\xe4.wav"
+    ]
+
+
 def test_a_manifest_of_clips_keeps_ids_and_times(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"id": "x", "path": "a.wav", "start": 1.5, "duration": 2}\n')
     assert listed(tmp_path / "m.jsonl", tmp_path / "list") == [Input(f"{tmp_path}/a.wav", "x", 1.5, 2.0)]
@@ -194,7 +211,8 @@ def test_a_manifest_of_clips_keeps_ids_and_times(tmp_path):
         ("m.jsonl", "{}\n", "line 1: path is missing"),
         ("m.jsonl", "[1]\n", "line 1: expected an object"),
         ("m.jsonl", '{"path": "a", "start": -1}\n', "line 1: start is -1"),
-        ("m.csv", "file\na.wav\n", "line 2: path is missing"),
+        ("m.csv", "sound\na.wav\n", "line 2: unknown keys .*sound"),
+        ("m.csv", "path,id\na.wav,1,2\n", "line 2: more cells than the header names"),
         ("m.txt", "\n", "no recordings"),
         ("a.wav", "", "not a folder, nor a manifest"),
         ("none", None, "No such file"),
@@ -203,7 +221,7 @@ def test_a_manifest_of_clips_keeps_ids_and_times(tmp_path):
 def test_what_cannot_be_listed_is_told(tmp_path, name, text, words):
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(BulkError, match=words):
+    with pytest.raises((BulkError, ManifestError), match=words):
         write_list(str(tmp_path / name), tmp_path / "list")
     assert not (tmp_path / "list").exists()
 
@@ -259,6 +277,44 @@ def test_what_changed_is_told(tmp_path, start):
     assert len(rows(out)) == 2
 
 
+def test_a_run_goes_on_from_anywhere_and_by_any_name(tmp_path, start, monkeypatch):
+    """The folder is given by a path from here, from elsewhere, and from the root; results keep its first name."""
+    folder, out = make(tmp_path / "in", *(f"{k}.wav" for k in range(6)), "flaky.wav"), tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    assert finish(start("in/", "out", "--shard-size", 2))[0] == 1
+    assert {row["file"] for row in rows(out)} == {f"in/{k}.wav" for k in range(6)}
+    make(folder, "healed")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    before = (out / "inputs.jsonl").read_bytes()
+    assert finish(start("../in", out))[0] == 1
+    assert finish(start(folder, out, "--retry-failed"))[0] == 0, "the file is found where it is now"
+    assert sorted(row["file"] for row in rows(out)) == [*(f"in/{k}.wav" for k in range(6)), "in/flaky.wav"]
+    assert (out / "inputs.jsonl").read_bytes() == before
+    make(tmp_path / "other", "0.wav")
+    assert finish(start(tmp_path / "other", out))[0] == 2
+
+
+@pytest.mark.parametrize("deep", ["out", "deep/out"])
+def test_a_refused_run_leaves_no_folder(tmp_path, start, deep):
+    out = tmp_path / deep
+    assert finish(start(tmp_path / "none", out))[0] == 2
+    assert list(tmp_path.iterdir()) == []
+    out.mkdir(parents=True)
+    assert finish(start(tmp_path / "none", out))[0] == 2
+    assert out.exists(), "which was there before"
+
+
+def test_progress_is_seen_within_a_shard(tmp_path, monkeypatch):
+    folder = make(tmp_path / "in", *(f"{k}.wav" for k in range(10)))
+    monkeypatch.setattr(bulk_module, "crew", inline)
+    monkeypatch.setattr(bulk_module, "STEP", 4)
+    seen: list[tuple[int, int]] = []
+    watch = lambda tally: seen.append((tally.done, tally.held))
+    bulk(str(folder), tmp_path / "out", Settings(), shard_size=10, watch=watch)
+    assert seen == [(0, 0), (0, 4), (0, 8), (10, 0)]
+
+
 def test_failures_are_kept_apart_and_retried(tmp_path, start):
     names = [f"{k}.wav" for k in range(20)] + ["flaky1.wav", "flaky2.wav", "bug.wav"]
     folder, out = make(tmp_path / "in", *names), tmp_path / "out"
@@ -295,7 +351,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, start, model, word
     assert code == 1
     assert words in err
     assert "Traceback" not in err
-    assert (out / "failures.jsonl").read_text() == ""
+    assert not out.exists(), "nothing of it is of use"
 
 
 # --- kills

@@ -81,6 +81,17 @@ def test_an_epoch_has_every_clip_once_and_neighbours_in_length(clips):
     assert reader.order(0, 5).shape == (2, 5)
 
 
+def test_the_order_of_an_epoch_is_made_once(clips, monkeypatch):
+    reader, made = ClipReader(clips, RATE, 5.0, seed=0), []
+    lexsort = np.lexsort
+    monkeypatch.setattr(np, "lexsort", lambda keys: made.append(1) or lexsort(keys))
+    first = [reader.order(0, 3) for _ in range(4)][-1]
+    assert len(made) == 1
+    reader.order(1, 3)
+    np.testing.assert_array_equal(reader.order(0, 3), first)
+    assert len(made) == 3, "the one before is not kept"
+
+
 def test_processes_share_a_batch(clips):
     reader = ClipReader(clips, RATE, 1.0, seed=0)
     whole = clip_batch(reader, 4, 5)

@@ -26,6 +26,7 @@ from lamb.inference import engine
 from lamb.inference.captioner import Captioner
 from lamb.inference.generation import Hypothesis
 from lamb.inference.picture import PictureError, check, save
+from lamb.inference.torch_runtime import TorchRuntime
 from lamb.model.aligner import cs_divergence
 from lamb.model.padding import pad
 from lamb.serving.page import guided
@@ -159,9 +160,11 @@ def test_what_the_captioner_hears(make_model, tmp_path, monkeypatch, name):
     captioner = Captioner(model)
     heard, counts = [], []
 
-    def listen(model: Any, z_a: Any, mask: Any, *rest: Any) -> Any:
-        heard.append((z_a, mask))
-        return [[Hypothesis("Noise.", -1.0)]] * len(z_a)
+    def listen(runtime: Any, decoding: Any, *rest: Any) -> Any:
+        return [[Hypothesis("Noise.", -1.0)]]
+
+    def hear(self: Any, z_a: Any, mask: Any, guide: float) -> None:
+        heard.append((torch.from_numpy(z_a), torch.from_numpy(mask)))
 
     def count(h_a: Any, mask: Any) -> Any:
         counts.append(int(mask.sum()))
@@ -169,6 +172,7 @@ def test_what_the_captioner_hears(make_model, tmp_path, monkeypatch, name):
 
     audio_tokens = model.audio_tokens
     monkeypatch.setattr(engine, "generate", listen)
+    monkeypatch.setattr(TorchRuntime, "decoding", hear)
     monkeypatch.setattr(model, "audio_tokens", count)
     captioner.caption([clip])
     found = embed(model, [clip])
@@ -317,7 +321,7 @@ def test_pictures_that_cannot_be_made(tmp_path, monkeypatch):
     check(tmp_path / "gap.png")
     with pytest.raises(PackageError, match=r"needs umap-learn; pip install 'lamb-aac\[plot\]'"):
         check(tmp_path / "gap.png", umap=True)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
     with pytest.raises(PackageError, match=r"needs matplotlib; pip install 'lamb-aac\[plot\]'"):
         check(tmp_path / "gap.png")
 

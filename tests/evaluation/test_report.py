@@ -14,6 +14,7 @@ from lamb.data.coverage import Coverage
 from lamb.data.manifest import Clip
 from lamb.evaluation.evaluate import Evaluation
 from lamb.evaluation.report import LEAKAGE, write
+from lamb.evaluation.report_labels import label_rows
 from lamb.evaluation.scores import Measure, mean
 from lamb.inference.captions import Caption
 
@@ -113,3 +114,41 @@ def test_people_without_recordings(evaluation, tmp_path):
     page = Page(write([replace(evaluation, clips=clips)], tmp_path).read_text(encoding="utf-8"))
     assert "audio" not in page.tags
     assert "img" not in page.tags
+
+
+@pytest.fixture
+def labelled() -> Evaluation:
+    """Four dogs, of which a cat, a dog, nothing and no caption are said; two rains; a kind that no model knows."""
+    said = ["A cat meows.", "A dog barks.", "Something.", None, "It rains.", "Rain falls.", "A dog barks."]
+    labels = [*4 * ["dog"], *2 * ["rain"], "no such kind"]
+    clips = [Clip(f"clip{k}", "", labels=(label,)) for k, label in enumerate(labels)]
+    results = [
+        Caption(f"{k}.wav", error="cannot be read")
+        if text is None
+        else Caption(f"{k}.wav", text=text, confidence=(k + 1) / 10)
+        for k, text in enumerate(said)
+    ]
+    return Evaluation("tiny", "data", clips, results, {"label_named": 0.5}, {})
+
+
+def test_labels_are_counted_and_what_is_said_instead(labelled):
+    assert label_rows([labelled]) == [
+        ["dog", "4", "0.25", "cat (1), nothing of the vocabulary (1), no caption (1)"],
+        ["rain", "2", "1.00", ""],
+    ]
+    from dataclasses import replace
+
+    other = replace(labelled, results=[Caption("x", text="A dog barks in the rain.")] * 7)
+    assert label_rows([labelled, other])[0][:4] == ["dog", "4", "0.25", "1.00"]
+
+
+def test_a_label_that_is_named_or_not_has_no_best(labelled, tmp_path):
+    page = Page(write([labelled], tmp_path, "lamb evaluate 'tiny' data --report <b>").read_text(encoding="utf-8"))
+    assert "Best" not in page.text
+    right, wrong = page.text.split("Not all labels named, with the most confidence (3 clips in all)")
+    assert "All labels named, with the most confidence (3 clips in all)" in right
+    named = right[right.index("All labels named") :]
+    assert [named.index(f"clip{k}") for k in (5, 4, 1)] == sorted(named.index(f"clip{k}") for k in (5, 4, 1))
+    assert [k for k in range(7) if f"clip{k}" in wrong] == [0, 2, 3], "the kind that no model knows is in neither"
+    assert "by lamb evaluate 'tiny' data --report <b>" in page.text
+    assert re.search(r"Made on \d{4}-\d\d-\d\d at \d\d:\d\d with lamb \d", page.text)

@@ -11,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from searched import generate
 
-from lamb.config import ExtensionsConfig, LambConfig, RerankingConfig
+from lamb.config import RerankingConfig
 from lamb.extensions.one_mention import OneMention
-from lamb.inference.generation import GuideBias, GumbelNoise, Hypothesis, clean, generate, score
+from lamb.extensions.reranking import Reranker
+from lamb.inference.generation import Hypothesis, clean
+from lamb.inference.torch_runtime import TorchRuntime
 
 WORDS = ("</s>", "ah", "be", "cow", "dog", "eel")
 EOS, V = 0, len(WORDS)
@@ -91,13 +94,6 @@ def everything(model, z_a, mask, limit: int) -> dict[tuple[int, ...], float]:
 # --- search
 
 
-def test_the_guide_can_enter_after_the_log_softmax(make_toy):
-    x, bias = torch.randn(6, V), torch.randn(3, 1, V)
-    guide = GuideBias(make_toy(), bias, 0.5)
-    guided = guide(torch.zeros(6, 0, dtype=torch.long), x.log_softmax(-1)).log_softmax(-1)
-    torch.testing.assert_close(guided, (x + 0.5 * bias[:, 0].repeat_interleave(2, 0)).log_softmax(-1))
-
-
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("guide", ["once", "residual", "none"])
 def test_wide_beam_search_is_exhaustive_search(make_toy, guide, penalty):
@@ -116,39 +112,24 @@ def test_wide_beam_search_is_exhaustive_search(make_toy, guide, penalty):
         assert found[clip].score == pytest.approx(scores[ids] / len(ids), abs=1e-4)
 
 
-def reranking(config: LambConfig, weight: float) -> LambConfig:
-    return replace(config, extensions=ExtensionsConfig(reranking=RerankingConfig(weight)))
-
-
 @torch.no_grad()
 def test_reranking_by_hand(make_model):
     model = make_model(decode={"max_new_tokens": 6, "beams": 6}).eval()
-    z_a, mask = audio(model, size=3)
+    z_a, mask = audio(model, size=12)
     mask[1, 1:] = False
-    options = model.config.decode
-    plain = generate(model, z_a, mask, options, n_best=6)
+    plain = generate(model, z_a, mask, model.config.decode, n_best=6)
     changed = 0
-    for weight, n_best in ((0.5, 6), (50.0, 6), (50.0, 2), (50.0, 1)):
-        model.config = reranking(model.config, weight)
-        found = generate(model, z_a, mask, options, n_best)
-        for clip in range(3):
+    for weight in (0.5, 50.0):
+        found = Reranker(TorchRuntime(model), RerankingConfig(weight)).ranked(z_a.numpy(), mask.numpy(), plain)
+        for clip in range(12):
             a = z_a[clip][mask[clip]].mean(0)
             value = {}
             for h in plain[clip]:
                 ids = torch.tensor(model.llm.tokenizer(h.text).input_ids)
                 value[h] = h.score + weight * float(torch.cosine_similarity(a, model.llm.embed(ids).mean(0), dim=0))
-            assert found[clip] == sorted(plain[clip], key=lambda h: -value[h])[:n_best]
+            assert found[clip] == sorted(plain[clip], key=lambda h: -value[h])
             changed += found[clip][0] != plain[clip][0]
     assert changed, "a choice that would not have been made without"
-
-
-@pytest.mark.parametrize(("beams", "seed"), [(1, None), (1, 5), (4, 5)], ids=["greedy", "sample", "samples"])
-def test_nothing_to_rerank(make_toy, beams, seed):
-    model = make_toy(decode={"beams": beams})
-    z_a, mask = audio(model)
-    found = generate(model, z_a, mask, model.config.decode, 1, seed)
-    model.config = reranking(model.config, 9.0)
-    assert generate(model, z_a, mask, model.config.decode, 1, seed) == found
 
 
 def test_the_toy_language_has_something_to_search(make_toy):
@@ -272,12 +253,18 @@ def test_score_is_the_mean_log_probability(make_toy, residual):
     if residual:
         model.guide.gamma.data.fill_(0.5)
     z_a, mask = audio(model, size=1)
-    ended, cut, empty = [1, 2, EOS, EOS], [1, 2, 3, 4], [EOS, EOS, EOS, EOS]
-    prefix = [part.repeat_interleave(3, 0) for part in model.llm.prefix(z_a, mask)]
-    found = score(model, *prefix, torch.tensor([ended, cut, empty]), model.bias(z_a, mask), model.config.decode)
+    decoding = TorchRuntime(model).decoding(z_a.numpy(), mask.numpy(), 1.0)
     scores = everything(model, z_a[0], mask[0], limit=4)
-    expected = [scores[1, 2, EOS] / 3, scores[1, 2, 3, 4] / 4, scores[EOS,]]
-    assert found.tolist() == pytest.approx(expected, abs=1e-5)
+    captions = [(1, 2), (), (3, 1, 4)]
+    for ids, log_p in zip(captions, decoding.log_probabilities([0, 0, 0], captions), strict=True):
+        assert log_p.shape == (len(ids) + 1,)
+        assert log_p.sum() == pytest.approx(scores[*ids, EOS], abs=1e-5)
+
+
+def test_no_captions_have_no_log_probabilities(make_toy):
+    model = make_toy()
+    z_a, mask = audio(model)
+    assert TorchRuntime(model).decoding(z_a.numpy(), mask.numpy(), 1.0).log_probabilities([], []) == []
 
 
 # --- sampling
@@ -299,15 +286,6 @@ def test_samples_follow_the_guided_distribution(make_toy):
     drawn = Counter(generate(model, z_a, mask, model.config.decode, 1, seed)[0][0].text for seed in range(seeds))
     expected = {sentence(ids): seeds * math.exp(value) for ids, value in scores.items()}
     assert sum((drawn[text] - n) ** 2 / n for text, n in expected.items()) < 20.5  # chi-square, 5 degrees: p = 0.001
-
-
-def test_gumbel_noise_makes_an_argmax_a_sample():
-    log_p = torch.tensor([0.5, 0.3, 0.15, 0.04, 0.01]).log()
-    n = 20000
-    noisy = GumbelNoise(n, seed=0)(torch.zeros(2 * n, 0), log_p.expand(2 * n, -1))  # two clips
-    assert torch.equal(noisy[:n], noisy[n:])
-    share = noisy[:n].argmax(1).bincount(minlength=5) / n
-    torch.testing.assert_close(share, log_p.exp(), atol=0.01, rtol=0)
 
 
 def test_low_temperature_and_small_top_p_are_greedy(make_toy):
@@ -351,7 +329,7 @@ def test_clean_makes_one_sentence_and_is_idempotent(text):
 
 def test_one_mention_takes_part_where_it_is_switched_on(make_toy, monkeypatch):
     seen = []
-    monkeypatch.setattr(OneMention, "__call__", lambda self, ids, scores: (seen.append(len(self.once)), scores)[1])
+    monkeypatch.setattr(OneMention, "__call__", lambda self, ids, log_p: seen.append(log_p.shape[1]))
     for enabled in (True, False):
         model = make_toy(extensions={"one_mention": {"enabled": enabled}})
         generate(model, *audio(model), model.config.decode)

@@ -12,7 +12,9 @@ from lamb.data.vocabulary import PARENTS, PHRASES
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Sound
 from lamb.inference.confidence import logistic
-from lamb.inference.generation import Hypothesis, clean, score
+from lamb.inference.generation import Hypothesis, clean
+from lamb.inference.search import Found
+from lamb.inference.torch_runtime import TorchRuntime
 from lamb.inference.weighing import Weigher, below, caption_confidence, logit, shorter, sigmoid, sounds_of, weigh
 
 LABELS = ["dog", "rain", "siren", "man_speaking"]
@@ -111,55 +113,63 @@ def model(make_model, monkeypatch):
 TEXTS = [["A dog barks.", "A dog barks, then rain falls."], ["A siren wails."]]
 
 
-def sound(model) -> tuple[torch.Tensor, ...]:
-    torch.manual_seed(5)
-    h_a = torch.randn(2, 7, model.encoder.dim)
-    mask = torch.arange(7) < torch.tensor([[7], [4]])
-    return h_a * mask[..., None], mask, *model.audio_tokens(h_a * mask[..., None], mask)
+def heard(model) -> tuple[TorchRuntime, np.ndarray, np.ndarray]:
+    """A runtime, and encoder tokens (2, 7, D) of two clips with their mask."""
+    mask = np.arange(7) < np.array([[7], [4]])
+    h_a = np.random.default_rng(5).standard_normal((2, 7, model.encoder.dim)).astype(np.float32)
+    return TorchRuntime(model), h_a * mask[..., None], mask
+
+
+def measured(runtime, h_a, mask, texts, found=()):
+    decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), 1.0)
+    return Weigher(runtime, DecodeConfig()).measure(*runtime.tag(h_a, mask), mask, decoding, texts, found)
 
 
 @torch.inference_mode()
 def test_measures(model):
-    h_a, mask, z_a, z_mask = sound(model)
-    found = Weigher(model, DecodeConfig()).measure(h_a, mask, z_a, z_mask, TEXTS)
-    clip, frame = model.encoder.tag(h_a, mask), model.encoder.tag_frames(h_a)
-    (short, (dog,)), (long, (first, rain)) = found[0]
-    assert dog[1] == pytest.approx(logit(float(clip[0, 0])), abs=1e-5)
-    assert rain[1:3] == pytest.approx([logit(float(clip[0, 1])), logit(float(frame[0, :, 1].max()))], abs=1e-5)
+    runtime, h_a, mask = heard(model)
+    clip, frame = runtime.tag(h_a, mask)
+    (short, (dog,)), (long, (first, rain)) = measured(runtime, h_a, mask, TEXTS)[0]
+    assert dog[1] == pytest.approx(logit(clip[0, 0]), abs=1e-5)
+    assert rain[1:3] == pytest.approx([logit(clip[0, 1]), logit(frame[0, :, 1].max())], abs=1e-5)
     assert (dog[4:], first[4:], rain[4:]) == ([0, 0], [0, 0], [0, 1])
-    # the score is that of generation
-    prefix, prefix_mask = model.llm.prefix(z_a, z_mask)
-    ids, there = model.llm.tokenize(TEXTS[0])
-    bias = model.bias(z_a, z_mask)
-    again = [
-        score(
-            model,
-            prefix[:1],
-            prefix_mask[:1],
-            torch.cat([row[own], row.new_full((2,), model.llm.tokenizer.eos_token_id)])[None],
-            bias[:1],
-            DecodeConfig(),
-        )
-        for row, own in zip(ids, there, strict=True)
-    ]
-    assert [short, long] == pytest.approx([float(value) for value in again], abs=1e-4)
+    for text, score in zip(TEXTS[0], (short, long), strict=True):  # the mean over the tokens and the end, by hand
+        z_a, z_mask = model.audio_tokens(torch.from_numpy(h_a[:1]), torch.from_numpy(mask[:1]))
+        ids, _ = model.llm.tokenize([text])
+        logits = model.llm.logits(*model.llm.prefix(z_a, z_mask), ids) + model.bias(z_a, z_mask)
+        labels = torch.cat([ids, ids.new_full((1, 1), model.llm.tokenizer.eos_token_id)], 1)
+        log_p = logits.log_softmax(-1).gather(2, labels[..., None])
+        assert score == pytest.approx(float(log_p.mean()), abs=1e-4)
     assert 0 < sigmoid(rain[3]) < 1
 
 
-@torch.inference_mode()
 def test_a_clip_does_not_depend_on_its_neighbours(model):
-    h_a, mask, z_a, z_mask = sound(model)
-    weigher = Weigher(model, DecodeConfig())
-    both = weigher.measure(h_a, mask, z_a, z_mask, TEXTS)
-    alone = weigher.measure(h_a[1:, :4], mask[1:, :4], z_a[1:], z_mask[1:], TEXTS[1:])
+    runtime, h_a, mask = heard(model)
+    both = measured(runtime, h_a, mask, TEXTS)
+    alone = measured(runtime, h_a[1:, :4], mask[1:, :4], TEXTS[1:])
     assert both[1][0][0] == pytest.approx(alone[0][0][0], abs=1e-4)
     assert both[1][0][1][0] == pytest.approx(alone[0][0][1][0], abs=1e-3)
 
 
+def test_what_the_search_knows_is_not_computed_again(model):
+    runtime, h_a, mask = heard(model)
+    text = TEXTS[1][0]
+    [(ids, _)] = runtime.tokenize([text])
+    log_p = tuple(-float(k) for k in range(len(ids) + 1))
+    known = Found(tuple(ids), log_p)
+    [[(score, _)]] = measured(runtime, h_a[1:, :4], mask[1:, :4], [[text]], [[Hypothesis(text, 0.0, found=known)]])
+    assert score == pytest.approx(sum(log_p) / len(log_p))
+    [[(plain, _)]] = measured(runtime, h_a[1:, :4], mask[1:, :4], [[text]])
+    for other in (Found(tuple(ids), log_p[:-1]), Found((*ids, 3), (*log_p, 0.0))):  # cut, or other tokens
+        [[(score, _)]] = measured(runtime, h_a[1:, :4], mask[1:, :4], [[text]], [[Hypothesis(text, 0.0, found=other)]])
+        assert score == plain
+
+
 def test_choice(model):
-    h_a, mask, z_a, z_mask = sound(model)
+    runtime, h_a, mask = heard(model)
     found = [[Hypothesis("A dog barks while rain falls.", -1.0)], [Hypothesis("", -9.0)]]
-    rows = Weigher(model, DecodeConfig(weigh=OPTIONS)).choose(h_a, mask, z_a, z_mask, found)
+    decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), 1.0)
+    rows = Weigher(runtime, DecodeConfig(weigh=OPTIONS)).choose(h_a, mask, decoding, found)
     texts = {h.text for h in rows[0]}
     assert {"A dog barks while rain falls.", "A dog barks."} <= texts
     assert len(texts) == len(rows[0]) >= 6  # each once
@@ -167,14 +177,10 @@ def test_choice(model):
     assert rows[1][0].sounds  # where nothing was found, something that is offered is told
 
 
-def test_the_most_probable_kinds_are_offered(model, monkeypatch):
-    clip = torch.tensor([[0.05, 0.6, 0.3, 0.05]])
-    frame = torch.zeros(1, 7, 5)
+def test_the_most_probable_kinds_are_offered(model):
+    clip, frame = np.array([[0.05, 0.6, 0.3, 0.05]]), np.zeros((1, 7, 5))
     frame[0, 5:, 1] = frame[0, :2, 2] = frame[0, 2:5, 4] = 1
-    monkeypatch.setattr(type(model.encoder), "tag", lambda self, h, mask: clip)
-    monkeypatch.setattr(type(model.encoder), "tag_frames", lambda self, h: frame)
-    mask = torch.ones(1, 7, dtype=torch.bool)
-    (texts,) = Weigher(model, DecodeConfig()).candidates(torch.zeros(1, 7, model.encoder.dim), mask, [[]])
+    (texts,) = Weigher(heard(model)[0], DecodeConfig()).candidates(clip, frame, [[]])
     loud, early = (PHRASES[LABELS[k]][0].clause for k in (1, 2))
     assert texts[1:5] == [clean(text) for text in (loud, early, f"{early}, then {loud}", f"{early} while {loud}")]
     assert all(set(sounds_of(text)[0][0].labels) <= PARENTS for text in texts[5:])

@@ -187,11 +187,11 @@ def test_silence_is_like_nothing(library, sounds, tmp_path):
 def stored(library, said):
     """An index with made-up captions, their own words as vectors."""
     from lamb.library.moments import Moment
-    from lamb.library.query import space
     from lamb.library.store import File
 
-    model = library.captioner.model
-    store = Store.create(library.folder, model.llm.dim, "tiny", space(model), library.config)
+    runtime = library.captioner.engine.runtime
+    width = runtime.embed([0]).shape[1]
+    store = Store.create(library.folder, width, "tiny", runtime.space, library.config)
     for k, text in enumerate(said):
         file = File(f"/sounds/{k % 2}/{k}.wav", "", "/sounds", 1, k * 10**9, str(k))
         store.add([(file, 9.0, [Moment(float(k), k + 1.0, text, k / 10, library.words.vector(text))])])

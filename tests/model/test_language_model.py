@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from searched import generate
 
 from lamb.config import AdapterConfig, ConfigError, EncoderConfig, LambConfig, LLMConfig
-from lamb.inference.generation import generate
 from lamb.model.encoders import build_encoder
 from lamb.model.lamb import LambModel
 from lamb.model.language_model import AUDIO, LanguageModel, merge_lora
@@ -133,7 +133,7 @@ def test_lora(folders, kind):
 
 
 def test_captions_alone_and_in_a_padded_batch(folders, kind, make_config):
-    """generate() with its cache, on the left-padded prompts of a linear projector."""
+    """The search with its cache, on the left-padded prompts of a linear projector."""
     config = make_config(adapter={"kind": "linear"}, llm={"source": str(folders[kind])}, decode={"beams": 3})
     llm = LanguageModel.from_pretrained(config.llm)
     model = LambModel(config, build_encoder(config.encoder), llm).eval()

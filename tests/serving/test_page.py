@@ -1,6 +1,7 @@
 """`lamb demo`: what is decoded and shown, and the page itself in a real browser where there is one."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -17,6 +18,7 @@ from lamb.cli.app import app
 from lamb.inference.captioner import Captioner
 from lamb.inference.captions import Caption, Segment
 from lamb.serving import page as demo
+from lamb.serving import page_result, page_words
 
 RATE = 16_000
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,8 +27,8 @@ CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-b
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
-    """Half a second of a tone under a name that must not be seen anywhere."""
-    file = tmp_path / "secret<name>.wav"
+    """Half a second of a tone under a name that is no HTML."""
+    file = tmp_path / "my <tone>.wav"
     soundfile.write(file, 0.5 * np.sin(0.2 * np.arange(RATE // 2)), RATE)
     return file
 
@@ -67,7 +69,7 @@ def test_words_grow_with_the_strength_of_the_guide(make_model, sound):
     model, x = make_model(), audio.load(sound, RATE)
     options = model.config.decode
     found = {
-        strength: demo.guided(Captioner(model, demo.replace(options, guide=strength)), x)
+        strength: page_words.guided(Captioner(model, demo.replace(options, guide=strength)), x)
         for strength in (0.0, 1.0, 2.0)
     }
     assert found[1.0].words
@@ -80,8 +82,8 @@ def test_words_grow_with_the_strength_of_the_guide(make_model, sound):
 
 
 def test_no_guide_and_silence_have_no_words(make_model, sound):
-    assert demo.guided(Captioner(make_model(guide={"enabled": False})), audio.load(sound, RATE)) is None
-    assert demo.guided(Captioner(make_model()), np.zeros(RATE, np.float32)) is None
+    assert page_words.guided(Captioner(make_model(guide={"enabled": False})), audio.load(sound, RATE)) is None
+    assert page_words.guided(Captioner(make_model()), np.zeros(RATE, np.float32)) is None
 
 
 def test_words_are_entries_that_begin_one():
@@ -90,7 +92,7 @@ def test_words_are_entries_that_begin_one():
             return ["</s>", "ing", "Ġrain", "▁cat", "ĠRain", "Ġ.", "Ġa"][entry]
 
     bias = torch.tensor([9.0, 8.0, 2.0, 3.0, 1.0, 7.0, 6.0])
-    assert list(demo._words(Tokenizer(), bias)) == [("cat", 3.0), ("rain", 2.0)]
+    assert list(page_words._words(Tokenizer(), bias)) == [("cat", 3.0), ("rain", 2.0)]
 
 
 @pytest.fixture
@@ -99,7 +101,8 @@ def page() -> str:
     x = np.random.default_rng(0).standard_normal(RATE).astype(np.float32) / 10
     segments = (Segment(0.0, 0.25, "<b>Rain</b>.", 0.5), Segment(0.25, 1.0, "A dog barks.", 0.9))
     caption = Caption("recording", 1.0, "<script>", -0.1, 0.75, ("<script>", "<i>"), (-0.1, -0.2), segments)
-    return demo.shown(caption, x, RATE, demo.Guided("<u>", (("rain", 2.0), ("dog", -1.0))), 1.5)
+    effect = page_words.Guided("<u>", (("rain", 2.0), ("dog", -1.0)))
+    return page_result.shown(caption, x, RATE, page_words.effect_as_html(caption.text, effect, 1.5))
 
 
 def files(html: str) -> dict[str, bytes]:
@@ -119,11 +122,12 @@ def test_segments_lie_under_their_sound(page):
     ]
     found = files(page)
     assert found["image/png"].startswith(b"\x89PNG")
-    x, rate = soundfile.read(demo.io.BytesIO(found["audio/flac"]))
+    x, rate = soundfile.read(io.BytesIO(found["audio/flac"]))
     assert (len(x), rate) == (RATE, RATE)
 
 
 def test_downloads_are_what_the_command_line_writes(page):
+    assert re.findall(r'download="([^"]*)"', page) == ["recording.srt", "recording.json"]
     srt, as_json = (base64.b64decode(data) for data in re.findall(r'octet-stream;base64,([^"]*)"', page))
     assert srt.decode().split("\n")[:3] == ["1", "00:00:00,000 --> 00:00:00,250", "<b>Rain</b>."]
     assert [s["caption"] for s in json.loads(as_json)[0]["segments"]] == ["<b>Rain</b>.", "A dog barks."]
@@ -131,7 +135,30 @@ def test_downloads_are_what_the_command_line_writes(page):
 
 def test_errors_of_files_are_text():
     error = audio.AudioError("x", "a codec called <b>", "convert it")
-    assert demo.told(error) == "This recording cannot be captioned: a codec called &lt;b&gt;; convert it."
+    assert "This recording cannot be captioned: a codec called &lt;b&gt;; convert it." in page_result.told(error)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("/tmp/x/dog.wav", "dog"),
+        ("/tmp/x/My holiday (2).mp4", "My-holiday-2"),
+        ("/tmp/x/Mövenschrei 2024-05-01.flac", "Mövenschrei-2024-05-01"),
+        ('/tmp/x/"><script>.wav', "script"),
+        ("/tmp/x/...", "recording"),
+        ("/tmp/x/" + 300 * "a", 60 * "a"),
+    ],
+)
+def test_what_is_downloaded_is_named_after_the_recording(file, expected):
+    assert demo.name_for(file) == expected
+
+
+def test_text_on_the_colours_of_segments_can_be_read():
+    for colour in (*page_result.COLOURS, "#666666", "#444444"):
+        channels = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        luminance = np.dot([0.2126, 0.7152, 0.0722], linear)
+        assert 1.05 / (luminance + 0.05) >= 4.5, colour
 
 
 # ---- the page
@@ -173,6 +200,32 @@ def test_a_port_in_use_is_told(model_folder, monkeypatch):
             pass
 
 
+# Text whose contrast with what is behind it is below WCAG AA: 4.5, or 3 for large text.
+FAINT = """() => {
+  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = (c) => 0.2126 * linear(c[0]) + 0.7152 * linear(c[1]) + 0.0722 * linear(c[2]);
+  const parsed = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
+  const over = (c, below, alpha) => [0, 1, 2].map((k) => alpha * c[k] + (1 - alpha) * below[k]);
+  const behind = (e) => {
+    const layers = [];
+    for (; e; e = e.parentElement) layers.push(parsed(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, c) => over(c, below, c[3]), [255, 255, 255]);
+  };
+  const faint = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const e = texts.currentNode.parentElement, style = getComputedStyle(e), box = e.getBoundingClientRect();
+    if (!texts.currentNode.textContent.trim() || !box.width || !box.height || style.visibility === "hidden") continue;
+    if (["SCRIPT", "STYLE"].includes(e.tagName)) continue;
+    const below = behind(e), colour = parsed(style.color);
+    const [one, other] = [luminance(over(colour, below, colour[3])), luminance(below)];
+    const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05), size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    if (contrast < (large ? 3 : 4.5)) faint.push(`${texts.currentNode.textContent.trim()}: ${contrast.toFixed(2)}`);
+  }
+  return faint;
+}"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 @pytest.mark.parametrize("width", [1280, 390])
@@ -197,10 +250,17 @@ def test_in_a_browser(model_folder, sound, port, tmp_path, monkeypatch, width):
         page.get_by_text("An example, the sample").wait_for(state="detached")
         page.locator(".lamb-caption").wait_for()
         own = Captioner.load(str(model_folder))
-        expected = own.timeline((audio.load(sound, RATE), RATE), n_best=3).finish()
+        expected = own.timeline((audio.load(sound, RATE), RATE), beams=own.options.beams, n_best=3).finish()
         assert page.locator(".lamb-caption").inner_text() == expected.text
+        assert page.locator(".lamb-segments li span").nth(1).inner_text() == expected.text, "in the same words"
         assert page.locator(".lamb-alternatives li").count() == len(expected.captions) - 1
-        assert "secret" not in page.content()
+        page.wait_for_function("document.querySelector('.lamb-caption').getBoundingClientRect().bottom < innerHeight")
+        page.wait_for_function("document.querySelector('.lamb-caption').getBoundingClientRect().top >= 0")
+        assert page.locator("audio").count() == 1, "one player"
+        headings = page.evaluate("[...document.querySelectorAll('h1,h2,h3,h4')].map((h) => Number(h.tagName[1]))")
+        assert headings[:2] == [1, 2]
+        assert set(headings[2:]) == {3}
+        assert page.evaluate(FAINT) == []
 
         bars = page.locator(".lamb-bars button")
         assert bars.count() == len(expected.segments)
@@ -209,7 +269,7 @@ def test_in_a_browser(model_folder, sound, port, tmp_path, monkeypatch, width):
         page.wait_for_function("document.querySelector('#heard audio').paused")
 
         with page.expect_download() as download:
-            page.locator("a[download='lamb.json']").click()
+            page.locator("a[download='my-tone.json']").click()
         assert json.loads(download.value.path().read_text())[0]["caption"] == expected.text
 
         page.get_by_text("Settings").click()
@@ -230,6 +290,7 @@ def test_in_a_browser(model_folder, sound, port, tmp_path, monkeypatch, width):
         upload.set_input_files(tmp_path / "bad.wav")
         page.locator(".lamb-error").wait_for()
         assert page.locator(".lamb-error").inner_text().startswith("This recording cannot be captioned: not audio")
+        assert page.get_by_text("not audio").count() == 1, "told once"
         assert "Traceback" not in page.content()
 
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -11,12 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.stats import ttest_rel
 
 from lamb.cli import app as cli
-from lamb.config import AblationConfig, ConfigError, from_dict, to_dict
+from lamb.config import AblationConfig, ConfigError, ExtensionsConfig, ScenesConfig, from_dict, to_dict
 from lamb.data import loader
+from lamb.data.manifest import read
+from lamb.data.render import write_scenes
+from lamb.inference.captioner import Captioner
+from lamb.inference.engine import Engine
+from lamb.inference.recording import hear
+from lamb.model.losses import cross_entropy
 from lamb.training import ablate as ablation
 from lamb.training import state
 from lamb.training.ablate import ablate
@@ -156,6 +163,48 @@ def test_runs_side_by_side(recipe, tmp_path):
     assert logs.count("stage lamb: steps 2") == 2
 
 
+def test_captioned_clips_and_declared_questions(recipe, tmp_path):
+    """The clips of a manifest in place of scenes; the variants of the questions come first, with a seed more."""
+    scenes = ScenesConfig(str(yaml.safe_load(recipe().read_text())["scenes"]["sounds"]), train=8, test=5, seconds=1)
+    listed = write_scenes(scenes, tmp_path / "clips", 16000)
+    more = {
+        "other": ["model.guide.distance=l1"],
+        "full": [],
+        "plain": ["model.aligner.enabled=false", "model.guide.enabled=false"],
+    }
+    changes = {
+        "scenes": None,
+        "manifest": str(listed),
+        "seeds": [1],
+        "variants": more,
+        "tables": {"one": {"title": "T", "rows": {"LAMB": "full"}, "columns": ["cross_entropy"]}},
+        "contrasts": {"rows": {"both parts": "plain"}, "against": "full", "seeds": [2]},
+    }
+    config = ablation.read(AblationConfig, recipe(**changes))
+    order = [(run.variant, run.seed) for run in ablation.planned(config)]
+    assert order == [("full", 1), ("plain", 1), ("full", 2), ("plain", 2), ("other", 1)]
+    text = ablate(recipe(**changes))
+    out = tmp_path / "out"
+    assert not (out / "scenes").exists()
+    assert "| both parts | 2 | " in text
+    assert "clips each, of split 'train' of" in text
+    said = [json.loads(line) for line in (out / "runs" / "full-1" / "predictions.jsonl").open()]
+    model = Captioner.load(str(out / "runs" / "full-1")).model
+    for row, clip in zip(said, [c for c in read(listed) if c.split == "test"], strict=True):
+        ids, mask = model.llm.tokenize(clip.captions[:1])
+        (recording,) = next(hear(Engine(model), [clip], model.config.decode))
+        h_a = torch.as_tensor(recording.h_a)[None]
+        with torch.no_grad():
+            output = model(h_a, h_a.new_ones(h_a.shape[:2], dtype=torch.bool), ids, mask, encoded=True)
+        assert row["tokens"] == ids.shape[1] + 1
+        assert row["nats"] / row["tokens"] == pytest.approx(
+            float(cross_entropy(output.logits, output.labels, output.bias)), abs=1e-3
+        )
+    result = json.loads((out / "runs" / "full-1" / "result.json").read_text())
+    total = sum(row["nats"] for row in said) / sum(row["tokens"] for row in said)
+    assert result["cross_entropy"] == pytest.approx(total, abs=1e-4)
+
+
 def killed(run: ablation.Run, clips: Any) -> None:
     os._exit(1)
 
@@ -212,6 +261,10 @@ def test_a_changed_recipe_is_refused_and_a_longer_one_is_not(recipe, tmp_path):
         ({}, ["base=nosuch.yaml"], "nosuch.yaml: no such recipe"),
         ({"settings": ["init=tiny"]}, [], "must be of stage lamb, with a section model and no init"),
         ({"scenes": {}}, [], "scenes.sounds: is missing"),
+        ({"scenes": None}, [], "scenes, manifest: give one of the two"),
+        ({"manifest": "clips.jsonl"}, [], "scenes, manifest: give one of the two"),
+        ({"contrasts": {"rows": {"x": "ful"}, "against": "full"}}, [], "contrasts.rows.x: 'ful' is not known; did you"),
+        ({"contrasts": {"rows": {}, "against": "full", "seeds": [2]}}, [], "contrasts.seeds: these come on top"),
         ({"variants": {"full": ["model.adaptor.kind=linear"]}}, [], "tables.one.rows.neither: 'plain' is not known"),
         ({"variants": {"full": ["model.adaptor.kind=linear"], "plain": []}}, [], "model.adaptor: unknown key; did you"),
         ({"variants": {"full": [], "plain": [], "a/b": []}}, [], "variants.a/b: the name becomes that of a folder"),
@@ -269,15 +322,30 @@ def test_what_stands_out_is_bold():
     assert rows(text)[-1] == ["worse", "3", "**+1.020 [+0.995, +1.045]**", "+0.0 [-24.8, +24.8]"]
 
 
-def test_the_recipe_in_the_repository_can_be_read():
-    config = ablation.read(AblationConfig, Path(__file__).parents[2] / "recipes" / "ablation.yaml")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["ablation", "ablation-smollm"])
+def test_the_recipes_in_the_repository_can_be_read(name, monkeypatch):
+    config = ablation.read(AblationConfig, ROOT / "recipes" / f"{name}.yaml")
     ablation._check(config)
-    assert len(config.seeds) >= 3
     shown = {variant for table in config.tables.values() for variant in table.rows.values()}
     assert shown == set(config.variants), "what is trained is shown"
-    document = (Path(__file__).parents[2] / "docs" / "claims.md").read_text()
-    assert set(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", document)) == {"setting", *config.tables}
+    document = (ROOT / "docs" / "claims.md").read_text()
+    wanted = {
+        config.prefix + block for block in ("setting", *config.tables, *(["contrasts"] if config.contrasts else []))
+    }
+    assert wanted <= set(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", document))
     assert set(next(iter(config.tables.values())).columns) <= COLUMNS.keys()
+    monkeypatch.chdir(ROOT)
+    runs = ablation.planned(config)
+    assert all(to_dict(run.config.model.extensions) == to_dict(ExtensionsConfig()) for run in runs)
+    assert not any(run.config.model.decode.no_repeat_ngram or run.config.data.gain for run in runs)
+    seeds = {variant: [run.seed for run in runs if run.variant == variant] for variant in config.variants}
+    if config.contrasts:
+        for variant in (config.contrasts.against, *config.contrasts.rows.values()):
+            assert len(seeds[variant]) >= 5
+    assert min(map(len, seeds.values())) >= 2
 
 
 def test_the_command(recipe, tmp_path, monkeypatch, capsys):

@@ -13,12 +13,13 @@ import torch
 from conftest import ENCODER
 from safetensors.torch import load_file
 
-from lamb.config import ConfigError, OptimConfig, TrainConfig
+from lamb.config import ConfigError, DataConfig, OptimConfig, TrainConfig
 from lamb.data.manifest import ManifestError
 from lamb.inference.captioner import Captioner
 from lamb.training import device, distill, loop
 from lamb.training import train as training
 from lamb.training.device import TrainingError, memory, precision_of, require_memory
+from lamb.training.lamb_stage import LambStage
 from lamb.training.loop import schedule
 from lamb.training.stage import param_groups
 from lamb.training.train import train
@@ -92,6 +93,58 @@ def test_bfloat16_only_where_it_can_be(monkeypatch):
         monkeypatch.setattr(device, "cpu_has_bfloat16", lambda can=can: can)
         with nullcontext() if can else pytest.warns(UserWarning, match="no units for bfloat16; training in float32"):
             assert precision_of(on_cpu) == precision
+
+
+def rates(config: TrainConfig) -> dict[str, float]:
+    """Peak learning rates of the scalars with one of their own."""
+    torch.manual_seed(0)
+    stage = LambStage(config)
+    names = {id(p): name for name, p in stage.module.named_parameters()}
+    return {names[id(group["params"][0])]: group["lr"] for group in stage.param_groups() if len(group["params"]) == 1}
+
+
+def lamb_config(make_config: Callable[..., Any], data: Path, lr: float, **model: Any) -> TrainConfig:
+    return TrainConfig(
+        model=make_config(**model), data=DataConfig(sounds=str(data / "sounds"), seconds=1), optim=OptimConfig(lr=lr)
+    )
+
+
+@pytest.mark.parametrize("beta", [0.5, -0.5, 0.0])
+def test_the_rate_of_beta_is_positive_whatever_beta_is_and_follows_the_recipe(make_config, data, beta):
+    model = {"guide": {"beta": beta}, "extensions": {"residual_guide": {"enabled": True}}}
+    slow, fast = (rates(lamb_config(make_config, data, lr, **model)) for lr in (3e-6, 3e-4))
+    assert slow.keys() >= {"guide.beta", "guide.gamma", "aligner.log_scale"}
+    for name in ("guide.beta", "guide.gamma", "aligner.log_scale"):
+        assert 0 < slow[name] == pytest.approx(fast[name] / 100)
+    if beta:
+        assert slow["guide.beta"] == pytest.approx(10 * 3e-6 * 0.5)
+
+
+@pytest.mark.parametrize("beta", [0.3, -0.3, 0.0])
+def test_beta_descends(make_config, data, beta):
+    """One step of AdamW against its gradient, from either side of 0 and from 0 itself."""
+    stage = LambStage(lamb_config(make_config, data, 1e-3, guide={"beta": beta}))
+    (group,) = [g for g in stage.param_groups() if g["params"][0] is stage.module.guide.beta]
+    optimiser = torch.optim.AdamW([group])
+    stage.module.guide.beta.grad = torch.tensor(1.0)
+    optimiser.step()
+    assert stage.module.guide.beta.item() < beta - 1e-6
+
+
+def test_accumulated_batches_are_a_mean_over_tokens(make_config, data):
+    """Batches of a short and of a long caption: the same as one batch of both."""
+    stage = LambStage(lamb_config(make_config, data, 1e-3, aligner={"enabled": False}))
+    stage.module.eval()
+    x, mask = torch.randn(2, 8000), torch.ones(2, 8000, dtype=torch.bool)
+    captions = ["A dog.", "Rain falls, then a siren wails while a man speaks."]
+    both = stage.loss(stage.module, {"waveform": x, "mask": mask, "captions": captions})
+    each = [{"waveform": x[k : k + 1], "mask": mask[k : k + 1], "captions": captions[k : k + 1]} for k in range(2)]
+    weights = stage.weights(each)
+    assert sum(weights) == pytest.approx(2)
+    assert weights[0] < 0.7
+    for term in ("plain", "guided"):
+        parts = [stage.loss(stage.module, {**b, "weight": w})[term] for b, w in zip(each, weights, strict=True)]
+        torch.testing.assert_close(sum(parts) / 2, both[term])
 
 
 @pytest.fixture

@@ -31,9 +31,6 @@ class Recordings:
                     self._paths.setdefault(stem, path)
                     self._paths.setdefault(f"{os.path.basename(parent)}/{stem}", path)
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
     def find(self, *names: str) -> str:
         """The path of the first of these names that exists; "" if none does."""
         return next((self._paths[name] for name in names if name in self._paths), "")

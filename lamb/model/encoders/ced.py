@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from . import published
 from .base import Encoder
 from .spec_augment import spec_augment
+from .spectrum import power_spectrogram
 
 SAMPLE_RATE, N_FFT, HOP, MELS, PATCH = 16000, 512, 160, 64, 16
 ROWS = MELS // PATCH  # 4 rows of patches along frequency
@@ -188,8 +189,7 @@ class CED(Encoder):
         at = (last - (last - at).abs()).clamp(min=0)  # (B, T + 512): reflects the end
         with torch.autocast(waveform.device.type, enabled=False):
             framed = waveform.float().gather(1, at)  # (B, T + 512)
-            spectrum = torch.stft(framed, N_FFT, HOP, window=window, center=False, return_complex=True)
-            power = spectrum.abs().square()  # (B, 257, F)
+            power = power_spectrogram(framed, window, HOP)  # (B, 257, F)
             db = 10 * (mels @ power).clamp(min=1e-10).log10()  # (B, 64, F)
         padding = _positions(db.shape[2], db) >= (lengths // HOP + 1)[:, None, None]  # (B, 1, F)
         peak = db.masked_fill(padding, -torch.inf).amax(dim=(1, 2), keepdim=True)  # (B, 1, 1)

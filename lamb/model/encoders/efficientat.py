@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from . import published
 from .base import Encoder
+from .spectrum import power_spectrogram
 
 # (in, kernel, expanded, out, squeeze-and-excitation, activation, stride) at width 1: MobileNetV3-Large
 BLOCKS: list[tuple[int, int, int, int, bool, type[nn.Module], int]] = [
@@ -65,6 +66,14 @@ def mel_matrix(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
         triangles = torch.minimum((place - low) / (centre - low), (high - place) / (high - centre)).clamp(min=0)
         triangles[:, -1] = 0  # Kaldi leaves the Nyquist frequency out
         return triangles.float()
+
+
+@cache
+def _hann(window: int, size: int) -> Tensor:
+    """A symmetric Hann window in the middle of a transform of `size` samples: (size,)."""
+    with torch.inference_mode(False):
+        before = (size - window) // 2
+        return F.pad(torch.hann_window(window, periodic=False), (before, size - window - before))
 
 
 class Convolution(nn.Sequential):
@@ -286,9 +295,7 @@ class EfficientAT(Encoder):
         at = torch.arange(-(size // 2), signal.shape[1] + size // 2, device=signal.device)[None].abs()
         at = last - (last - at).abs()  # (B, T + size): reflected at both ends
         framed = torch.where(at >= 0, signal.gather(1, at.clamp(min=0)), 0)
-        hann = torch.hann_window(window, periodic=False, device=signal.device)
-        spectrum = torch.stft(framed, size, self.hop, window, hann, center=False, return_complex=True)  # (B, bins, F)
-        power = spectrum.real.square() + spectrum.imag.square()
+        power = power_spectrogram(framed, _hann(window, size).to(signal.device), self.hop)  # (B, bins, F)
         return mel_matrix(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
 
     def layers(self, log_mel: Tensor, valid: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -1,0 +1,157 @@
+"""A `LambModel` on PyTorch as a `Runtime`: any encoder, any language model of `transformers`, any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.lamb import LambModel, caption_labels
+from ..model.padding import pad
+from .engine import Runtime, space_of
+
+
+class TorchRuntime(Runtime):
+    """See `Runtime`; `model` stays where it is."""
+
+    name = "torch"
+
+    def __init__(self, model: LambModel):
+        self.model, self.threads = model.eval(), torch.get_num_threads()
+        tokenizer = model.llm.tokenizer
+        self.sample_rate, self.frame_rate = model.encoder.sample_rate, model.encoder.frame_rate
+        self.dim = model.encoder.dim
+        self.eos, self.vocabulary = tokenizer.eos_token_id, tokenizer.get_vocab()
+
+    @property
+    def config(self):  # type: ignore[override]  # the model's own, which may be replaced
+        return self.model.config
+
+    @property
+    def labels(self):  # type: ignore[override]
+        return self.model.encoder.labels
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        return str(self.model.device)
+
+    @property
+    def space(self) -> str:  # type: ignore[override]
+        adapter = {f"adapter.{name}": _arrays(value)[0] for name, value in self.model.adapter.state_dict().items()}
+        return space_of(adapter, _arrays(self.model.llm.embedding_matrix.detach())[0])
+
+    def share(self, ways: int) -> None:
+        torch.set_num_threads(max(1, self.threads // ways))
+
+    @torch.inference_mode()
+    def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _arrays(*self.model.encode(*self._tensors(x, mask)))
+
+    @torch.inference_mode()
+    def audio_tokens(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return _arrays(*self.model.audio_tokens(*self._tensors(h_a, mask)))
+
+    @torch.inference_mode()
+    def tag(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        tokens, there = self._tensors(h_a, mask)
+        return _arrays(self.model.encoder.tag(tokens, there), self.model.encoder.tag_frames(tokens))
+
+    @torch.inference_mode()
+    def bias(self, z_a: np.ndarray, mask: np.ndarray) -> np.ndarray | None:
+        bias = self.model.bias(*self._tensors(z_a, mask))  # (B, 1, V)
+        return None if bias is None else _arrays(bias[:, 0])[0]
+
+    def decoding(self, z_a: np.ndarray, mask: np.ndarray, guide: float) -> TorchDecoding:
+        return TorchDecoding(self.model, *self._tensors(z_a, mask), guide)
+
+    @torch.inference_mode()
+    def embed(self, ids: Sequence[int]) -> np.ndarray:
+        return _arrays(self.model.llm.embed(torch.tensor(ids, dtype=torch.long, device=self.model.device)))[0]
+
+    def tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        tokens: Any = self.model.llm.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        return list(zip(tokens["input_ids"], tokens["offset_mapping"], strict=True))
+
+    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        return [self.model.llm.tokenizer.decode(list(row), skip_special_tokens=True) for row in rows]
+
+    def _tensors(self, x: np.ndarray, mask: np.ndarray) -> tuple[Tensor, Tensor]:
+        device = self.model.device
+        return torch.from_numpy(x).to(device), torch.from_numpy(mask).to(device)
+
+
+class TorchDecoding:
+    """Captions of z_a (B, N, D_llm), mask (B, N); see `Decoding`. A beam has its own row in the key-value cache."""
+
+    def __init__(self, model: LambModel, z_a: Tensor, mask: Tensor, guide: float):
+        self.model, self.guide = model, guide
+        with torch.inference_mode():
+            self.prefix, self.prefix_mask = model.llm.prefix(z_a, mask)  # (B, P, D_llm), (B, P)
+            self.prompt_bias = model.bias(z_a, mask) if guide else None  # (B, 1, V)
+
+    @torch.inference_mode()
+    def start(self) -> np.ndarray:
+        """See `Decoding`: (B, 1, V)."""
+        size = len(self.prefix)
+        self.beams = 1
+        self.ids = torch.zeros(size, 0, dtype=torch.long, device=self.prefix.device)  # (A k, L)
+        self.mask, self.bias, self.cache = self.prefix_mask, self.prompt_bias, None
+        return self._forward(self.prefix)[:, None]
+
+    @torch.inference_mode()
+    def step(self, keep: np.ndarray, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """See `Decoding`: (A, k, V)."""
+        assert self.cache is not None, "start first"
+        device = self.ids.device
+        rows = torch.from_numpy((self.beams * keep[:, None] + parents).reshape(-1)).to(device)  # (A k,)
+        last = torch.from_numpy(tokens.reshape(-1, 1)).to(device)  # (A k, 1)
+        self.beams = parents.shape[1]
+        self.cache.reorder_cache(rows)
+        self.ids = torch.cat([self.ids[rows], last], 1)
+        self.mask = torch.cat([self.mask[rows], torch.ones_like(last, dtype=torch.bool)], 1)
+        self.bias = None if self.bias is None else self.bias[rows]
+        return self._forward(self.model.llm.embed(last)).reshape(*parents.shape, -1)
+
+    @torch.inference_mode()
+    def log_probabilities(self, clips: Sequence[int], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """See `Decoding`; every caption is read from its prompt on."""
+        if not ids:
+            return []
+        llm, rows = self.model.llm, torch.tensor(clips, device=self.prefix.device)
+        tokens, mask = pad([torch.tensor(own, dtype=torch.long) for own in ids], llm.tokenizer.eos_token_id)
+        tokens, mask = tokens.to(rows.device), mask.to(rows.device)  # (K, L)
+        logits = llm.logits(self.prefix[rows], self.prefix_mask[rows], tokens).float()  # (K, L + 1, V)
+        if self.prompt_bias is not None:
+            steps: Any = self.model.step_bias(self.prompt_bias[rows], tokens)  # (K, 1 or L + 1, V)
+            logits = logits + self.guide * steps
+        labels = caption_labels(tokens, mask, llm.tokenizer.eos_token_id)  # (K, L + 1)
+        log_p = logits.gather(2, labels.clamp_min(0)[..., None])[..., 0] - logits.logsumexp(-1)
+        return [row[: len(own) + 1] for row, own in zip(log_p.cpu().numpy(), ids, strict=True)]
+
+    def _forward(self, embeddings: Tensor) -> np.ndarray:
+        """What comes next in every row: embeddings (R, n, D_llm) of what is not in the cache -> logits (R, V)."""
+        positions = {}
+        if not self.prefix_mask.all():
+            positions["position_ids"] = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
+        out = self.model.llm.model(
+            inputs_embeds=embeddings,
+            attention_mask=self.mask.long(),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **positions,
+        )
+        self.cache = out.past_key_values
+        logits = out.logits[:, -1].float()  # (R, V)
+        if self.bias is not None:
+            step: Any = self.model.step_bias(self.bias, self.ids, last=True)  # (R, 1, V)
+            logits = logits + self.guide * step[:, 0]
+        return logits.cpu().numpy()
+
+
+def _arrays(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """On the CPU; floats as float32."""
+    return tuple((t.float() if t.is_floating_point() else t).cpu().numpy() for t in tensors)
