@@ -3,8 +3,7 @@
     python benchmarks/encoder.py FOLDER [--sounds FOLDER ...] [--seed N]
 
 Top-1 and mean average precision of its clip head on the development recordings of each folder of labelled recordings,
-and the share of pairs of two at once whose labels are its best two. The time is the processor's for one clip of 5 s,
-beside that of the encoder in the bundled model.
+and the share of pairs of two at once whose labels are its best two. The time is the processor's for one clip of 5 s.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lamb import extensions
 from lamb.data import sources
 from lamb.data.loader import pad, recordings
 from lamb.evaluation.probes import Probe, probes
@@ -92,7 +90,6 @@ def main() -> None:
     print(f"two at once, {len(pairs)} pairs of seed {args.seed}: both the best two in {np.mean(both):.3f}")
     parameters = sum(p.numel() for p in encoder.parameters())
     print(f"{parameters / 1e6:.2f} M parameters; 5 s in {milliseconds(encoder):.1f} ms")
-    print(f"the bundled model's encoder: 5 s in {milliseconds(extensions.load('tiny').encoder.eval()):.1f} ms")
 
 
 if __name__ == "__main__":

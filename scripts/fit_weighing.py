@@ -93,7 +93,7 @@ def collect(model_name: str, folders: list[str], search: dict[str, float]) -> li
         decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), options.guide)
         found = generate(runtime, decoding, options, options.beams)
         clip, frame = runtime.tag(h_a, mask)
-        texts = weigher.candidates(clip, found)
+        texts = weigher.candidates(clip, frame * mask[..., None], found)
         rows = weigher.measure(clip, frame, mask, decoding, texts, found)
         items += [Item(*sounds[k][:2], own, row) for k, own, row in zip(batch, texts, rows, strict=True)]
         print(f"{len(items)} of {len(sounds)}", file=sys.stderr, flush=True)

@@ -28,7 +28,7 @@ def export(
 ) -> None:
     """Export a model for ONNX Runtime: captions without PyTorch.
 
-    Encoders of the kinds conv, efficientat and ced, and language models of LLaMA's kind can be
+    Encoders of the kinds efficientat and ced, and language models of LLaMA's kind can be
     exported. The graphs must say what PyTorch says of the sounds, else it is an error and nothing
     is written.
 

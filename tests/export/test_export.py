@@ -149,7 +149,7 @@ def test_every_step_gives_what_pytorch_gives(shaped, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"beams": 1}, {"guide": 0.0}, {"no_repeat_ngram": 1}], ids=str)
 def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options):
-    encoder = {"source": None, "options": ENCODERS["efficientat"]}
+    encoder = {"source": None, "name": "efficientat", "options": ENCODERS["efficientat"]}
     model = randomised(make_model(encoder=encoder, decode={"weigh": {"enabled": options == {}}}))
     config = replace(model.config.decode, **options)
     ours, theirs = Engine(model), Engine(exported(model, tmp_path / "model"))
@@ -166,7 +166,7 @@ def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options
 
 
 def test_weights_are_there_once(make_model, tmp_path):
-    encoder = {"source": None, "options": ENCODERS["efficientat"]}
+    encoder = {"source": None, "name": "efficientat", "options": ENCODERS["efficientat"]}
     model = make_model(encoder=encoder)
     checkpoint.save(model, tmp_path, standalone=True, card=CARD, half=True)
     write_graphs(extensions.load(tmp_path), tmp_path)
