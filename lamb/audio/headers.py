@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, BinaryIO
 
+from ..errors import LambError
+
 TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
 MOST_CHUNKS = 10_000  # of a wav, aiff, caf or mp4; a decoder would take seconds to pass over millions of empty ones
 
 
-class HeaderError(ValueError):
-    """A header that no recording has; the text says why."""
+class HeaderError(LambError, ValueError):
+    """A header that no recording has; the reader adds the file's name."""
 
 
 def read_at(file: BinaryIO, offset: int, size: int) -> bytes:

@@ -30,7 +30,7 @@ from .decoders import AudioInfo, Sound, array, libsndfile, resampled
 from .downmix import downmix
 from .errors import REPLACE, RESCUE, SAFE, AudioDamage, AudioError, AudioRepair, AudioWarning, Damage
 from .ffmpeg import ffmpeg
-from .headers import Part, is_cut, is_mp3, joined_at, read_at
+from .headers import HeaderError, Part, is_cut, is_mp3, joined_at, read_at
 from .sources import Source, Stream, is_live, name, open_source
 
 __all__ = [
@@ -204,6 +204,8 @@ def opened(source: Source, damage: Damage | None = None, track: int | None = Non
                 sound = _decoded(called, file, stack, damage, track)
             except AudioError:
                 raise
+            except HeaderError as error:
+                raise AudioError(called, error.problem, SAFE) from None
             except Exception as error:  # whatever a decoder raises is the file's error
                 raise AudioError(called, _problem(error, "damaged: it cannot be decoded"), SAFE) from error
         for what, value, (low, high) in (("Hz", sound.rate, RATES), ("channels", sound.channels, CHANNELS)):

@@ -11,9 +11,9 @@ Global: one mean-pooled vector a clip, the two sets are the batch. Token: a clip
 the L embeddings of its caption, mean over the batch. InfoNCE: symmetric, cosine, on the same pooled vectors,
 with a learnable temperature. Training only.
 
-Our choice where the paper is silent: unit-normalise inside the kernel; the median heuristic for s as an
-option; no gradient into the text embeddings; the scale of InfoNCE (1 / temperature) held at or below a
-maximum.
+Our choice where the paper is silent: unit-normalise inside the kernel, which leaves the length of z_a free; as an
+option, raw vectors, which bring it to that of the text, and the median heuristic for s; no gradient into the text
+embeddings; the scale of InfoNCE (1 / temperature) held at or below a maximum.
 
 Letters: B batch, N_g audio tokens, L caption tokens, D_llm LLM width; M and N the sizes of two sets, D their
 width.

@@ -256,3 +256,24 @@ def test_gap_is_between_the_pooled_vectors():
     measured = gap(z_a, masks[0], z_t, masks[1])
     assert measured["l2"].item() == pytest.approx((5 + 2) / 2)
     assert measured["cosine"].item() == pytest.approx((0 + 1) / 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "shrinks"), [(AlignerConfig(normalise=False, sigma="median"), True), (AlignerConfig(), False)]
+)
+def test_raw_vectors_with_the_median_bring_the_length_of_the_audio_to_that_of_the_text(config, shrinks):
+    """Audio tokens ten times as long as the text; unit vectors leave their length as it is."""
+    generator = torch.Generator().manual_seed(0)
+    t = torch.randn(16, 5, 24, generator=generator)
+    a = (10 * torch.randn(16, 4, 24, generator=generator)).requires_grad_()
+    masks = torch.ones(16, 4, dtype=torch.bool), torch.ones(16, 5, dtype=torch.bool)
+    aligner = CrossModalAligner(config)
+    before = gap(a, masks[0], t, masks[1])
+    optimiser = torch.optim.Adam([a], lr=0.3)
+    for _ in range(200):
+        optimiser.zero_grad()
+        sum(aligner(a, masks[0], t, masks[1]).values()).backward()
+        optimiser.step()
+    after = gap(a, masks[0], t, masks[1])
+    assert after["cosine"] > before["cosine"] + 0.3
+    assert (after["l2"] < 0.5 * before["l2"]) == shrinks, (before, after)
