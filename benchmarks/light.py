@@ -111,9 +111,8 @@ def main() -> None:
                 row(f"{name}, {engine}", wall, worked, f"{length / wall:6.1f} x real time")
                 spent[name, engine] = worked
         for engine in ENGINES:
-            print(
-                f"peak memory, {args.clips} clips, {engine:6s} {peak([*caption, str(clips), '--engine', engine]):7.0f} MB"
-            )
+            memory = peak([*caption, str(clips), "--engine", engine])
+            print(f"peak memory, {args.clips} clips, {engine:6s} {memory:7.0f} MB")
         if not args.without_peer:
             count = 32
             found = subprocess.run(

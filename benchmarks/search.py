@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from lamb.data.sources import DEVELOPMENT_FOLDS
+from lamb.inference.captioner import Captioner
 from lamb.library.library import Library
 from lamb.library.moments import Moment
 from lamb.library.store import File, Store
@@ -131,7 +132,7 @@ def quality(model: str, shared: Path, folder: Path, beams: int | None) -> None:
     items = recordings(shared)
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps({"id": i["path"], "path": i["path"]}) + "\n" for i in items))
-    library = Library(folder / "index", model)
+    library = Library(folder / "index", Captioner.load(model, engine="torch"))
     began = time.monotonic()
     tally = library.index(manifest, beams=beams)
     seconds = time.monotonic() - began

@@ -29,7 +29,7 @@ class Held:
     """A captioner that begins a batch only once `go` is set; `batches` are the sizes of those begun."""
 
     def __init__(self, captioner: Captioner):
-        self.model, self.options, self.stream = captioner.model, captioner.options, captioner.stream
+        self.engine, self.options, self.stream = captioner.engine, captioner.options, captioner.stream
         self.captioner, self.go, self.batches = captioner, threading.Event(), list[int]()
 
     def caption(self, files: Sequence[Any], **options: Any) -> Any:

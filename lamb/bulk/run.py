@@ -16,7 +16,6 @@ With Ray, workers are plain actors. Ray Data is not used: it cuts and repeats bl
 come back as that shard, and it must be known on which inputs a worker died. Both kinds share the loop below. [O]
 """
 
-import fcntl
 import io
 import json
 import os
@@ -30,6 +29,8 @@ from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..audio.files import replacing, write
 from ..errors import LambError, optional
@@ -386,14 +387,12 @@ def _locked(out: Path) -> Iterator[None]:
     new = next((folder for folder in [*reversed(out.parents), out] if not folder.exists()), None)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = (out / ".lock").open("w")
+        lock = FileLock(out / ".lock").acquire(blocking=False)
+    except Timeout:
+        raise BulkError(f"{out}: another run is filling it; wait for it, or choose another --out") from None
     except OSError as error:
         raise BulkError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from None
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BulkError(f"{out}: another run is filling it; wait for it, or choose another --out") from None
         try:
             yield
         except LambError:

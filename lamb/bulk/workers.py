@@ -20,6 +20,7 @@ from ..audio.errors import AudioError
 from ..audio.files import SPECIAL, is_special
 from ..config import DecodeLimits
 from ..errors import LambError, optional, reason
+from ..inference.loading import processors
 from .listing import Input, open_address
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def crew(settings: Settings, workers: int | None, ray: str | None) -> Iterator[t
         with _cluster(ray, settings, workers) as hiring:
             yield hiring
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = processors()
     gpus = 0 if settings.device else _gpus()
     workers = workers or gpus or (cores if settings.device in (None, "cpu") else 1)
     settings = replace(settings, threads=settings.threads or max(1, cores // workers))
@@ -262,7 +263,7 @@ def _cluster(address: str, settings: Settings, workers: int | None) -> Iterator[
     threads = settings.threads or 1
     options: dict[str, Any] = {"address": address}
     if address == "local":  # as many "cores" as the workers ask for, be they there or not
-        options["num_cpus"] = max(len(os.sched_getaffinity(0)), (workers or 1) * threads)
+        options["num_cpus"] = max(processors(), (workers or 1) * threads)
         options["include_dashboard"] = False
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)

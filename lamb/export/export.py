@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,14 +62,17 @@ def export(name: str | Path, to: Path | None = None, *, int8: bool = False, soun
     model.merge_lora()
     home = checkpoint.find(name)
     folder = to or home
+    in_place = folder.resolve() == home.resolve()
+    whole = checkpoint.read_facts(home)["standalone"] and model.config.llm.train != "lora"
+    if in_place and (int8 or not whole):
+        what = "eight bits would replace its weights" if int8 else "its weights are not whole in one file"
+        raise ExportError(f"{name}: {what}", "write a new folder with --to DIR")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
         new = Path(scratch)
-        if (folder.exists() and to is None) or to.resolve() == home.resolve():  # type: ignore[union-attr]
-            if not checkpoint.read_facts(home)["standalone"] or model.config.llm.train == "lora":
-                raise ExportError(f"{name}: its weights are not whole in one file", "write a new folder with --to DIR")
-            for file in ("lamb.json", "model.safetensors"):
-                os.link(home / file, new / file)
+        if in_place:
+            for own in ("lamb.json", "model.safetensors"):
+                os.link(home / own, new / own)
             shutil.copytree(home / "llm", new / "llm")
         else:
             checkpoint.save(_merged(model), new, standalone=True, card=checkpoint.read_facts(home)["card"])
@@ -193,7 +197,7 @@ def _graph(
     fold: bool = False,
 ) -> onnx.ModelProto:
     """A module that was traced with `inputs` by name."""
-    content = io.BytesIO()
+    content: Any = io.BytesIO()
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of asserts, and that this exporter has a successor
         torch.onnx.export(

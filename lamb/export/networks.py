@@ -4,6 +4,8 @@ Lengths stand for masks: a clip is at the beginning of its row. Letters: B clips
 encoder width, N audio tokens, D_llm LLM width, C labels, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,8 +37,8 @@ class EncoderGraph(nn.Module):
 def ced(encoder: CED, waveform: Tensor) -> Tensor:
     """`CED.forward` of one clip (1, T), without a choice that depends on its length."""
     mel = encoder.init_bn(encoder.log_mel(waveform, torch.ones_like(waveform, dtype=torch.long).sum(1)))  # (1, 64, F)
-    frames = torch.as_tensor(mel.shape[2])
-    width = frames.clamp(PATCH, encoder.target_length)  # frames a chunk
+    frames: Any = torch.as_tensor(mel.shape[2])  # a tensor, so that a trace keeps it open
+    width: Any = frames.clamp(PATCH, encoder.target_length)  # frames a chunk
     chunks = (frames + width - 1) // width  # C
     mel = F.pad(mel, (0, encoder.target_length))[:, :, : chunks * width]
     mel = mel[0].reshape(mel.shape[1], chunks, width).transpose(0, 1)  # (C, 64, width)

@@ -118,7 +118,7 @@ class OnnxDecoding:
         self.residual = np.float32(guide * runtime.residual)
         before, after = (runtime.embed(ids)[None].repeat(size, 0) for ids in runtime.prompt)  # (B, ., D_llm)
         x = np.concatenate([before, z_a, after], 1)  # (B, P, D_llm)
-        there = np.ones(x.shape[:2], bool)  # (B, P)
+        there: np.ndarray = np.ones(x.shape[:2], bool)  # (B, P)
         there[:, before.shape[1] : before.shape[1] + z_a.shape[1]] = mask
         if not mask.all():  # padding first, the rest in its order: the last token is a clip's own
             order = np.argsort(there, 1, kind="stable")

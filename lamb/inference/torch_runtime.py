@@ -48,16 +48,19 @@ class TorchRuntime(Runtime):
 
     @torch.inference_mode()
     def encode(self, x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _arrays(*self.model.encode(*self._tensors(x, mask)))
+        h_a, there = _arrays(*self.model.encode(*self._tensors(x, mask)))
+        return h_a, there
 
     @torch.inference_mode()
     def audio_tokens(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return _arrays(*self.model.audio_tokens(*self._tensors(h_a, mask)))
+        z_a, there = _arrays(*self.model.audio_tokens(*self._tensors(h_a, mask)))
+        return z_a, there
 
     @torch.inference_mode()
     def tag(self, h_a: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         tokens, there = self._tensors(h_a, mask)
-        return _arrays(self.model.encoder.tag(tokens, there), self.model.encoder.tag_frames(tokens))
+        clip, frame = _arrays(self.model.encoder.tag(tokens, there), self.model.encoder.tag_frames(tokens))
+        return clip, frame
 
     @torch.inference_mode()
     def bias(self, z_a: np.ndarray, mask: np.ndarray) -> np.ndarray | None:

@@ -12,7 +12,7 @@ from itertools import chain, islice
 import numpy as np
 
 from ..audio.errors import AudioError
-from ..config import DecodeConfig
+from ..config import DecodeConfig, DecodeLimits
 from ..inference.changes import CELL
 from ..inference.engine import Engine
 from ..inference.parts import ENCODED, Cells, Part, describe, encoded
@@ -50,13 +50,13 @@ def hear(
     """The recordings in the order of `sources`, `group` at a time; the next ones are decoded in the background.
 
     A recording of at most `options.window` seconds is one segment. `silence` is the vector (D_llm,) of segments without
-    sound, for which there is no z_a.
+    sound, for which there is no z_a. Each is decoded in a process of its own, which may die of it.
     """
     overlapping = replace(options, hop=max(1, round(options.window / 2 / CELL)) * CELL)
     todo = iter(sources)
 
     def opened(source: Source) -> Opened:
-        rest = windows(source, engine.sample_rate, overlapping)
+        rest = windows(source, engine.sample_rate, overlapping, limits=DecodeLimits())
         try:
             return Heard(source), list(islice(rest, 2)), rest
         except AudioError as error:

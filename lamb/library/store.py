@@ -4,7 +4,6 @@ Every change is one commit of LanceDB: a process that dies leaves the state befo
 recording are written in one commit, so a recording is in the index as a whole or not at all.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ..config import LibraryConfig
 from ..errors import LambError, optional, reason
@@ -98,12 +98,12 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Lock the index during changes. Raises LibraryError if another process holds the lock."""
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                remedy = "wait for it, or end it"
-                raise LibraryError(f"{self.folder}: another lamb index writes here", remedy) from None
+        try:
+            lock = FileLock(self.folder / ".lock").acquire(blocking=False)
+        except Timeout:
+            remedy = "wait for it, or end it"
+            raise LibraryError(f"{self.folder}: another lamb index writes here", remedy) from None
+        with lock:
             yield
 
     @property

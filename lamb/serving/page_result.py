@@ -70,6 +70,11 @@ CSS = """
 .lamb-files a, .lamb-heard button { display: inline-block; border: 1px solid var(--border-color-primary);
   border-radius: 6px; padding: .4rem .9rem; margin: .2rem .3rem 0 0; color: inherit; text-decoration: none;
   background: none; cursor: pointer; }
+.lamb ol.lamb-found { max-height: none; }
+.lamb-found li { padding: .8rem 0 .4rem; border-top: 1px solid var(--border-color-primary); }
+.lamb-found li:first-child { border-top: none; }
+.lamb-found p { display: block; }
+.lamb-found .lamb-caption { font-size: 1.1rem; }
 @media (max-width: 600px) {
   .lamb-segments button { grid-template-columns: 1fr 3rem; }
   .lamb-segments button > :nth-child(2) { grid-row: 2; grid-column: 1 / 3; }

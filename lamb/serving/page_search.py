@@ -23,7 +23,9 @@ def add_search(library: Library, limits: dict[str, Any]) -> None:
     import gradio as gr
 
     with gr.Tab("Search"):
-        query = gr.Textbox(label=f"What is to be heard, among {len(library.store):,} moments", elem_id="query")
+        query = gr.Textbox(
+            label=f"What is to be heard, among {len(library.store):,} moments", submit_btn="Search", elem_id="query"
+        )
         found = gr.HTML(elem_id="found", min_height=80)
         query.submit(lambda text: found_as_html(library, text), query, found, **limits)
 
@@ -34,7 +36,7 @@ def found_as_html(library: Library, query: str) -> str:
         matches = library.search(query[:500], SHOWN)
     except LambError as error:
         return f'<p class="lamb-error" role="alert">{escape(str(error))}.</p>'
-    return f'<div class="lamb"><ol>{"".join(map(_row, matches))}</ol></div>'
+    return f'<div class="lamb"><ol class="lamb-found">{"".join(map(_row, matches))}</ol></div>'
 
 
 def _row(match: Match) -> str:
@@ -54,4 +56,4 @@ def _player(match: Match) -> str:
     file = io.BytesIO()
     soundfile.write(file, x, 16_000, format="FLAC")
     content = base64.b64encode(file.getvalue()).decode()
-    return f'<audio controls preload="none" src="data:audio/flac;base64,{content}"></audio>'
+    return f'<audio controls preload="metadata" src="data:audio/flac;base64,{content}"></audio>'

@@ -1,10 +1,12 @@
-"""`lamb train --estimate`: what a step of a recipe takes, measured with two blocks of its language model. [O]
+"""`lamb train --estimate`: what a step of a recipe takes, measured with a few blocks of its language model. [O]
 
-A language model is a stack of equal blocks. A step is done with one and with two of them, of random weights, on a few
-clips of noise; what the second one adds is what each further one adds. Counted are the arithmetic (by PyTorch), the
-activations that are kept for the backward pass, and the seconds on this machine. Both grow with the batch, too:
+A language model is a stack of equal blocks. A step is done with one and with BLOCKS of them, of random weights, on a
+few clips of noise; what each further one adds is the same. Counted are the arithmetic (by PyTorch), the activations
+that are kept for the backward pass, and the seconds on this machine. All three grow with the batch, too:
 
-    total = (of one block + (blocks - 1) * (of two - of one)) * batch / clips measured
+    block = (of BLOCKS - of one) / (BLOCKS - 1),   total = (of one + (blocks - 1) * block) * batch / CLIPS
+
+Arithmetic and activations come out as a whole step has them; the seconds are as good as the machine is quiet.
 
 Weights, gradients and AdamW's moments are counted exactly. With gradient checkpointing only the input of each block is
 kept, and one block at a time is computed again; with `optim.shard`, each process holds its share of the blocks.
@@ -28,6 +30,7 @@ from ..model.language_model import LanguageModel, dtype
 from ..model.losses import loss_terms
 from .device import device_of, precision_of
 
+BLOCKS = 3
 CLIPS = 4  # of noise, in the steps that are measured
 SECONDS = 10.0  # of each, at most
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
@@ -64,12 +67,12 @@ class Estimate:
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """Measure two steps on the device of `config` and extrapolate; ConfigError for a recipe of another stage."""
+    """Measure steps on the device of `config` and extrapolate; ConfigError for a recipe of another stage."""
     if config.stage != "lamb" or config.init:
         raise ConfigError("--estimate: only for a recipe of stage lamb with a section `model`, without init")
-    one, two = (_measured(config, blocks) for blocks in (1, 2))
-    block = Step(*(getattr(two[0], f) - getattr(one[0], f) for f in Step.__dataclass_fields__))
-    scale, blocks = config.optim.batch / CLIPS, one[1].pop("blocks")
+    one, more = (_measured(config, blocks) for blocks in (1, BLOCKS))
+    block = Step(*((getattr(more[0], f) - getattr(one[0], f)) / (BLOCKS - 1) for f in Step.__dataclass_fields__))
+    scale, blocks = config.optim.batch / CLIPS, one[1]["blocks"]
     whole = Step(
         flops=(one[0].flops + (blocks - 1) * block.flops) * scale,
         kept=(one[0].kept + (blocks - 1) * block.kept) * scale,
@@ -86,7 +89,7 @@ def text(found: Estimate, config: TrainConfig) -> str:
     gb, whole = 1e9, found.whole
     lines = [
         f"a step of {config.optim.batch} clips of {min(SECONDS, config.data.seconds):g} s "
-        f"(extrapolated from 2 to {found.blocks} blocks of the LLM):",
+        f"(extrapolated to the {found.blocks} blocks of the LLM):",
         f"  weights                      {whole.weights / gb:8.2f} GB",
         f"  gradients, moments, average  {whole.trained / gb:8.2f} GB",
         f"  activations                  {whole.kept / gb:8.2f} GB",
@@ -132,7 +135,7 @@ def _measured(config: TrainConfig, blocks: int) -> tuple[Step, dict[str, Any]]:
     with FlopCounterMode(display=False) as counter:
         step()
     kept = _kept(step, own)
-    seconds = min(_timed(step, device) for _ in range(3))
+    seconds = min(_timed(step, device) for _ in range(5))
     size = 2 if precision_of(config) == "bf16" else 4
     facts["inputs"] = CLIPS * lengths[0] * llm.dim * size
     copies = 3 + bool(config.optim.ema_decay)

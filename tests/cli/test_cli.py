@@ -32,7 +32,8 @@ from lamb.inference.captions import Caption, Segment, Timeline
 
 class Captioner:
     @classmethod
-    def load(cls, name, device=None):
+    def load(cls, name, device=None, engine=None, threads=None):
+        loads.append((engine, threads))
         if name == "nosuch":
             raise LambError("no model is called nosuch", "there is: tiny")
         return cls()
@@ -70,6 +71,7 @@ class Captioner:
             yield Timeline(caption.file, one(caption)) if caption.ok else caption
 
 calls = []
+loads = []
 """
 Run = Callable[..., tuple[int, str, str]]
 
@@ -179,7 +181,7 @@ def test_a_bug_keeps_its_traceback(lamb: Run) -> None:
 def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
     lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refused(name: str, device: str | None = None) -> None:
+    def refused(name: str, device: str | None = None, **options: object) -> None:
         raise OSError(number, os.strerror(number), "some/file")
 
     monkeypatch.setattr(fake.Captioner, "load", refused)
@@ -191,7 +193,7 @@ def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
 def test_another_failure_of_the_system_keeps_its_traceback(
     lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(name: str, device: str | None = None) -> None:
+    def broken(name: str, device: str | None = None, **options: object) -> None:
         raise OSError("cannot be right")
 
     monkeypatch.setattr(fake.Captioner, "load", broken)
@@ -387,12 +389,12 @@ def test_output_to_a_device_or_through_a_link(lamb: Run, tmp_path: Path) -> None
     assert target.read_text() == "A dog barks.\n"
 
 
-def test_threads(lamb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-    torch = types.SimpleNamespace(set_num_threads=asked.append)
-    monkeypatch.setitem(sys.modules, "torch", torch)  # type: ignore[arg-type]
-    assert lamb("caption", "a.wav", "--threads", "3")[0] == 0
-    assert asked == [3]
+def test_threads_and_engine(lamb: Run, fake: types.ModuleType) -> None:
+    assert lamb("caption", "a.wav", "--threads", "3", "--engine", "torch")[0] == 0
+    assert lamb("caption", "a.wav")[0] == 0
+    assert fake.loads == [("torch", 3), (None, None)]
+    code, _, err = lamb("caption", "a.wav", "--engine", "tensorflow")
+    assert (code, "'tensorflow' is not one of" in err) == (2, True)
 
 
 def test_standard_input_and_names_that_are_no_unicode() -> None:

@@ -204,6 +204,8 @@ def test_an_export_is_a_whole_model(make_model, make_config, sounds, tmp_path):
     assert not list(folder.glob(".part*"))
     weights = (folder / "model.safetensors").read_bytes()
     export(folder)  # the graphs anew, in the model's own folder
+    with pytest.raises(ExportError, match="eight bits would replace its weights; write a new folder with --to DIR"):
+        export(folder, folder, int8=True)
     assert (folder / "model.safetensors").read_bytes() == weights
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ pytest.importorskip("lancedb", reason="lancedb is not installed (the extra `libr
 
 import itertools
 
-from lamb.config import LibraryConfig
+from lamb.config import DecodeLimits, LibraryConfig
 from lamb.inference.captioner import Captioner
+from lamb.library import moments
 from lamb.library.library import Library, condition
 from lamb.library.store import LibraryError, Store
 
@@ -88,6 +90,20 @@ def test_a_file_that_cannot_be_read_is_told_and_tried_again(library, sounds):
     assert "1.wav" not in paths(library)
     tone(sounds / "1.wav")
     assert library.index(sounds).indexed == 1
+
+
+def test_a_file_that_ends_its_decoder_costs_itself(library, sounds, monkeypatch):
+    monkeypatch.setattr(moments, "DecodeLimits", lambda: DecodeLimits(seconds=0.1, seconds_per_mb=0.0))
+    path = sounds / "hours.wav"
+    soundfile.write(path, np.zeros(9), 192_000, format="RF64")
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<Q", content, 28, 2**29)  # bytes of sound, all of them zero and none of them on the disk
+    path.write_bytes(content)
+    os.truncate(path, 2**29 + 200)
+    tally = library.index(sounds)
+    assert tally.failed.keys() == {str(path)}
+    assert "takes longer to decode than is allowed" in tally.failed[str(path)]
+    assert tally.indexed == 5
 
 
 def test_a_folder_that_is_not_there_takes_nothing_out(library, sounds):

@@ -20,7 +20,7 @@ class Model:
     """Captions are the samples' sums; a negative one cannot be captioned. It remembers its batches."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(encoder=SimpleNamespace(sample_rate=10))
+        self.engine = SimpleNamespace(sample_rate=10, runtime=SimpleNamespace(threads=1, device="cpu"))
         self.options = SimpleNamespace(batch_size=4, window=10.0)
         self.batches: list[list[float]] = []
 
@@ -77,10 +77,9 @@ def test_two_batches_at_a_time():
 
 
 @pytest.mark.parametrize(("threads", "device", "batches"), [(1, "cpu", 1), (8, "cpu", 2), (8, "cuda", 1)])
-def test_how_many_batches_there_are_at_a_time(monkeypatch, threads, device, batches):
+def test_how_many_batches_there_are_at_a_time(threads, device, batches):
     model = Model()
-    model.model.device = SimpleNamespace(type=device)
-    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    model.engine.runtime = SimpleNamespace(threads=threads, device=device)
     assert Service(model, "it", ServeConfig()).batcher.batches == batches  # type: ignore[arg-type]
     assert Service(model, "it", ServeConfig(batches=3)).batcher.batches == 3  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""`lamb train --estimate`: two blocks tell what all of them take."""
+"""`lamb train --estimate`: a few blocks tell what all of them take."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +33,7 @@ def recipe(tmp_path: Path, llm_folder: Path, make_config: Callable[..., Any]) ->
     return path
 
 
-def test_two_blocks_tell_what_six_take(recipe):
+def test_three_blocks_tell_what_six_take(recipe):
     """Arithmetic, activations and weights of a real step of all blocks, for twice as many clips."""
     config = read_recipe(recipe)
     found = estimate(config)
@@ -43,7 +43,7 @@ def test_two_blocks_tell_what_six_take(recipe):
     assert facts["blocks"] == found.blocks == 6
     assert found.whole.flops == pytest.approx(whole.flops, rel=0.02)
     assert found.whole.kept == pytest.approx(whole.kept, rel=0.02)
-    assert (found.whole.weights, found.whole.trained) == (whole.weights, whole.trained)
+    assert (found.whole.weights, found.whole.trained) == pytest.approx((whole.weights, whole.trained))
     assert found.whole.seconds > 0
 
 
@@ -82,7 +82,7 @@ def test_checkpointing_keeps_less_and_changes_nothing(recipe, tmp_path, llm_fold
 def test_the_command(recipe):
     done = CliRunner().invoke(app, ["train", str(recipe), "--estimate"])
     assert done.exit_code == 0, done.output
-    assert "a step of 8 clips of 1 s (extrapolated from 2 to 6 blocks of the LLM)" in done.output
+    assert "a step of 8 clips of 1 s (extrapolated to the 6 blocks of the LLM)" in done.output
     assert "8 processes, gradient checkpointing, shard" in done.output
     assert not Path("runs/lamb").exists()
 
