@@ -329,7 +329,7 @@ def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monk
     [
         ("distill", ["data.sounds=null"], "data.sounds: the folder of labelled recordings is missing"),
         ("lamb", ["model.llm.sorce=x"], "model.llm.sorce: unknown key; did you mean 'source'"),
-        ("lamb", ["model.encoder.train=frozen"], "llm.source: give a hub id, or a folder or GGUF file"),
+        ("lamb", ["model.encoder.train=frozen"], "llm.source: give a hub id or a folder"),
         ("language_model", ["data.texts=null"], "data.texts: the folder of caption texts is missing"),
         ("distill", ["model.encoder.name=ced"], "model.encoder.name: 'ced' is not taught here"),
         ("distill", ["model.encoder.options.depth=3"], "encoder.options: .*depth"),
