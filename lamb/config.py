@@ -415,7 +415,7 @@ class ListenConfig:
 
     level: float = -60.0  # dBFS; a stretch with a lower peak is silence
     hop: float = 0.5  # seconds of new sound between two looks at it
-    sure: float = 1.4  # seconds after a change until it is certain; more than the shortest segment (SHORTEST cells)
+    sure: float = 1.2  # seconds after a change until it is certain; more than the shortest segment (SHORTEST cells)
     longest: float = 8.0  # seconds after which a sound that continues is reported in parts
     held: float = 20.0  # seconds of sound that may wait for the model; more is dropped
     patience: float = 10.0  # seconds without sound after which a stream counts as lost

@@ -4,8 +4,6 @@ A clip passes through these files: `captioner` -> `recording` (sound to encoder 
 -> `generation`, `search` -> `weighing` -> `captions` (results). A timeline has `timeline` in place of `recording`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -39,7 +37,7 @@ class Captioner:
     """
 
     def __init__(
-        self, model: LambModel | Runtime, options: DecodeConfig | None = None, limits: DecodeLimits | None = None
+        self, model: "LambModel | Runtime", options: DecodeConfig | None = None, limits: DecodeLimits | None = None
     ):
         """`limits`: what decoding one file may cost, in a process of its own; None: files are decoded in this one."""
         self.engine = Engine(model)
@@ -54,7 +52,7 @@ class Captioner:
         limits: DecodeLimits | None = None,
         engine: str | None = None,
         threads: int | None = None,
-    ) -> Captioner:
+    ) -> "Captioner":
         """A bundled model by name, a folder, or a Hugging Face hub id.
 
         Args:
@@ -68,7 +66,7 @@ class Captioner:
         return cls(load_runtime(name, device, engine, threads), limits=limits)
 
     @property
-    def model(self) -> LambModel:
+    def model(self) -> "LambModel":
         """The model, where PyTorch runs it. Raises EngineError elsewhere."""
         return torch_model(self.engine.runtime)
 

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from torch.nn import functional as F
 
-from lamb.audio.reader import AudioWarning
+from lamb.audio.reader import AudioWarning, centred
 from lamb.cli import app as cli
 from lamb.data import sources
 from lamb.data.manifest import Clip, ManifestError, write
@@ -120,7 +120,7 @@ def test_the_same_numbers_as_a_training_step(make_model, clips):
     model = make_model()
     short = [replace(clip, captions=clip.captions[:1]) for clip in clips]
     found = measures(embed(model, short))
-    sounds = [soundfile.read(clip.path, dtype="float32")[0] for clip in short]
+    sounds = [centred(soundfile.read(clip.path, dtype="float32")[0]) for clip in short]
     waveform, mask = pad(sounds)
     ids, ids_mask = model.llm.tokenize([clip.captions[0] for clip in short])
     with torch.no_grad():
