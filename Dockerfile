@@ -9,15 +9,15 @@ FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY lamb lamb
-RUN python -m venv /opt/lamb && /opt/lamb/bin/pip install --no-cache-dir -c constraints.txt '.[serve]'
+RUN pip install --no-cache-dir --no-compile --target /opt/lamb -c constraints.txt '.[serve]'
 
 FROM python:3.11-slim
 RUN useradd --system --uid 10001 --no-create-home lamb
 COPY --from=build /opt/lamb /opt/lamb
-ENV PATH=/opt/lamb/bin:$PATH PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
+ENV PYTHONPATH=/opt/lamb PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --interval=30s --timeout=5s --start-period=30s \
     CMD ["python", "-c", "from urllib.request import urlopen; urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
-ENTRYPOINT ["lamb"]
+ENTRYPOINT ["python", "-m", "lamb"]
 CMD ["serve", "--host", "0.0.0.0"]
