@@ -3,8 +3,8 @@
     python benchmarks/text_space.py [--llm SOURCE] [--captions FILE] [--steps N]
 
 The first ranks the tokens of a caption among all tokens by the Token Guide's score, with the caption's own embeddings
-in place of z, at several lengths of z. The second trains the adapter and the aligner alone, on random encoder tokens, and
-tells how close z_a comes to the text by each kernel, as L2 distance and cosine of the pooled raw vectors.
+in place of z, at several lengths of z. The second trains the adapter and the aligner alone, on random encoder tokens,
+and tells how close z_a comes to the text by each kernel, as L2 distance and cosine of the pooled raw vectors.
 
 SOURCE is a hub id, a folder or a GGUF file (`make smollm`); FILE is AudioCaps' table of validation captions.
 """
