@@ -128,16 +128,22 @@ def _score_rows(z: Tensor, squares: Tensor, mask: Tensor, rows: Tensor, distance
     """Scores of some rows (R, D) of the embedding matrix: (B, R). `squares` are |z_i|^2, (B, N)."""
     e = rows.to(z.dtype)
     if distance == "l2":
-        scores = 2 * z @ e.transpose(-1, -2) - e.square().sum(-1) - squares[..., None]  # (B, N, R)
+        lengths = torch.linalg.vector_norm(e, dim=-1)  # (R,)
+        scores = 2 * _products(z, e) - lengths.square() - squares[..., None]  # (B, N, R)
     elif distance == "l1":
         # All tokens as one list: cdist would copy e for every clip.
         distances: Tensor = _L1.apply(z.flatten(0, 1), e)  # (B * N, R)
         scores = -distances.unflatten(0, mask.shape)  # (B, N, R)
     else:
-        scores = z @ F.normalize(e, dim=-1).transpose(-1, -2)  # (B, N, R)
+        scores = _products(z, F.normalize(e, dim=-1))  # (B, N, R)
     if reduce == "min":
         return scores.masked_fill(~mask[..., None], -torch.inf).amax(1)
     return scores.masked_fill(~mask[..., None], 0).sum(1) / mask.sum(1, keepdim=True)
+
+
+def _products(z: Tensor, e: Tensor) -> Tensor:
+    """z (B, N, D), e (R, D) -> (B, N, R). As one product of matrices: `matmul` may copy e for every clip."""
+    return (z.flatten(0, 1) @ e.T).unflatten(0, z.shape[:2])
 
 
 class _L1(torch.autograd.Function):

@@ -1,19 +1,22 @@
 """`lamb train --estimate`: what a step of a recipe takes, measured with a few blocks of its language model. [O]
 
-A language model is a stack of equal blocks. A step is done with one and with BLOCKS of them, of random weights, on a
-few clips of noise; what each further one adds is the same. Counted are the arithmetic (by PyTorch), the activations
-that are kept for the backward pass, and the seconds on this machine. All three grow with the batch, too:
+A language model is a stack of equal blocks, and a batch a row of equal clips. A step is done with one and with BLOCKS
+blocks of random weights, on few and on more clips of noise. Counted are the arithmetic (by PyTorch), the activations
+that are kept for the backward pass, and the seconds on this machine. Each is a plane over the two numbers, with a part
+that no clip adds to, such as weights that are cast or distances to the whole vocabulary:
 
-    block = (of BLOCKS - of one) / (BLOCKS - 1),   total = (of one + (blocks - 1) * block) * batch / CLIPS
+    y(blocks, clips) = a + b (blocks - 1) + c clips + d (blocks - 1) clips
 
-Arithmetic and activations come out as a whole step has them; the seconds are as good as the machine is quiet.
+Four steps give the four numbers. Arithmetic and activations come out as a whole step has them; the seconds are as good
+as the machine is quiet.
 
 Weights, gradients and AdamW's moments are counted exactly. With gradient checkpointing only the input of each block is
 kept, and one block at a time is computed again; with `optim.shard`, each process holds its share of the blocks.
 """
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -29,32 +32,35 @@ from ..model.lamb import LambModel
 from ..model.language_model import LanguageModel, dtype
 from ..model.losses import loss_terms
 from .device import device_of, precision_of
+from .lamb_stage import prepare
 
-BLOCKS = 3
-CLIPS = 4  # of noise, in the steps that are measured
+BLOCKS = 5
+CLIPS = 2, 8  # of noise, in the steps that are measured
+TIMES = 9  # that a step is timed; the fastest counts
 SECONDS = 10.0  # of each, at most
+# 20 words, as many as the longest of 32 captions of AudioCaps has (median)
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step takes: its arithmetic, the activations that it keeps, its seconds, and the memory for weights."""
+    """What a step takes: its arithmetic, its seconds, and the memory for activations and weights."""
 
     flops: float
     kept: float  # bytes of activations
     seconds: float  # on this machine
     weights: float  # bytes of all parameters
     trained: float  # bytes of gradients, moments and average
+    inputs: float  # bytes of a block's input
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the whole model, for the recipe's batch; bytes and seconds as in `Step`, and of each block of the LLM."""
+    """Of a step of the whole model and of each block of the LLM, for the recipe's batch."""
 
     whole: Step
     block: Step
     blocks: int
-    inputs: float  # bytes of a block's input, for the whole batch
 
     def memory(self, processes: int = 1, checkpointing: bool = False, shard: bool = False) -> float:
         """Bytes that each of `processes` needs: weights, what training adds to them, and its share of activations."""
@@ -62,7 +68,7 @@ class Estimate:
         held = self.whole.weights + self.whole.trained - (blocks * (1 - 1 / processes) if shard else 0)
         kept = self.whole.kept
         if checkpointing:
-            kept += self.blocks * (self.inputs - self.block.kept) + self.block.kept
+            kept += self.blocks * (self.whole.inputs - self.block.kept) + self.block.kept
         return held + kept / processes
 
 
@@ -70,18 +76,12 @@ def estimate(config: TrainConfig) -> Estimate:
     """Measure steps on the device of `config` and extrapolate; ConfigError for a recipe of another stage."""
     if config.stage != "lamb" or config.init:
         raise ConfigError("--estimate: only for a recipe of stage lamb with a section `model`, without init")
-    one, more = (_measured(config, blocks) for blocks in (1, BLOCKS))
-    block = Step(*((getattr(more[0], f) - getattr(one[0], f)) / (BLOCKS - 1) for f in Step.__dataclass_fields__))
-    scale, blocks = config.optim.batch / CLIPS, one[1]["blocks"]
-    whole = Step(
-        flops=(one[0].flops + (blocks - 1) * block.flops) * scale,
-        kept=(one[0].kept + (blocks - 1) * block.kept) * scale,
-        seconds=(one[0].seconds + (blocks - 1) * block.seconds) * scale,
-        weights=one[0].weights + (blocks - 1) * block.weights,
-        trained=one[0].trained + (blocks - 1) * block.trained,
-    )
-    block = replace(block, flops=block.flops * scale, kept=block.kept * scale, seconds=block.seconds * scale)
-    return Estimate(whole, block, blocks, one[1]["inputs"] * scale)
+    of_batch = []  # a step on the whole batch, of one block and of BLOCKS
+    for number in (1, BLOCKS):
+        model, blocks = _shortened(config, number)
+        of_batch.append(_along([_measured(model, config, n) for n in CLIPS], CLIPS, config.optim.batch))
+    block = Step(*((b - a) / (BLOCKS - 1) for a, b in zip(*map(astuple, of_batch), strict=True)))
+    return Estimate(_along(of_batch, (1, BLOCKS), blocks), block, blocks)
 
 
 def text(found: Estimate, config: TrainConfig) -> str:
@@ -106,53 +106,17 @@ def text(found: Estimate, config: TrainConfig) -> str:
     return "\n".join(lines)
 
 
-def _measured(config: TrainConfig, blocks: int) -> tuple[Step, dict[str, Any]]:
-    """A step with so many blocks, on CLIPS clips; and the number of blocks and a block's input in the real model."""
-    device = device_of(config)
-    torch.manual_seed(config.seed)
-    llm, facts = _shortened(config, blocks, device)
-    model = extend(LambModel(config.model, build_encoder(config.model.encoder), llm)).to(device).train()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    rate = model.encoder.sample_rate
-    noise = torch.randn(round(min(SECONDS, config.data.seconds) * rate)).numpy()
-    sound, mask = (x.to(device) for x in batch_of([[noise]] * CLIPS))
-    ids, ids_mask = model.llm.tokenize([CAPTION] * CLIPS)
-    lengths: list[int] = []
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}  # parameters are no activations
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision_of(config) == "bf16"):
-            output = model(sound, mask, ids, ids_mask)
-        prompt = len(llm.before) + len(llm.after)
-        lengths.append(prompt + output.z_a.shape[1] + ids.shape[1])
-        loss_terms(model, output)["loss"].backward()
-        for parameter in trained:
-            parameter.grad = None
-
-    with FlopCounterMode(display=False) as counter:
-        step()
-    kept = _kept(step, own)
-    seconds = min(_timed(step, device) for _ in range(5))
-    size = 2 if precision_of(config) == "bf16" else 4
-    facts["inputs"] = CLIPS * lengths[0] * llm.dim * size
-    copies = 3 + bool(config.optim.ema_decay)
-    return Step(
-        flops=counter.get_total_flops(),
-        kept=kept,
-        seconds=seconds,
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        trained=copies * sum(p.numel() * p.element_size() for p in trained),
-    ), facts
+def _along(steps: Sequence[Step], at: tuple[int, int], to: int) -> Step:
+    """The step at `to` on the line through two steps, which are `at` two numbers of clips or of blocks."""
+    share = (to - at[0]) / (at[1] - at[0])
+    return Step(*(a + share * (b - a) for a, b in zip(*map(astuple, steps), strict=True)))
 
 
-def _shortened(config: TrainConfig, blocks: int, device: torch.device) -> tuple[LanguageModel, dict[str, Any]]:
-    """The recipe's LLM with so many blocks and random weights, and how many it has in truth."""
+def _shortened(config: TrainConfig, blocks: int) -> tuple[LambModel, int]:
+    """The recipe's model with so many blocks in its LLM, of random weights; and how many there are in truth."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    source = config.model.llm.source
+    device, source = device_of(config), config.model.llm.source
     if source is None:
         raise ConfigError("llm.source: give a hub id or a folder")
     place = gguf.folder_of(source) if source.endswith(".gguf") else source
@@ -161,11 +125,45 @@ def _shortened(config: TrainConfig, blocks: int, device: torch.device) -> tuple[
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"llm {source}: its configuration cannot be loaded; give a folder or a hub id") from error
-    facts = {"blocks": architecture.num_hidden_layers}
-    architecture.num_hidden_layers = blocks
+    whole, architecture.num_hidden_layers = architecture.num_hidden_layers, blocks
+    torch.manual_seed(config.seed)
     with device:
-        model = AutoModelForCausalLM.from_config(architecture, dtype=dtype(config.model.llm.dtype, device))
-    return LanguageModel(model, tokenizer, config.model.llm), facts
+        llm = AutoModelForCausalLM.from_config(architecture, dtype=dtype(config.model.llm.dtype, device))
+    wrapped = LanguageModel(llm, tokenizer, config.model.llm)
+    model = extend(LambModel(config.model, build_encoder(config.model.encoder), wrapped)).to(device).train()
+    prepare(model, device)
+    return model, whole
+
+
+def _measured(model: LambModel, config: TrainConfig, clips: int) -> Step:
+    """A step on so many clips of noise."""
+    device, llm = model.device, model.llm
+    trained = [p for p in model.parameters() if p.requires_grad]
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}  # parameters are no activations
+    noise = torch.randn(round(min(SECONDS, config.data.seconds) * model.encoder.sample_rate)).numpy()
+    sound, mask = (x.to(device) for x in batch_of([[noise]] * clips))
+    ids, ids_mask = llm.tokenize([CAPTION] * clips)
+    lengths: list[int] = []
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision_of(config) == "bf16"):
+            output = model(sound, mask, ids, ids_mask)
+        lengths.append(len(llm.before) + len(llm.after) + output.z_a.shape[1] + ids.shape[1])
+        loss_terms(model, output)["loss"].backward()
+        for parameter in trained:
+            parameter.grad = None
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    copies = 3 + bool(config.optim.ema_decay)
+    return Step(
+        flops=counter.get_total_flops(),
+        kept=_kept(step, own),
+        seconds=min(_timed(step, device) for _ in range(TIMES)),
+        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
+        trained=copies * sum(p.numel() * p.element_size() for p in trained),
+        inputs=clips * lengths[0] * llm.dim * (2 if precision_of(config) == "bf16" else 4),
+    )
 
 
 def _kept(step: Any, own: set[int]) -> float:

@@ -33,14 +33,13 @@ def recipe(tmp_path: Path, llm_folder: Path, make_config: Callable[..., Any]) ->
     return path
 
 
-def test_three_blocks_tell_what_six_take(recipe):
-    """Arithmetic, activations and weights of a real step of all blocks, for twice as many clips."""
-    config = read_recipe(recipe)
+def test_five_blocks_tell_what_six_take(recipe):
+    """Arithmetic, activations and weights of a real step of all blocks, for more clips than were measured."""
+    config = read_recipe(recipe, ["optim.batch=12"])
     found = estimate(config)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(estimating, "CLIPS", 8)
-        whole, facts = estimating._measured(config, 6)
-    assert facts["blocks"] == found.blocks == 6
+    model, blocks = estimating._shortened(config, 6)
+    whole = estimating._measured(model, config, config.optim.batch)
+    assert blocks == found.blocks == 6
     assert found.whole.flops == pytest.approx(whole.flops, rel=0.02)
     assert found.whole.kept == pytest.approx(whole.kept, rel=0.02)
     assert (found.whole.weights, found.whole.trained) == pytest.approx((whole.weights, whole.trained))
@@ -75,7 +74,7 @@ def test_checkpointing_keeps_less_and_changes_nothing(recipe, tmp_path, llm_fold
         kept.append(estimating._kept(step, own))
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
-    saved = 6 * (found.block.kept - found.inputs)
+    saved = 6 * (found.block.kept - found.whole.inputs)
     assert kept[0] - kept[1] == pytest.approx(saved, rel=0.15)
 
 
