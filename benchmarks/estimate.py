@@ -2,8 +2,9 @@
 
     python benchmarks/estimate.py recipes/small/lamb.yaml threads=1 [KEY=VALUE ...]
 
-Prints the estimated seconds of a step, and the median of those of real steps on the recipe's own clips, under
-captions as long as those of the estimate, 12 without the first two. Give `threads` so that both have the same number, and a quiet machine.
+Prints the estimated seconds of a step, and the median of those of real steps on the recipe's own clips, under captions
+as long as those of the estimate, 12 without the first two. Give `threads` so that both have the same number, and a
+quiet machine.
 """
 
 import argparse
