@@ -125,7 +125,7 @@ def model_folder(make_model: Callable[..., Any], tmp_path: Path) -> Path:
     from lamb.model.checkpoint import save
 
     card = {"trained_on": "nothing", "licence": "none"}
-    return save(make_model(), tmp_path / "model", standalone=True, card=card)
+    return save(make_model(), tmp_path / "model", card=card)
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ def export(name: str | Path, to: Path | None = None, *, int8: bool = False, soun
                 os.link(home / own, new / own)
             shutil.copytree(home / "llm", new / "llm")
         else:
-            checkpoint.save(_merged(model), new, standalone=True, card=checkpoint.read_facts(home)["card"])
+            checkpoint.save(_merged(model), new, card=checkpoint.read_facts(home)["card"])
         write_graphs(model, new, int8)
         check(model, new, sounds, INT8_TOLERANCE if int8 else TOLERANCE)
         for made in sorted(filter(Path.is_file, new.rglob("*"))):
@@ -91,7 +91,7 @@ def write_graphs(model: LambModel, folder: Path, int8: bool = False) -> None:
     model = float32_copy(model)
     graphs = _graphs(model, int8)
     table = model.llm.embedding_matrix.data_ptr()
-    tensors = checkpoint.tensors(model, True)
+    tensors = checkpoint.tensors(model)
     embedding = next(name for name, value in tensors.items() if value.data_ptr() == table)
     file = folder / "model.safetensors"
     if int8:  # what the graphs still read from there

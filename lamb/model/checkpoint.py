@@ -1,9 +1,9 @@
 """Models on disk: a folder of `lamb.json` (format, version, configuration, facts) and `model.safetensors`.
 
-There are two kinds. A checkpoint by reference holds only what was trained (adapter, aligner, guide, LoRA, or whole
-parts that were trained in full); the encoder and the LLM come from the sources that the configuration names. A
-standalone checkpoint holds everything, with the configuration and the tokenizer of the LLM in `llm/`. Loading is
-strict: a missing or an unexpected tensor is an error.
+A checkpoint holds what was trained (adapter, aligner, guide, LoRA, or whole parts that were trained in full). Encoder and
+LLM come from the sources that the configuration names; where it names none, they are stored as well, the LLM with its
+configuration and tokenizer in `llm/`. A checkpoint that stores both is a standalone one. Loading is strict: a missing
+or an unexpected tensor is an error.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and `describe` does not need
 
 FORMAT, VERSION = "lamb", 2
 EXTENSIONS = to_dict(ExtensionsConfig())  # all off
+BASES = "encoder", "llm"  # the parts that have a source
 BUNDLED = Path(__file__).parents[1] / "bundled"
 FILES = (
     "lamb.json",
@@ -53,7 +54,7 @@ def save(
     model: "LambModel",
     folder: str | Path,
     *,
-    standalone: bool,
+    stored: Collection[str] = BASES,
     card: Mapping[str, str],
     half: bool = False,
     decode: Mapping[str, Any] | None = None,
@@ -62,7 +63,7 @@ def save(
     """Write `model` into `folder`. A model that is already there is replaced once the new one is complete.
 
     Args:
-        standalone: whether encoder and LLM are stored too; if not, they stay where `source` in the configuration says.
+        stored: which of encoder and LLM are stored too; the other ones stay where `source` in the configuration says.
         card: facts for people, such as trained_on and licence.
         half: whether floats are stored as fp16. A CPU computes in float32 all the same.
         decode: decoding options that replace those of the model's configuration.
@@ -75,21 +76,22 @@ def save(
     from torch.distributed.tensor import DTensor
 
     config = model.config
-    if standalone:
+    if "encoder" in stored:
         if model.encoder.options is None:
             raise CheckpointError(f"{folder}: an encoder of kind {config.encoder.name} can only be saved by reference")
-        encoder = replace(config.encoder, source=None, options=model.encoder.options)
-        config = replace(config, encoder=encoder, llm=replace(config.llm, source=None))
-    elif None in (config.encoder.source, config.llm.source):
-        raise CheckpointError(f"{folder}: encoder and LLM have no source to refer to; save a standalone checkpoint")
+        config = replace(config, encoder=replace(config.encoder, source=None, options=model.encoder.options))
+    if "llm" in stored:
+        config = replace(config, llm=replace(config.llm, source=None))
     for part, base in (("encoder", model.encoder), ("llm", model.llm)):
+        if part not in stored and getattr(config, part).source is None:
+            raise CheckpointError(f"{folder}: the {part} has no source to refer to; store it with the model")
         if getattr(config, part).train == "lora" and not any(p.requires_grad for p in base.parameters()):
             raise CheckpointError(f"{folder}: the {part}'s LoRA is merged or frozen; save the model as it was trained")
     if decode:
         config = replace(config, decode=replace(config.decode, **decode))
     weights = {
         name: (t.full_tensor() if isinstance(t, DTensor) else t).cpu().contiguous()  # gathered from all processes
-        for name, t in tensors(model, standalone).items()
+        for name, t in tensors(model, stored).items()
     }
     if not write:
         return Path(folder)
@@ -100,16 +102,16 @@ def save(
     facts = {
         "format": FORMAT,
         "version": VERSION,
-        "standalone": standalone,
+        "standalone": set(BASES) <= set(stored),
         "card": dict(card),
         "config": to_dict(config),
     }
-    if not standalone and config.llm.train != "full":  # else its own weights are in the checkpoint
+    if config.llm.source is not None and config.llm.train != "full":  # else its own weights are in the checkpoint
         facts["llm"] = model.llm.identity()
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
         new = Path(scratch)
         (new / "lamb.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        if standalone:
+        if "llm" in stored:
             model.llm.model.config.save_pretrained(new / "llm")
             model.llm.tokenizer.save_pretrained(new / "llm")
         save_file(weights, new / "model.safetensors")
@@ -122,15 +124,15 @@ def save(
     return folder
 
 
-def tensors(model: "LambModel", standalone: bool) -> dict[str, "Tensor"]:
-    """The tensors of `model` that a checkpoint holds, by name; tied tensors are stored once, under the first name."""
+def tensors(model: "LambModel", stored: Collection[str] = BASES) -> dict[str, "Tensor"]:
+    """The tensors of `model` that a checkpoint with these bases holds, by name; tied tensors are stored once, under the first name."""
     bases = {"encoder": model.config.encoder.train, "llm": model.config.llm.train}
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():  # tied tensors are one object
         part = name.partition(".")[0]
         # a part that was trained in full is stored with its buffers: the statistics of BatchNorm changed too
-        own = standalone or part not in bases or tensor.requires_grad or bases[part] == "full"
+        own = part in stored or part not in bases or tensor.requires_grad or bases[part] == "full"
         if own and id(tensor) not in seen:
             kept[name] = tensor.detach()
             seen.add(id(tensor))
@@ -219,22 +221,23 @@ def load(name: str | Path, device: str, extend: Callable[["LambModel"], "LambMod
 
     folder = find(name)
     facts = read_facts(folder)
-    config, standalone, file = facts["config"], facts["standalone"], folder / "model.safetensors"
+    config, file = facts["config"], folder / "model.safetensors"
+    stored = [part for part in BASES if getattr(config, part).source is None]
     with _reading(file):
         weights = load_file(file)
-    if standalone:
+    if "llm" in stored:
         with _reading(folder / "llm"):
             llm = LanguageModel.from_folder(folder / "llm", config.llm)
         for parameter in llm.parameters():  # llm.to() would also round the rotary frequencies
             parameter.data = parameter.data.to(dtype(config.llm.dtype, device))
     try:
-        if not standalone:
+        if "llm" not in stored:
             llm = LanguageModel.from_pretrained(config.llm, device)
             _require_same_llm(folder, config.llm.source, facts.get("llm"), llm.identity())
         model = extend(LambModel(config, build_encoder(config.encoder), llm))
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{name}: {error}") from error
-    _fill(model, weights, standalone, file)
+    _fill(model, weights, stored, file)
     model.to(torch.device(device))
     return model.eval()
 
@@ -251,8 +254,8 @@ def _require_same_llm(folder: Path, source: str | None, before: dict[str, Any] |
     )
 
 
-def _fill(model: "LambModel", weights: dict[str, "Tensor"], standalone: bool, file: Path) -> None:
-    expected = tensors(model, standalone)
+def _fill(model: "LambModel", weights: dict[str, "Tensor"], stored: Collection[str], file: Path) -> None:
+    expected = tensors(model, stored)
     for what, names in (("lacks", expected.keys() - weights.keys()), ("has unknown", weights.keys() - expected.keys())):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -108,11 +108,19 @@ class LambStage(Stage):
         self._save(Path(self.config.out), write, decode)
 
     def _save(self, folder: Path, write: bool, decode: dict[str, Any] | None = None) -> None:
-        """Write the model into `folder`, by reference where encoder and LLM can be found again at their sources."""
-        config = self.module.config
-        nowhere = None in (config.encoder.source, config.llm.source)
-        standalone = (config.llm.train == "full" or nowhere) and self.module.encoder.options is not None
-        save(self.module, folder, standalone=standalone, card=self.config.card, half=True, decode=decode, write=write)
+        """Write the model into `folder`, with the parts that cannot be found again by the name of their source."""
+        encoder, llm = self.module.encoder, self.module.config.llm
+        stored = {"encoder", "llm"} if llm.train == "full" or llm.source is None else set()
+        if _is_local(self.module.config.encoder.source):
+            stored.add("encoder")
+        if encoder.options is None:  # such an encoder has a source that will be there
+            stored = set()
+        save(self.module, folder, stored=stored, card=self.config.card, half=True, decode=decode, write=write)
+
+
+def _is_local(source: str | None) -> bool:
+    """Whether a source is a path of this machine, or nothing; else it has a name on the hub or in a package."""
+    return source is None or Path(source).exists()
 
 
 def new_model(config: TrainConfig) -> LambModel:

@@ -52,7 +52,7 @@ def randomised(model):
 
 
 def exported(model, folder: Path, **options) -> OnnxRuntime:
-    checkpoint.save(model, folder, standalone=True, card=CARD)
+    checkpoint.save(model, folder, card=CARD)
     write_graphs(model, folder, **options)
     return OnnxRuntime(folder, threads=1)
 
@@ -168,9 +168,9 @@ def test_captions_alternatives_and_samples(make_model, sounds, tmp_path, options
 def test_weights_are_there_once(make_model, tmp_path):
     encoder = {"source": None, "name": "efficientat", "options": ENCODERS["efficientat"]}
     model = make_model(encoder=encoder)
-    checkpoint.save(model, tmp_path, standalone=True, card=CARD, half=True)
+    checkpoint.save(model, tmp_path, card=CARD, half=True)
     write_graphs(extensions.load(tmp_path), tmp_path)
-    held = [tensor.half().float() for tensor in checkpoint.tensors(model, True).values() if tensor.is_floating_point()]
+    held = [tensor.half().float() for tensor in checkpoint.tensors(model).values() if tensor.is_floating_point()]
     pointed = 0
     for file in tmp_path.glob("*.onnx"):
         graph = onnx.load(file, load_external_data=False)
@@ -190,7 +190,7 @@ def test_an_export_is_a_whole_model(make_model, make_config, sounds, tmp_path):
     for name, parameter in model.llm.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    checkpoint.save(model, tmp_path / "trained", standalone=False, card=CARD)
+    checkpoint.save(model, tmp_path / "trained", stored=(), card=CARD)
     with pytest.raises(ExportError, match=r"not whole in one file; write a new folder with --to DIR"):
         export(tmp_path / "trained")
     folder = export(tmp_path / "trained", tmp_path / "light")

@@ -39,7 +39,7 @@ def test_the_prototypes_are_those_of_the_encoder(make_model, tmp_path):
     model = make_model(encoder=encoder, extensions={"class_prototypes": {"enabled": True}})
     assert model.extensions["class_prototypes"].head is model.encoder.frame_head
     assert not model.encoder.frame_head.weight.requires_grad  # it is frozen with the encoder
-    file = save(model, tmp_path / "model", standalone=True, card={}) / "model.safetensors"
+    file = save(model, tmp_path / "model", card={}) / "model.safetensors"
     assert not [name for name in load_file(file) if name.startswith("extensions")]  # held once
     again = load(tmp_path / "model")
     assert again.extensions["class_prototypes"].head is again.encoder.frame_head

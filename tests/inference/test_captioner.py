@@ -489,7 +489,7 @@ def test_load_merges_lora(make_model, tmp_path):
         for name, p in model.named_parameters():
             if "lora_B" in name:
                 p.add_(0.05 * torch.randn_like(p))
-    loaded = Captioner.load(str(save(model, tmp_path, standalone=True, card={})), "cpu")
+    loaded = Captioner.load(str(save(model, tmp_path, card={})), "cpu")
     assert not [name for name in loaded.model.state_dict() if "lora" in name]
     same(loaded.caption(CLIPS[:3]), Captioner(model).caption(CLIPS[:3]))
 

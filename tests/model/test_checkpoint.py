@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from lamb.config import EncoderConfig, LambConfig, LLMConfig, to_dict
 from lamb.extensions import build, load
 from lamb.model import checkpoint
-from lamb.model.checkpoint import CheckpointError, describe, find, save, tensors
+from lamb.model.checkpoint import BASES, CheckpointError, describe, find, save, tensors
 from lamb.model.encoders.ced import CED
 from lamb.model.lamb import LambModel
 from lamb.model.language_model import LanguageModel
@@ -64,7 +64,7 @@ KINDS = ("frozen", "full", "llm lora", "both lora", "untied", "untied lora", "no
 def stir(model: LambModel) -> LambModel:
     """Change all that a checkpoint by reference holds, so that fresh values would show."""
     torch.manual_seed(3)
-    for tensor in tensors(model, standalone=False).values():
+    for tensor in tensors(model, stored=()).values():
         if tensor.is_floating_point():
             tensor.add_(0.1 * torch.rand_like(tensor))
         else:
@@ -93,7 +93,7 @@ def edit(folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("kind", KINDS)
 def test_load_is_bit_exact(make_model, kinds, kind, standalone, tmp_path):
     model = stir(make_model(**kinds[kind]))
-    folder = save(model, tmp_path / "model", standalone=standalone, card=CARD)
+    folder = save(model, tmp_path / "model", stored=BASES if standalone else (), card=CARD)
     again = load(folder)
     assert equal(model, again)
     assert not again.training
@@ -106,7 +106,7 @@ def test_load_is_bit_exact(make_model, kinds, kind, standalone, tmp_path):
 @pytest.mark.parametrize("kind", ["llm lora", "both lora", "untied"])
 def test_a_standalone_model_needs_nothing_else(make_model, kinds, kind, tmp_path, monkeypatch):
     model = stir(make_model(**kinds[kind]))
-    folder = save(model, tmp_path / "model", standalone=True, card=CARD)
+    folder = save(model, tmp_path / "model", card=CARD)
     text = (folder / "lamb.json").read_text()
     assert '"source": null' in text
     assert "/tmp" not in text, "no paths of the machine it was trained on"
@@ -120,7 +120,7 @@ def test_a_standalone_model_needs_nothing_else(make_model, kinds, kind, tmp_path
 @pytest.mark.parametrize("kind", KINDS)
 def test_by_reference_holds_only_what_was_trained(make_model, kinds, kind, tmp_path):
     model = make_model(**kinds[kind])
-    held = load_file(save(model, tmp_path, standalone=False, card=CARD) / "model.safetensors")
+    held = load_file(save(model, tmp_path, stored=(), card=CARD) / "model.safetensors")
     config = model.config
     for part, how in (("encoder", config.encoder.train), ("llm", config.llm.train)):
         names = {name for name in held if name.startswith(part + ".")}
@@ -140,20 +140,20 @@ def test_by_reference_holds_only_what_was_trained(make_model, kinds, kind, tmp_p
 @pytest.mark.parametrize("standalone", [True, False])
 def test_half_is_float32_again_within_its_precision(make_model, kinds, standalone, tmp_path):
     model = stir(make_model(**kinds["full"]))
-    folder = save(model, tmp_path / "half", standalone=standalone, card=CARD, half=True)
+    folder = save(model, tmp_path / "half", stored=BASES if standalone else (), card=CARD, half=True)
     held = load_file(folder / "model.safetensors")
     assert {t.dtype for t in held.values()} == {torch.float16, torch.int64}
     again = load(folder).state_dict()
     for name, tensor in model.state_dict().items():
         assert again[name].dtype == tensor.dtype
         torch.testing.assert_close(again[name], tensor, rtol=2**-10, atol=2**-24)
-    full = save(model, tmp_path / "full", standalone=standalone, card=CARD)
+    full = save(model, tmp_path / "full", stored=BASES if standalone else (), card=CARD)
     assert describe(folder)["size_bytes"] < 0.8 * describe(full)["size_bytes"]
 
 
 def test_ties_stay_ties(make_model, kinds, tmp_path):
     for kind, tied in (("full", True), ("untied", False)):
-        folder = save(make_model(**kinds[kind]), tmp_path / kind, standalone=True, card=CARD)
+        folder = save(make_model(**kinds[kind]), tmp_path / kind, card=CARD)
         assert ("llm.model.lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
         llm = load(folder).llm.model
         assert (llm.lm_head.weight is llm.get_input_embeddings().weight) is tied
@@ -161,7 +161,7 @@ def test_ties_stay_ties(make_model, kinds, tmp_path):
 
 def test_a_low_precision_llm_keeps_its_rotary_frequencies(make_model, llm_folder, tmp_path):
     by_id = make_model(llm={"dtype": "bfloat16"})
-    again = load(save(by_id, tmp_path, standalone=True, card=CARD))
+    again = load(save(by_id, tmp_path, card=CARD))
     assert again.llm.embedding_matrix.dtype == torch.bfloat16
     assert again.llm.model.lm_head.weight is again.llm.embedding_matrix
     for model in (by_id, again):
@@ -170,7 +170,7 @@ def test_a_low_precision_llm_keeps_its_rotary_frequencies(make_model, llm_folder
 
 
 def test_decoding_options_can_be_changed(make_model, tmp_path):
-    folder = save(make_model(), tmp_path, standalone=True, card=CARD, decode={"beams": 2, "confidence": (0.5, 2.0)})
+    folder = save(make_model(), tmp_path, card=CARD, decode={"beams": 2, "confidence": (0.5, 2.0)})
     decode = load(folder).config.decode
     assert (decode.beams, decode.confidence, decode.max_new_tokens) == (2, (0.5, 2.0), 8)
 
@@ -195,17 +195,17 @@ def test_a_save_that_fails_leaves_the_old_model(make_model, untied_folder, model
     new = stir(make_model(llm={"source": str(untied_folder)}))  # with another LLM, so all files would change
     monkeypatch.setattr("safetensors.torch.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
-        save(new, model_folder, standalone=True, card=CARD)
+        save(new, model_folder, card=CARD)
     assert {file.relative_to(model_folder) for file in model_folder.rglob("*")} == files, "nothing is left lying about"
     assert equal(load(model_folder), old)
     monkeypatch.undo()
-    assert equal(load(save(new, model_folder, standalone=True, card=CARD)), new)
+    assert equal(load(save(new, model_folder, card=CARD)), new)
     assert {file.relative_to(model_folder) for file in model_folder.rglob("*")} == files
 
 
 def test_a_first_save_that_fails_leaves_no_model(make_model, tmp_path):
     with pytest.raises(TypeError):
-        save(make_model(), tmp_path, standalone=True, card={"licence": object()})  # type: ignore[dict-item]
+        save(make_model(), tmp_path, card={"licence": object()})  # type: ignore[dict-item]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,7 +214,7 @@ def test_other_files_in_the_folder_stay(make_model, llm_folder, tmp_path):
     (tmp_path / "llm" / "model.safetensors").write_bytes(b"somebody's language model")
     (tmp_path / "state.pt").write_bytes(bytes(10**6))
     for standalone in (True, False):
-        save(make_model(), tmp_path, standalone=standalone, card=CARD)
+        save(make_model(), tmp_path, stored=BASES if standalone else (), card=CARD)
         assert (tmp_path / "llm" / "model.safetensors").read_bytes() == b"somebody's language model"
     assert describe(tmp_path)["size_bytes"] < 10**6, "a training state is no part of the model"
 
@@ -225,17 +225,17 @@ def test_a_merged_model_is_not_saved_as_if_it_were_not(make_model, kinds, kind, 
     model = make_model(**kinds[kind])
     model.merge_lora()
     with pytest.raises(CheckpointError, match="LoRA is merged"):
-        save(model, tmp_path / "model", standalone=standalone, card=CARD)
+        save(model, tmp_path / "model", stored=BASES if standalone else (), card=CARD)
     assert not (tmp_path / "model").exists()
 
 
 def test_what_cannot_be_saved(make_config, make_model, tmp_path, model_folder):
-    with pytest.raises(CheckpointError, match="no source to refer to; save a standalone checkpoint"):
-        save(load(model_folder), tmp_path / "a", standalone=False, card=CARD)
+    with pytest.raises(CheckpointError, match="the encoder has no source to refer to; store it with the model"):
+        save(load(model_folder), tmp_path / "a", stored=(), card=CARD)
     model = make_model()
     del model.encoder.options  # as of an encoder of the hub's
     with pytest.raises(CheckpointError, match="can only be saved by reference"):
-        save(model, tmp_path / "b", standalone=True, card=CARD)
+        save(model, tmp_path / "b", card=CARD)
 
 
 # --- strict
@@ -264,11 +264,22 @@ def test_a_wrong_shape(model_folder):
         load(model_folder)
 
 
+@pytest.mark.parametrize("stored", [("encoder",), ("llm",)])
+def test_one_of_the_two_bases_is_stored(make_model, kinds, stored, tmp_path):
+    model = stir(make_model(**kinds["both lora"]))
+    folder = save(model, tmp_path, stored=stored, card=CARD)
+    assert equal(load(folder), model)
+    assert not describe(folder)["standalone"]
+    assert (folder / "llm").exists() == ("llm" in stored)
+    assert any(name.startswith("encoder.") for name in load_file(folder / "model.safetensors"))
+
+
 def test_standalone_weights_under_a_reference(make_model, tmp_path):
-    folder = save(make_model(), tmp_path, standalone=True, card=CARD)
+    model = make_model(llm={"train": "frozen"})
+    folder = save(model, tmp_path, card=CARD)
     config = json.loads((folder / "lamb.json").read_text())["config"]
-    edit(folder, standalone=False, config={**config, "llm": to_dict(make_model().config.llm)})
-    with pytest.raises(CheckpointError, match="has unknown tensors: encoder"):
+    edit(folder, config={**config, "llm": to_dict(model.config.llm)})
+    with pytest.raises(CheckpointError, match="has unknown tensors: llm"):
         load(folder)
 
 
@@ -325,7 +336,7 @@ def test_a_missing_part_of_the_llm(model_folder, file):
 
 @pytest.mark.parametrize(("part", "message"), [("llm", "cannot be loaded"), ("encoder", "no EfficientAT")])
 def test_a_reference_to_nothing(make_model, tmp_path, part, message):
-    folder = save(make_model(), tmp_path / "model", standalone=False, card=CARD)
+    folder = save(make_model(), tmp_path / "model", stored=(), card=CARD)
     config = json.loads((folder / "lamb.json").read_text())["config"]
     config[part]["source"] = str(tmp_path / "gone")
     with pytest.raises(CheckpointError, match=message) as error:
@@ -348,7 +359,7 @@ def test_an_encoder_that_is_not_there(model_folder):
 def bundled(make_model, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(checkpoint, "BUNDLED", tmp_path / "models")
     for name in ("tiny", "big"):
-        save(make_model(), tmp_path / "models" / name, standalone=True, card=CARD)
+        save(make_model(), tmp_path / "models" / name, card=CARD)
     (tmp_path / "models" / "broken").mkdir()
     return tmp_path / "models"
 
@@ -397,7 +408,7 @@ def test_a_hub_id_offline():
 @pytest.mark.parametrize("standalone", [True, False])
 def test_describe_counts_what_is_held(make_model, kinds, kind, standalone, tmp_path):
     model = make_model(**kinds[kind])
-    folder = save(model, tmp_path, standalone=standalone, card=CARD)
+    folder = save(model, tmp_path, stored=BASES if standalone else (), card=CARD)
     facts = describe(folder)
     assert json.loads(json.dumps(facts)) == facts
     config = model.config
@@ -438,9 +449,9 @@ def test_the_papers_model_stays_under_200_megabytes(llm_folder):
         encoder.add_lora(config.encoder.lora.rank, config.encoder.lora.alpha, config.encoder.lora.dropout)
         llm = LanguageModel(LlamaForCausalLM(llama), AutoTokenizer.from_pretrained(llm_folder), config.llm)
         model = LambModel(config, encoder, llm)
-    everything = sum(t.numel() for t in tensors(model, standalone=True).values())
+    everything = sum(t.numel() for t in tensors(model).values())
     assert everything > 6.7e9
-    held = tensors(model, standalone=False)
+    held = tensors(model, stored=())
     assert sum(t.numel() for name, t in held.items() if name.startswith("llm.")) == 2 * 32 * 2 * 8 * 4096
     assert sum(t.numel() for name, t in held.items() if name.startswith("encoder.")) == 2 * 12 * 2 * 8 * 768
     assert {name.partition(".")[0] for name in held} == {"adapter", "aligner", "guide", "encoder", "llm"}
@@ -452,7 +463,7 @@ def test_build_then_load_says_the_same(make_config, tmp_path):
     """A caption's logits before saving and after loading, to the last bit."""
     torch.manual_seed(1)
     model = build(make_config()).eval()
-    again = load(save(model, tmp_path, standalone=True, card=CARD))
+    again = load(save(model, tmp_path, card=CARD))
     waveform, mask = torch.randn(2, 16000), torch.ones(2, 16000, dtype=torch.bool)
     ids, ids_mask = model.llm.tokenize(["A dog barks.", "Rain."])
     with torch.no_grad():

@@ -158,7 +158,7 @@ def by_reference(make_model: Callable[..., Any], tmp_path: Path, llm_folder: Pat
 
     shutil.copytree(llm_folder, tmp_path / "llm")
     model = make_model(llm={"source": str(tmp_path / "llm"), "train": "lora"})
-    return save(model, tmp_path / "model", standalone=False, card={})
+    return save(model, tmp_path / "model", stored=(), card={})
 
 
 def replace_llm(folder: Path, change: Callable[[LlamaForCausalLM], LlamaForCausalLM]) -> None:
