@@ -71,9 +71,15 @@ class Runtime(ABC):
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         """The input embeddings of tokens: L ids -> (L, D_llm) float32."""
 
-    @abstractmethod
     def tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Of each text its tokens, without special ones, and the characters (start, end) that each stands for."""
+        """Of each caption its tokens, without special ones, and the characters (start, end) that each stands for."""
+        n = len(self.config.llm.lead)  # of the characters before each caption, which are no part of it
+        found = self._tokens([self.config.llm.lead + text for text in texts])
+        return [(ids, [(max(0, begin - n), max(0, end - n)) for begin, end in spans]) for ids, spans in found]
+
+    @abstractmethod
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """The same of any texts: `tokenize` puts `llm.lead` before captions, as in training."""
 
     @abstractmethod
     def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -100,7 +100,7 @@ class OnnxRuntime(Runtime):
     def embed(self, ids: Any) -> np.ndarray:
         return self.table[np.asarray(ids, np.int64)].astype(np.float32)
 
-    def tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [(one.ids, one.offsets) for one in found]
 

@@ -74,7 +74,7 @@ class TorchRuntime(Runtime):
     def embed(self, ids: Sequence[int]) -> np.ndarray:
         return _arrays(self.model.llm.embed(torch.tensor(ids, dtype=torch.long, device=self.model.device)))[0]
 
-    def tokenize(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
         tokens: Any = self.model.llm.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
         return list(zip(tokens["input_ids"], tokens["offset_mapping"], strict=True))
 

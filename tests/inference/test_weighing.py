@@ -94,9 +94,9 @@ def test_logistic_regression_finds_the_weights_that_made_the_data():
     assert logistic(x, y, np.zeros(3)) == pytest.approx([0.5, 1.5, -1.0], abs=0.15)
 
 
-@pytest.fixture
-def model(make_model, monkeypatch):
-    made = make_model()
+@pytest.fixture(params=["", "x "], ids=["no lead", "a lead"])
+def model(make_model, monkeypatch, request):
+    made = make_model(llm={"lead": request.param})
     clip, frame = torch.nn.Linear(made.encoder.dim, 4), torch.nn.Linear(made.encoder.dim, 5)
     encoder = type(made.encoder)
     monkeypatch.setattr(made.encoder, "labels", LABELS)
@@ -149,6 +149,13 @@ def test_a_clip_does_not_depend_on_its_neighbours(model):
     alone = measured(runtime, h_a[1:, :4], mask[1:, :4], TEXTS[1:])
     assert both[1][0][0] == pytest.approx(alone[0][0][0], abs=1e-4)
     assert both[1][0][1][0] == pytest.approx(alone[0][0][1][0], abs=1e-3)
+
+
+def test_tokens_stand_for_characters_of_the_caption(model):
+    [(ids, spans)] = TorchRuntime(model).tokenize([TEXTS[0][1]])
+    assert model.llm.tokenize(TEXTS[0][1:])[0].tolist() == [ids]
+    assert spans[0][0] == 0 and spans[-1][1] == len(TEXTS[0][1])
+    assert all(a[1] == b[0] or b[0] - a[1] == 1 for a, b in zip(spans, spans[1:], strict=False))
 
 
 def test_what_the_search_knows_is_not_computed_again(model):
