@@ -12,14 +12,14 @@ from .terminal import cell, print_json, print_table
 
 
 def info(model: ModelName = DEFAULT_MODEL, as_json: AsJson = False) -> None:
-    """Show the parts, size and training data of a model.
+    """Show the parts, size and training data of a model, and which models are bundled.
 
     The licence is shown too, and with --json the whole configuration.
     """
-    from ..model.checkpoint import describe
+    from ..model.checkpoint import bundled, describe
 
     with loading():
-        facts = describe(model)
+        facts, others = describe(model), [describe(name) for name in bundled()]
     if as_json:
         print_json(facts)
         return
@@ -27,6 +27,8 @@ def info(model: ModelName = DEFAULT_MODEL, as_json: AsJson = False) -> None:
     print_table(("", ""), about)
     columns = ("part", "kind", "parameters", "trained")
     print_table(columns, [[cell(part.get(column)) for column in columns] for part in facts.get("parts", ())])
+    rows = [[one["name"], _fact("size_bytes", one["size_bytes"])[1], cell(one.get("measured"))] for one in others]
+    print_table(("bundled", "size", "measured"), rows)
 
 
 def _fact(name: str, value: Any) -> tuple[str, str]:

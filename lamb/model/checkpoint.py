@@ -1,9 +1,9 @@
 """Models on disk: a folder of `lamb.json` (format, version, configuration, facts) and `model.safetensors`.
 
-A checkpoint holds what was trained (adapter, aligner, guide, LoRA, or whole parts that were trained in full). Encoder and
-LLM come from the sources that the configuration names; where it names none, they are stored as well, the LLM with its
-configuration and tokenizer in `llm/`. A checkpoint that stores both is a standalone one. Loading is strict: a missing
-or an unexpected tensor is an error.
+A checkpoint holds what was trained (adapter, aligner, guide, LoRA, or whole parts that were trained in full). Encoder
+and LLM come from the sources that the configuration names; where it names none, they are stored as well, the LLM with
+its configuration and tokenizer in `llm/`. A checkpoint that stores both is a standalone one. Loading is strict: a
+missing or an unexpected tensor is an error.
 """
 
 import json
@@ -125,7 +125,7 @@ def save(
 
 
 def tensors(model: "LambModel", stored: Collection[str] = BASES) -> dict[str, "Tensor"]:
-    """The tensors of `model` that a checkpoint with these bases holds, by name; tied tensors are stored once, under the first name."""
+    """The tensors of `model` that a checkpoint holds, by name; tied ones are stored once, under the first name."""
     bases = {"encoder": model.config.encoder.train, "llm": model.config.llm.train}
     kept: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -153,10 +153,13 @@ def find(name: str | Path) -> Path:
         return folder
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)) and not os.path.exists(folder):
         return _download(str(name))
-    names = ", ".join(sorted(path.name for path in BUNDLED.glob("*") if (path / "lamb.json").exists()))
-    raise CheckpointError(
-        f"{name}: no such model; bundled: {names or 'none'}; else give a folder, or a hub id like user/model"
-    )
+    names = ", ".join(bundled()) or "none"
+    raise CheckpointError(f"{name}: no such model; bundled: {names}; else give a folder, or a hub id like user/model")
+
+
+def bundled() -> list[str]:
+    """The names of the bundled models."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/lamb.json"))
 
 
 def _download(name: str) -> Path:

