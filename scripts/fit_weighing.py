@@ -67,7 +67,7 @@ def waveforms(folders: list[str], rate: int, known: set[str]) -> list[tuple[str,
     for kind, part in (("single", held), ("unheard", strange)):
         for label, by_source in loader.recordings(part, rate).items():
             found += [(kind, (label,), r.samples.astype(np.float32) / 32767) for own in by_source for r in own]
-    own = [clip for clip in held if Path(clip.path).is_relative_to(Path(folders[0]).absolute())]
+    own = [clip for clip in held if Path(clip.path).resolve().is_relative_to(Path(folders[0]).resolve())]
     for probe in probes(own, rate, SEEDS, PAIRS):
         if probe.kind != "nothing":
             found.append((probe.kind, probe.labels, probe.waveform(rate)))

@@ -17,6 +17,7 @@ from pathlib import Path
 import draw_architecture
 
 ROOT = Path(__file__).parents[1]
+MODELS = ("tiny", "small")  # the latter needs `make smollm`
 SEEDS = ("1", "2")  # of the pairs; no setting was chosen on them
 QUALITY = {  # a key of `lamb evaluate --json`: how the model card describes it
     "label_named": "single recordings: the label is named",
@@ -48,17 +49,20 @@ def samples() -> str:
 
 
 def quality(sounds: str) -> str:
-    """The table of the model card: each measure with its 95 % interval, where it has one."""
+    """The table of the model card: each measure of each bundled model, with its 95 % interval, where it has one."""
     probes = ("--probe", *(word for seed in SEEDS for word in ("--probe-seed", seed)))
-    found = json.loads(lamb("evaluate", "tiny", sounds, "--split", "development", *probes, "--json", "--quiet"))
-    lines = ["| measure | result |", "|---|---|"]
+    options = (sounds, "--split", "development", *probes, "--json", "--quiet")
+    found = [json.loads(lamb("evaluate", model, *options)) for model in MODELS]
+    lines = [f"| measure | {' | '.join(f'`{model}`' for model in MODELS)} |", "|---|" + "---|" * len(MODELS)]
     for key, text in QUALITY.items():
-        if key in found:
-            value = f"{found[key]:.3f}" if isinstance(found[key], float) else f"{found[key]}"
-            if interval := found["intervals"].get(key):
-                value += f" ({interval[0]:.3f} to {interval[1]:.3f})"
-            lines.append(f"| {text} | {value} |")
+        if all(key in one for one in found):
+            lines.append(f"| {text} | {' | '.join(_shown(one[key], one['intervals'].get(key)) for one in found)} |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: float, interval: list[float] | None) -> str:
+    shown = f"{value:.3f}" if isinstance(value, float) else f"{value}"
+    return f"{shown} ({interval[0]:.3f} to {interval[1]:.3f})" if interval else shown
 
 
 def rewrite(document: str, name: str, content: str) -> None:

@@ -36,7 +36,7 @@ from .lamb_stage import prepare
 
 BLOCKS = 5
 CLIPS = 2, 8  # of noise, in the steps that are measured
-TIMES = 9  # that a step is timed; the fastest counts
+TIMES, PATIENCE = 9, 20.0  # a step is timed so often, or for so many seconds; the fastest counts
 SECONDS = 10.0  # of each, at most
 # 20 words, as many as the longest of 32 captions of AudioCaps has (median)
 CAPTION = "A dog barks while rain falls on a surface, then a siren wails in the distance and a man speaks."
@@ -159,7 +159,7 @@ def _measured(model: LambModel, config: TrainConfig, clips: int) -> Step:
     return Step(
         flops=counter.get_total_flops(),
         kept=_kept(step, own),
-        seconds=min(_timed(step, device) for _ in range(TIMES)),
+        seconds=_fastest(step, device),
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         trained=copies * sum(p.numel() * p.element_size() for p in trained),
         inputs=clips * lengths[0] * llm.dim * (2 if precision_of(config) == "bf16" else 4),
@@ -183,11 +183,18 @@ def _kept(step: Any, own: set[int]) -> float:
     return sum(seen.values())
 
 
-def _timed(step: Any, device: torch.device) -> float:
+def _fastest(step: Any, device: torch.device) -> float:
+    """Seconds of the fastest of several steps."""
+    seconds: list[float] = []
+    while len(seconds) < TIMES and sum(seconds) < PATIENCE:
+        _wait_for(device)
+        began = time.perf_counter()
+        step()
+        _wait_for(device)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
