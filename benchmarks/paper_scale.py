@@ -2,8 +2,8 @@
 
     python benchmarks/paper_scale.py [KEY=VALUE ...]
 
-The networks have the paper's sizes and random weights, of the LLM a few blocks. The tokenizer is made here, with about a
-token for each word, which LLaMA's also has. Settings are those of recipes/paper/pretrain.yaml.
+The networks have the paper's sizes and random weights, of the LLM a few blocks. The tokenizer is made here, with about
+a token for each word, which LLaMA's also has. Settings are those of recipes/paper/pretrain.yaml.
 """
 
 import sys
@@ -26,9 +26,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer([CAPTION, "USER: Please describe the audio. ASSISTANT:"] * 50, 32_000)
         tokenizer.save_pretrained(folder)
-        LlamaConfig(
-            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id
-        ).save_pretrained(folder)  # its defaults are LLaMA-2 7B
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        LlamaConfig(**ends).save_pretrained(folder)  # its defaults are LLaMA-2 7B
         settings = [
             f"model.llm.source={folder}",
             "model.encoder.source=null",

