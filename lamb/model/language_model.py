@@ -50,7 +50,9 @@ class LanguageModel(nn.Module):
         """The LM and tokenizer of `config.source`: a hub id, a folder or a GGUF file. ConfigError if there are none."""
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # it would stand among the captions
         if config.source is None:
             raise ConfigError("llm.source: give a hub id or a folder, or a GGUF file, with a causal language model")
         place = gguf.folder_of(config.source) if config.source.endswith(".gguf") else config.source
