@@ -16,7 +16,9 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     encoder = load(name).encoder
     if encoder.options is None:
-        sys.exit(f"{name}: its encoder stays at its source, {load(name).config.encoder.source}")
+        sys.exit(f"{name}: its encoder can only be used from its own source")
+    if folder.exists():
+        sys.exit(f"{folder}: exists already; give another folder")
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(encoder.options))
     save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors")
