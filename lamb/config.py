@@ -234,6 +234,7 @@ class DataConfig:
     # shares of scenes with one recording, several in sequence, several at the same time [O]
     shares: tuple[float, float, float] = (0.5, 0.27, 0.23)
     parents: float = 0.0  # share of sounds that are degraded, and named by an upper class [O]
+    plain: float = 0.0  # share of scenes with recordings as they are, not varied [O]
     composed: float = 0.5  # stage language_model: share of captions composed from the phrase bank [O]
     workers: int = 1  # background processes that make batches
 
@@ -256,6 +257,7 @@ class DistillConfig:
     teacher: str | None = None  # official EfficientAT checkpoint; None: learn from labels alone
     hints: float = 10.0  # weight of the distance to its feature maps
     layerwise: bool = False  # each layer learns on its own, without our labels; False: all of them together, with them
+    heads: bool = False  # the label heads learn alone, on the encoder of `init`
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def scene_maker(config: TrainConfig, sample_rate: int) -> tuple[SceneMaker, list
         raise ConfigError("data.sounds: the folder of labelled recordings is missing from the recipe")
     training, development = sources.split_sounds(*sources.folders(data.sounds))
     bank = recordings(training, sample_rate)
-    return SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents), development
+    return SceneMaker(bank, sample_rate, data.seconds, config.seed, data.shares, data.parents, data.plain), development
 
 
 def scene_batch(maker: SceneMaker, size: int, step: int, share: Share = WHOLE) -> dict[str, Any]:

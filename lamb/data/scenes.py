@@ -221,8 +221,10 @@ def _labels(kind: Kind, labels: list[str], weights: NDArray[np.float64], rng: np
 class SceneMaker:
     """Makes scenes from `recordings`: label -> sources -> recordings.
 
-    A share `parents` of the sounds is made hard to make out, and told by an upper class. Every source of a label is
-    heard as often, however many clips were cut from it: twenty clips of one air conditioner are one air conditioner.
+    A share `plain` of the scenes holds its recordings as they are, where others vary them in speed, colour, room and
+    noise. A share `parents` of the sounds of these others is made hard to make out, and told by an upper class. Every
+    source of a label is heard as often, however many clips were cut from it: twenty clips of one air conditioner are
+    one air conditioner.
     """
 
     def __init__(
@@ -233,9 +235,10 @@ class SceneMaker:
         seed: int,
         shares: Sequence[float],
         parents: float = 0.0,
+        plain: float = 0.0,
     ):
         self.recordings, self.rate, self.seconds, self.seed = recordings, sample_rate, seconds, seed
-        self.labels, self.parents = [*recordings, *SYNTHETIC], parents
+        self.labels, self.parents, self.plain = [*recordings, *SYNTHETIC], parents, plain
         self.shares = np.asarray(shares) / np.sum(shares)  # of KINDS
         counts = np.array([sum(map(len, found)) for found in recordings.values()] + [10] * len(SYNTHETIC), dtype=float)
         # between every label alike and every recording alike
@@ -251,24 +254,25 @@ class SceneMaker:
         rng = np.random.default_rng((self.seed, 0, index))
         kind: Kind = KINDS[int(rng.choice(3, p=self.shares))]
         labels = _labels(kind, self.labels, self.weights, rng)
+        plain = bool(self.plain) and rng.random() < self.plain
         if kind == "single":
-            x, events = self._single(labels[0], seconds, rng)
+            x, events = self._single(labels[0], seconds, rng, plain)
         elif kind == "sequence":
-            x, events = self._sequence(labels, seconds, rng)
+            x, events = self._sequence(labels, seconds, rng, plain)
         else:
-            x, events = self._overlap(labels, seconds, rng)
+            x, events = self._overlap(labels, seconds, rng, plain)
         x = x[: int(seconds * self.rate)]
         if rng.random() < 0.5:  # many collections pad their clips to one length
             x = np.pad(x, (0, int(seconds * self.rate) - len(x)))
-        if rng.random() < 0.5:  # a bed of noise, mostly faint, which is no sound to tell of
+        if not plain and rng.random() < 0.5:  # a bed of noise, mostly faint, which is no sound to tell of
             x = x + noise(len(x), rng, rng.uniform(0, 2)) * 10 ** (rng.uniform(-60, -18) / 20)
-        if rng.random() < 0.15:  # a large or a hard room
+        if not plain and rng.random() < 0.15:  # a large or a hard room
             x = reverberate(x, rng, self.rate, 1.2, 0.4)
         x = x / max(float(np.abs(x).max()), 1e-6) * 10 ** (rng.uniform(-20, 0) / 20)
         return Scene(x.astype(np.float32), kind, tuple(events), compose(kind, events, rng))
 
-    def _sound(self, label: str, seconds: float, rng: np.random.Generator) -> tuple[Audio, Event]:
-        """A sound of the label, at most `seconds` long, varied; and an event without its place."""
+    def _sound(self, label: str, seconds: float, rng: np.random.Generator, plain: bool) -> tuple[Audio, Event]:
+        """A sound of the label, at most `seconds` long, varied unless `plain`; and an event without its place."""
         n, event = int(seconds * self.rate), Event(label, 0.0, 0.0, 0.0)
         if label == "noise":
             return noise(n, rng, float(rng.choice([0.0, 0.0, 1.0, 2.0]))), event
@@ -278,7 +282,7 @@ class SceneMaker:
         clips = sources[int(rng.integers(len(sources)))]
         recording = clips[int(rng.integers(len(clips)))]
         x: Audio = recording.samples.astype(np.float32) / np.float32(32767)
-        if rng.random() < 0.6:
+        if not plain and rng.random() < 0.6:
             x = respeed(x, rng.uniform(0.85, 1.18))
         if len(x) > n:
             offset = int(rng.integers(len(x) - n + 1))
@@ -286,6 +290,8 @@ class SceneMaker:
             # a cut from a pause would be captioned with what is not heard in it
             x = cut if np.abs(cut).max() > 0.1 * np.abs(x).max() else x[:n]
         event = replace(event, times=bursts(x, self.rate) if label in COUNTED else 0, description=recording.description)
+        if plain:
+            return x / max(float(np.abs(x).max()), 1e-6), event
         if rng.random() < 0.5:
             x = colour(x, rng)
         if rng.random() < 0.2:
@@ -302,8 +308,11 @@ class SceneMaker:
             parts += [np.zeros(int(rng.uniform(0, 0.5) * self.rate), np.float32), x]
         return np.concatenate(parts)[:n]
 
-    def _single(self, label: str, seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
-        x, event = self._sound(label, rng.uniform(0.6, 1.0) * seconds, rng)
+    def _single(self, label: str, seconds: float, rng: np.random.Generator, plain: bool) -> tuple[Audio, list[Event]]:
+        if plain:
+            x, event = self._sound(label, seconds, rng, plain)
+            return x, [replace(event, start=0.0, end=len(x) / self.rate)]
+        x, event = self._sound(label, rng.uniform(0.6, 1.0) * seconds, rng, plain)
         if rng.random() < 0.3:
             x, event = self._repeat(x, rng.uniform(0.6, 1.0) * seconds, rng), replace(event, times=0)
         room = seconds - len(x) / self.rate
@@ -311,12 +320,14 @@ class SceneMaker:
         event = replace(event, start=start, end=start + len(x) / self.rate)
         return np.pad(x, (int(start * self.rate), 0)), [event]
 
-    def _sequence(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
+    def _sequence(
+        self, labels: list[str], seconds: float, rng: np.random.Generator, plain: bool
+    ) -> tuple[Audio, list[Event]]:
         parts, events, at = [], [], 0
         share = seconds / len(labels)
         levels = rng.uniform(-8, 0, len(labels))
         for label, level in zip(labels, levels - levels.max(), strict=True):
-            x, event = self._sound(label, rng.uniform(0.5, 1.0) * share, rng)
+            x, event = self._sound(label, rng.uniform(0.5, 1.0) * share, rng, plain)
             x = x * np.float32(10 ** (level / 20))
             gap = int(rng.uniform(0, min(0.6, share - len(x) / self.rate)) * self.rate)
             end = (at + len(x)) / self.rate
@@ -325,14 +336,16 @@ class SceneMaker:
             at += len(x) + gap
         return np.concatenate(parts), events
 
-    def _overlap(self, labels: list[str], seconds: float, rng: np.random.Generator) -> tuple[Audio, list[Event]]:
+    def _overlap(
+        self, labels: list[str], seconds: float, rng: np.random.Generator, plain: bool
+    ) -> tuple[Audio, list[Event]]:
         length = rng.uniform(0.7, 1.0) * seconds
-        sounds = [self._sound(label, length, rng) for label in labels]
+        sounds = [self._sound(label, length, rng, plain) for label in labels]
         once = int(rng.integers(2 * len(sounds)))  # in half of the scenes, one that is short is heard once
         mix = np.zeros(int(length * self.rate), np.float32)
         events = []
         for k, (x, event) in enumerate(sounds):
-            if k != once and len(x) < 0.6 * length * self.rate:
+            if not plain and k != once and len(x) < 0.6 * length * self.rate:
                 x, event = self._repeat(x, length, rng), replace(event, times=0)
             level = 0.0 if k == 0 else float(rng.uniform(-8, 0))
             rms = float(np.sqrt(np.square(x).mean())) or 1.0

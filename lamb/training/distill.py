@@ -14,9 +14,11 @@ With `distill.layerwise`, a first run has hints alone and gives every layer what
 So each layer has a small problem of its own, and random weights come near the teacher within some hundred steps. A
 second run (`init`) takes the layers together and adds the labels. There BatchNorm keeps the statistics that it has:
 those of each batch would be noise, and the teacher's do not change either. Without a teacher there are the labels
-alone. Nothing of the teacher is part of the result.
+alone. With `distill.heads`, a last run keeps the layers of `init`, and the heads alone learn, from the tokens that the
+encoder gives when it is used: nothing of the scene is hidden. Nothing of the teacher is part of the result.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +33,7 @@ from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
 from ..model.encoders import build_encoder
-from ..model.encoders.efficientat import Convolution, EfficientAT
+from ..model.encoders.efficientat import Convolution, EfficientAT, pooled
 from ..model.encoders.spec_augment import spec_augment
 from .device import cpu_has_bfloat16
 from .stage import Losses, Stage, param_groups
@@ -104,8 +106,26 @@ class Student(nn.Module):
             return [layer(x, None)[0] for layer, x in zip(self.encoder.features, given, strict=True)], None, None
         maps = feature_maps(self.encoder, log_mel)
         tokens = self.encoder.tokens(maps[-1])  # (B, N, D)
-        frame, clip = self.encoder.heads["frame"], self.encoder.heads["clip"]
-        return maps, frame(self.dropout(tokens)), clip(self.dropout(tokens.mean(1)))
+        return maps, *label(self.encoder, self.dropout, tokens, tokens.new_ones(tokens.shape[:2], dtype=torch.bool))
+
+
+class Heads(nn.Module):
+    """The label heads alone, where the layers of an encoder stay as they are."""
+
+    def __init__(self, encoder: EfficientAT):
+        super().__init__()
+        encoder.requires_grad_(False).heads.requires_grad_(True)
+        self.encoder, self.dropout = encoder, nn.Dropout(0.2)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, N, D), mask (B, N) -> logits of the heads: frame (B, N, labels + 1), clip (B, labels)."""
+        return label(self.encoder, self.dropout, tokens, mask)
+
+
+def label(encoder: EfficientAT, dropout: nn.Module, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both heads of tokens (B, N, D), mask (B, N), whose channels `dropout` hides."""
+    heads = encoder.heads
+    return heads["frame"](dropout(tokens)), heads["clip"](dropout(pooled(tokens, mask)))
 
 
 def fast(device: torch.device) -> bool:
@@ -117,7 +137,7 @@ class DistillStage(Stage):
     """See above. With `init`, the student begins with the weights of the encoder in that folder; its heads are new
     where that was trained on other labels."""
 
-    module: Student
+    module: Student | Heads
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
@@ -127,6 +147,8 @@ class DistillStage(Stage):
             )
         if config.distill.teacher is None and config.distill.layerwise:
             raise ConfigError("distill.layerwise: takes a distill.teacher to imitate")
+        if config.distill.heads and (config.init is None or config.distill.teacher is not None):
+            raise ConfigError("distill.heads: takes the encoder of `init`, and no distill.teacher")
         if "labels" in options:
             raise ConfigError("model.encoder.options.labels: this stage finds out the labels itself; leave it out")
         rate = options.get("sample_rate", 16000)
@@ -137,7 +159,8 @@ class DistillStage(Stage):
         if config.init is not None:
             _begin_with(encoder, config.init)
         self.teacher = Teacher(config.distill.teacher, encoder) if config.distill.teacher else None
-        self.module = Student(encoder, fixed=config.init is not None)
+        self.module = Heads(encoder) if config.distill.heads else Student(encoder, fixed=config.init is not None)
+        self.frozen = copy.deepcopy(encoder).eval()  # what batches are encoded with, on the CPU, in the background
         self.hints = range(len(encoder.features)) if config.distill.layerwise else HINTS
         if self.teacher:
             seen = self.batch(MEASURED, loader.WHOLE)
@@ -154,8 +177,13 @@ class DistillStage(Stage):
     def batch(self, index: int, share: loader.Share) -> dict[str, Any]:
         """Log mels, partly hidden, what the teacher makes of them, and which events they hold.
 
-        A scene is followed by silence, up to the length of the longest."""
+        A scene is followed by silence, up to the length of the longest. For the heads alone: tokens and their mask, of
+        scenes without this silence."""
         batch = loader.scene_batch(self.maker, self.config.optim.batch, index, share)
+        if self.config.distill.heads:
+            with torch.no_grad():
+                tokens, mask = self.frozen(batch["waveform"], batch["mask"])
+            return {"tokens": tokens, "mask": mask, "events": batch["events"], "captions": batch["captions"]}
         encoder = self.module.encoder
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(index)
@@ -169,6 +197,11 @@ class DistillStage(Stage):
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
         device = next(self.module.parameters()).device
+        if self.config.distill.heads:
+            mask = batch["mask"].to(device)
+            frames, clips = forward(batch["tokens"].to(device), mask)
+            tags = self._tag_losses(batch, frames, clips, mask)
+            return {"loss": tags["frame"] + tags["clip"], **tags}
         log_mel, hints = batch["log_mel"].to(device), [t.to(device) for t in batch.get("hints", ())]
         layerwise = self.config.distill.layerwise
         maps, frames, clips = forward(log_mel, [log_mel, *(t.float() for t in hints[:-1])] if layerwise else None)
@@ -179,10 +212,15 @@ class DistillStage(Stage):
             terms["hints"] = torch.stack([hint_loss(maps[k], t, scale.to(device)) for k, t, scale in pairs]).sum()
             loss = self.config.distill.hints * terms["hints"]
         if not layerwise:
-            target = loader.activity(batch["events"], self.labels, frames.shape[1], self.module.encoder.frame_rate)
-            terms |= tag_losses(target.to(device), frames.float(), clips.float())
+            whole = torch.ones(frames.shape[:2], dtype=torch.bool, device=device)
+            terms |= self._tag_losses(batch, frames, clips, whole)
             loss = loss + terms["frame"] + terms["clip"]
         return {"loss": loss, **terms}
+
+    def _tag_losses(self, batch: dict[str, Any], frames: Tensor, clips: Tensor, mask: Tensor) -> Losses:
+        """`tag_losses` of the logits of a batch."""
+        target = loader.activity(batch["events"], self.labels, frames.shape[1], self.module.encoder.frame_rate)
+        return tag_losses(target.to(frames.device), frames.float(), clips.float(), mask)
 
     def check(self) -> dict[str, float]:
         """The share of development recordings whose label the clip head gives the highest probability; {} before it
@@ -243,12 +281,12 @@ def hint_loss(ours: Tensor, theirs: Tensor, scale: Tensor) -> Tensor:
     return F.smooth_l1_loss(ours.float() * scale, theirs.float() * scale)
 
 
-def tag_losses(target: Tensor, frames: Tensor, clips: Tensor) -> Losses:
-    """Cross entropy of the heads: what sounds (B, N, labels), frame logits (B, N, labels + 1), clip logits (B, labels).
-    Several labels at once share the probability alike."""
+def tag_losses(target: Tensor, frames: Tensor, clips: Tensor, mask: Tensor) -> Losses:
+    """Cross entropy of the heads: what sounds (B, N, labels), frame logits (B, N, labels + 1), clip logits (B, labels),
+    and which tokens are of the clip (B, N). Several labels at once share the probability alike."""
     heard = target.amax(1)  # (B, labels)
     target = torch.cat([target, (target.sum(2, keepdim=True) == 0).float()], 2)  # (B, N, labels + 1)
     wanted = target / target.sum(2, keepdim=True)
-    frame = -(wanted * frames.log_softmax(2)).sum(2).mean()
+    frame = -(wanted * frames.log_softmax(2)).sum(2)[mask].mean()
     clip = F.cross_entropy(clips, heard / heard.sum(1, keepdim=True), label_smoothing=0.05)
     return {"frame": frame, "clip": clip}

@@ -206,6 +206,23 @@ def test_what_is_hard_to_make_out_is_told_by_an_upper_class():
         assert names(scene.caption, scene.events[0].said)
 
 
+def test_plain_scenes_hold_recordings_as_they_are():
+    rng = np.random.default_rng(3)
+    x = rng.integers(-9000, 9000, 2 * RATE).astype(np.int16)
+    made = SceneMaker({"rain": [[Recording(x)]]}, RATE, 9.0, 0, (1, 0, 0), parents=1.0, plain=1.0)
+    found = [scene for scene in (made.scene(k, 9.0) for k in range(40)) if scene.events[0].label == "rain"]
+    assert found
+    for scene in found:
+        heard, own = scene.waveform[: len(x)], x / np.float32(np.abs(x).max())
+        np.testing.assert_allclose(heard / np.abs(heard).max(), own, atol=1e-6)
+        assert not scene.waveform[len(x) :].any()
+        assert (scene.events[0].start, scene.events[0].end) == (0, 2)
+        assert names(scene.caption, "rain")
+    varied = SceneMaker({"rain": [[Recording(x)]]}, RATE, 9.0, 0, (1, 0, 0))
+    other = next(scene for scene in (varied.scene(k, 9.0) for k in range(40)) if scene.events[0].label == "rain")
+    assert other.waveform[: len(x)].tolist() != heard.tolist()
+
+
 def test_no_label_is_mixed_with_its_like():
     rng = np.random.default_rng(0)
     labels = ["dog", "wolf", "rain", "wind"]
@@ -272,5 +289,5 @@ def test_every_source_is_heard_as_often():
     one, twenty = (Recording(np.full(n * RATE, 32767, np.int16)) for n in (1, 2))
     made = SceneMaker({"rain": [[one], [twenty] * 20]}, RATE, 9.0, 0, (1, 0, 0))
     rng = np.random.default_rng(0)
-    short = sum(len(made._sound("rain", 9.0, rng)[0]) < 1.5 * RATE for _ in range(300))
+    short = sum(len(made._sound("rain", 9.0, rng, False)[0]) < 1.5 * RATE for _ in range(300))
     assert 110 < short < 190

@@ -57,12 +57,14 @@ def test_labels_of_even_logits():
     target = torch.zeros(2, 6, 4)
     target[0, :3, 1] = 1
     target[1, 2:, :2] = 1
-    terms = tag_losses(target, torch.zeros(2, 6, 5), torch.zeros(2, 4))
+    terms = tag_losses(target, torch.zeros(2, 6, 5), torch.zeros(2, 4), torch.ones(2, 6, dtype=torch.bool))
     assert float(terms["frame"]) == pytest.approx(math.log(5))
     assert float(terms["clip"]) == pytest.approx(math.log(4))
     sure = torch.zeros(2, 6, 5)
     sure[0, :3, 1] = sure[0, 3:, 4] = sure[1, :2, 4] = sure[1, 2:, :2] = 50
-    assert float(tag_losses(target, sure, torch.zeros(2, 4))["frame"]) == pytest.approx(math.log(2) / 3)
+    assert float(
+        tag_losses(target, sure, torch.zeros(2, 4), torch.ones(2, 6, dtype=torch.bool))["frame"]
+    ) == pytest.approx(math.log(2) / 3)
 
 
 def test_a_teacher_hears_what_the_student_hears(teacher):
@@ -132,6 +134,32 @@ def test_labels_alone(recipe, tmp_path, teacher):
     assert EfficientAT.from_pretrained(tmp_path / "out").labels[0] == "dog"
 
 
+def test_heads_alone(recipe, tmp_path, teacher):
+    layers, out = tmp_path / "layers", tmp_path / "heads"
+    train(recipe("distill", out=str(layers), **settings(teacher)))
+    train(recipe("distill", out=str(out), init=str(layers), **settings(teacher) | {"distill": {"heads": True}}))
+    before, after = (load_file(folder / "model.safetensors") for folder in (layers, out))
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {f"heads.{head}.{kind}" for head in ("frame", "clip") for kind in ("weight", "bias")}
+    lines = [json.loads(line) for line in (out / "log.jsonl").open()]
+    assert {"frame", "clip"} <= lines[0].keys()
+    assert "development_accuracy" in lines[-1]
+
+
+def test_padding_is_no_part_of_the_frame_loss():
+    target, logits = torch.zeros(2, 6, 4), torch.randn(2, 6, 5)
+    target[:, :3, 1] = 1
+    mask = torch.arange(6) < torch.tensor([[6], [4]])
+    other = torch.where(mask[..., None], logits, 99.0)
+    clips = torch.randn(2, 4)
+    assert tag_losses(target, logits, clips, mask) == tag_losses(target, other, clips, mask)
+    alone = [
+        tag_losses(target[k : k + 1], logits[k : k + 1], clips[k : k + 1], mask[k : k + 1])["frame"] for k in (0, 1)
+    ]
+    whole = float(tag_losses(target, logits, clips, mask)["frame"])
+    assert whole == pytest.approx(float(6 * alone[0] + 4 * alone[1]) / 10, rel=1e-5)
+
+
 def test_random_weights_come_near_the_teacher(recipe, tmp_path, teacher):
     optim = {"steps": 60, "lr": 2e-2, "warmup": 5, "batch": 8}
     content = settings(teacher, layerwise=True) | {"optim": optim, "save_every": 60}
@@ -144,6 +172,7 @@ def test_random_weights_come_near_the_teacher(recipe, tmp_path, teacher):
     ("change", "message"),
     [
         ({"distill": {"teacher": None, "layerwise": True}}, "distill.layerwise: takes a distill.teacher"),
+        ({"distill": {"heads": True}}, "distill.heads: takes the encoder of `init`"),
         ({"distill": {"teacher": "nowhere.pt"}}, "distill.teacher: no EfficientAT"),
         ({"options": {"labels": ["dog"]}}, "model.encoder.options.labels"),
         ({"options": {"strides": [2, 2, 2, 2, 1]}}, r"the teacher's width \(0\.1\), strides and dim"),

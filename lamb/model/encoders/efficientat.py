@@ -333,12 +333,16 @@ class EfficientAT(Encoder):
 
     def tag(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """How probable each of `labels` is in a clip: tokens (B, N, D), mask (B, N) -> (B, labels), of sum 1."""
-        pooled = (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)  # (B, D)
-        return self.heads["clip"](pooled).float().softmax(-1)
+        return self.heads["clip"](pooled(tokens, mask)).float().softmax(-1)
 
     def tag_frames(self, tokens: Tensor) -> Tensor:
         """The same for every token: (B, N, D) -> (B, N, labels + 1), of sum 1; the last: nothing sounds."""
         return self.heads["frame"](tokens).float().softmax(-1)
+
+
+def pooled(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean of each clip's tokens: (B, N, D), mask (B, N) -> (B, D)."""
+    return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 def _official_options(state: dict[str, Tensor], file: Path) -> dict[str, Any]:
