@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,14 +87,20 @@ class TorchRuntime(Runtime):
         return torch.from_numpy(x).to(device), torch.from_numpy(mask).to(device)
 
 
+READ = 2**25  # logits that are held at once while captions are read: 134 MB as float32
+
+
 class TorchDecoding:
-    """Captions of z_a (B, N, D_llm), mask (B, N); see `Decoding`. A beam has its own row in the key-value cache."""
+    """Captions of z_a (B, N, D_llm), mask (B, N); see `Decoding`. A beam has its own row in the key-value cache.
+
+    The prompts are read once, for the search and for captions that are given."""
 
     def __init__(self, model: LambModel, z_a: Tensor, mask: Tensor, guide: float):
         self.model, self.guide = model, guide
         with torch.inference_mode():
             self.prefix, self.prefix_mask = model.llm.prefix(z_a, mask)  # (B, P, D_llm), (B, P)
             self.prompt_bias = model.bias(z_a, mask) if guide else None  # (B, 1, V)
+            self.first, self.prompts = self._read(self.prefix, self.prefix_mask, None)  # (B, 1, V)
 
     @torch.inference_mode()
     def start(self) -> np.ndarray:
@@ -101,13 +108,12 @@ class TorchDecoding:
         size = len(self.prefix)
         self.beams = 1
         self.ids = torch.zeros(size, 0, dtype=torch.long, device=self.prefix.device)  # (A k, L)
-        self.mask, self.bias, self.cache = self.prefix_mask, self.prompt_bias, None
-        return self._forward(self.prefix)[:, None]
+        self.mask, self.bias, self.cache = self.prefix_mask, self.prompt_bias, copy.deepcopy(self.prompts)
+        return self._guided(self.first, self.bias, self.ids).cpu().numpy()
 
     @torch.inference_mode()
     def step(self, keep: np.ndarray, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """See `Decoding`: (A, k, V)."""
-        assert self.cache is not None, "start first"
         device = self.ids.device
         rows = torch.from_numpy((self.beams * keep[:, None] + parents).reshape(-1)).to(device)  # (A k,)
         last = torch.from_numpy(tokens.reshape(-1, 1)).to(device)  # (A k, 1)
@@ -116,43 +122,60 @@ class TorchDecoding:
         self.ids = torch.cat([self.ids[rows], last], 1)
         self.mask = torch.cat([self.mask[rows], torch.ones_like(last, dtype=torch.bool)], 1)
         self.bias = None if self.bias is None else self.bias[rows]
-        return self._forward(self.model.llm.embed(last)).reshape(*parents.shape, -1)
+        logits, self.cache = self._read(self.model.llm.embed(last), self.mask, self.cache)
+        return self._guided(logits, self.bias, self.ids).reshape(*parents.shape, -1).cpu().numpy()
 
     @torch.inference_mode()
     def log_probabilities(self, clips: Sequence[int], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """See `Decoding`; every caption is read from its prompt on."""
-        if not ids:
-            return []
+        """See `Decoding`."""
+        found: list[np.ndarray] = []
+        longest = max(map(len, ids), default=0) + 1
+        size = max(1, READ // (longest * self.first.shape[-1]))  # captions at once
+        for k in range(0, len(ids), size):
+            found += self._log_probabilities(clips[k : k + size], ids[k : k + size])
+        return found
+
+    def _log_probabilities(self, clips: Sequence[int], ids: Sequence[Sequence[int]]) -> list[np.ndarray]:
         llm, rows = self.model.llm, torch.tensor(clips, device=self.prefix.device)
-        tokens, mask = pad([torch.tensor(own, dtype=torch.long) for own in ids], llm.tokenizer.eos_token_id)
-        tokens, mask = tokens.to(rows.device), mask.to(rows.device)  # (K, L)
-        logits = llm.logits(self.prefix[rows], self.prefix_mask[rows], tokens).float()  # (K, L + 1, V)
-        if self.prompt_bias is not None:
-            steps: Any = self.model.step_bias(self.prompt_bias[rows], tokens)  # (K, 1 or L + 1, V)
-            logits = logits + self.guide * steps
-        labels = caption_labels(tokens, mask, llm.tokenizer.eos_token_id)  # (K, L + 1)
+        tokens, valid = pad([torch.tensor(own, dtype=torch.long) for own in ids], llm.tokenizer.eos_token_id)
+        tokens, valid = tokens.to(rows.device), valid.to(rows.device)  # (K, L)
+        logits = self.first[rows]  # (K, 1, V)
+        if tokens.shape[1]:
+            cache = copy.deepcopy(self.prompts)
+            cache.reorder_cache(rows)
+            # what lies behind a caption's own tokens does not matter to them: attention is causal
+            mask = torch.cat([self.prefix_mask[rows], torch.ones_like(valid)], 1)
+            logits = torch.cat([logits, self._read(llm.embed(tokens), mask, cache)[0]], 1)  # (K, L + 1, V)
+        bias = None if self.prompt_bias is None else self.prompt_bias[rows]
+        logits = self._guided(logits, bias, tokens)
+        labels = caption_labels(tokens, valid, llm.tokenizer.eos_token_id)  # (K, L + 1)
         log_p = logits.gather(2, labels.clamp_min(0)[..., None])[..., 0] - logits.logsumexp(-1)
         return [row[: len(own) + 1] for row, own in zip(log_p.cpu().numpy(), ids, strict=True)]
 
-    def _forward(self, embeddings: Tensor) -> np.ndarray:
-        """What comes next in every row: embeddings (R, n, D_llm) of what is not in the cache -> logits (R, V)."""
+    def _read(self, embeddings: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """Embeddings (R, n, D_llm) of what is not in the cache, mask (R, m + n) of all -> logits and the cache.
+
+        The logits are float32, raw: (R, 1, V) of what follows a prompt, (R, n, V) of what follows each token after it.
+        """
         positions = {}
         if not self.prefix_mask.all():
-            positions["position_ids"] = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
+            positions["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)[:, -embeddings.shape[1] :]
         out = self.model.llm.model(
             inputs_embeds=embeddings,
-            attention_mask=self.mask.long(),
-            past_key_values=self.cache,
+            attention_mask=mask.long(),
+            past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=1 if cache is None else embeddings.shape[1],
             **positions,
         )
-        self.cache = out.past_key_values
-        logits = out.logits[:, -1].float()  # (R, V)
-        if self.bias is not None:
-            step: Any = self.model.step_bias(self.bias, self.ids, last=True)  # (R, 1, V)
-            logits = logits + self.guide * step[:, 0]
-        return logits.cpu().numpy()
+        return out.logits.float(), out.past_key_values
+
+    def _guided(self, logits: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+        """Raw logits (R, n, V) of the last n tokens that follow a prompt and `ids` (R, L) -> guided, the same shape."""
+        if bias is None:
+            return logits
+        steps: Any = self.model.step_bias(bias, ids, last=logits.shape[1] == 1)  # (R, 1 or L + 1, V)
+        return logits + self.guide * steps
 
 
 def _arrays(*tensors: Tensor) -> Any:
