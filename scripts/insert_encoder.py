@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lamb.extensions import load
-from lamb.model.checkpoint import BASES, save
+from lamb.model.checkpoint import BASES, find, read_facts, save
 from lamb.model.encoders.efficientat import EfficientAT
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     if folder.exists():
         sys.exit(f"{folder}: exists already; give another folder")
     model.encoder.load_state_dict(encoder.state_dict())
-    save(model, folder, stored=BASES)
+    save(model, folder, stored=BASES, card=read_facts(find(name))["card"])
 
 
 if __name__ == "__main__":
