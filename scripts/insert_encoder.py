@@ -19,7 +19,8 @@ def main() -> None:
     if folder.exists():
         sys.exit(f"{folder}: exists already; give another folder")
     model.encoder.load_state_dict(encoder.state_dict())
-    save(model, folder, stored=BASES, card=read_facts(find(name))["card"])
+    stored = {part for part in BASES if getattr(model.config, part).source is None}
+    save(model, folder, stored=stored, half=True, card=read_facts(find(name))["card"])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +17,7 @@ from searched import generate
 from lamb.config import RerankingConfig
 from lamb.extensions.one_mention import OneMention
 from lamb.extensions.reranking import Reranker
+from lamb.inference import torch_runtime
 from lamb.inference.generation import Hypothesis, clean
 from lamb.inference.torch_runtime import TorchRuntime
 
@@ -259,6 +261,24 @@ def test_score_is_the_mean_log_probability(make_toy, residual):
     for ids, log_p in zip(captions, decoding.log_probabilities([0, 0, 0], captions), strict=True):
         assert log_p.shape == (len(ids) + 1,)
         assert log_p.sum() == pytest.approx(scores[*ids, EOS], abs=1e-5)
+
+
+@torch.no_grad()
+def test_captions_are_read_alike_alone_together_and_after_a_search(make_toy, monkeypatch):
+    model = make_toy(guide={"beta": 0.3})
+    z_a, mask = audio(model, size=3)
+    mask[1, -2:] = False
+    decoding = TorchRuntime(model).decoding(z_a.numpy(), mask.numpy(), 1.0)
+    clips, captions = [2, 0, 1, 1], [(1, 2), (), (3, 1, 4), (5,)]
+    together = decoding.log_probabilities(clips, captions)
+    decoding.start()
+    decoding.step(np.array([0, 2]), np.zeros((2, 1), np.int64), np.array([[1], [3]]))
+    again = decoding.log_probabilities(clips, captions)
+    monkeypatch.setattr(torch_runtime, "READ", 1)  # one caption at a time
+    alone = decoding.log_probabilities(clips, captions)
+    for one, two, three in zip(together, again, alone, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+        np.testing.assert_allclose(one, three, atol=1e-5)
 
 
 def test_no_captions_have_no_log_probabilities(make_toy):
