@@ -25,6 +25,7 @@ from lamb.data.sources import DEVELOPMENT_FOLDS
 from lamb.inference.captioner import Captioner
 from lamb.library.library import Library
 from lamb.library.moments import Moment
+from lamb.library.query import kinds
 from lamb.library.store import File, Store
 
 ROOT = Path(__file__).parents[1]
@@ -114,16 +115,28 @@ def ways(library: Library, items: Sequence[dict]) -> dict[str, Scores]:
         rank = lambda s: np.searchsorted(np.sort(-s), -s) + 1  # equal ones alike
         return 1 / (60 + rank(a)) + np.where(b > 0, 1 / (60 + rank(b)), 0)
 
-    def hybrid(query: str) -> np.ndarray:
+    def heads(query: str) -> np.ndarray:
+        named = kinds(query, store.labels)
+        if not len(named):
+            return np.zeros(len(items))
+        return best(store.heard(named.max(0), None, count).to_pylist(), lambda row: 1 - row["_distance"])
+
+    def pair(query: str) -> np.ndarray:
         b = words(query)
         return space(query) + weight * b / max(b.max(), 1e-9)
+
+    def hybrid(query: str) -> np.ndarray:
+        found = library.found(store, library.words.vector(query), query, None, count)
+        return best([vars(match) | {"path": match.file} for match in found], lambda row: row["score"])
 
     return {
         "chance": lambda query: rng.random(len(items)),
         "aligned space, plain mean": plain,
         "aligned space": space,
         "caption text": words,
-        "hybrid by ranks": ranked,
+        "label heads": heads,
+        "space and text, by ranks": ranked,
+        "space and text": pair,
         "hybrid (lamb search)": hybrid,
     }
 
@@ -149,7 +162,8 @@ def quality(model: str, shared: Path, folder: Path, beams: int | None) -> None:
 
 def speed(folder: Path, count: int = 100_000, dim: int = 256) -> None:
     library = Library(folder / "index")
-    store = Store.create(folder / "index", dim, "made-up", "none", library.config)
+    labels = Captioner.load("tiny").engine.runtime.labels
+    store = Store.create(folder / "index", dim, labels, "made-up", "none", library.config)
     rng = np.random.default_rng(0)
     words = ["dog", "rain", "siren", "door", "bell", "man", "cat", "barks", "falls", "wails", "creaks", "rings"]
     for begin in range(0, count, 10_000):
@@ -157,7 +171,8 @@ def speed(folder: Path, count: int = 100_000, dim: int = 256) -> None:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         files = [File(f"/sounds/{begin + k}.wav", "", "/sounds", 0, 0, "") for k in range(10_000)]
         said = [" ".join(rng.choice(words, 4)) for _ in files]
-        moments = [[Moment(0, 1, text, 0.5, v)] for text, v in zip(said, vectors, strict=True)]
+        heard = rng.random((10_000, len(labels))).astype(np.float32)
+        moments = [[Moment(0, 1, text, 0.5, v, p)] for text, v, p in zip(said, vectors, heard, strict=True)]
         store.add([(file, 1.0, own) for file, own in zip(files, moments, strict=True)])
     store.compact()
     times = []

@@ -121,6 +121,10 @@ class Engine:
         """Encoder tokens h_a (N_a, D) -> audio tokens z_a (N, D_llm) of each, `size` at a time."""
         return _by_length(tokens, size, lambda batch: _rows(*self.runtime.audio_tokens(*pad(batch))))
 
+    def kinds(self, tokens: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+        """Encoder tokens h_a (N_a, D) -> how probable each label of the encoder is in each clip (C,)."""
+        return _by_length(tokens, size, lambda batch: list(self.runtime.tag(*pad(batch))[0]))
+
     def describe(
         self, tokens: Sequence[np.ndarray], options: DecodeConfig, n_best: int = 1, seed: int | None = None
     ) -> list[list[Hypothesis]]:

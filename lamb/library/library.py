@@ -2,10 +2,13 @@
 
     index    recording -> segments -> caption, and the mean of z_a as a vector of length 1
     search   cos(query, segment) in that space, see `query`, + w * BM25(query, caption) / the largest BM25 of all
+             + k * the mean over the kinds of sound that the query names of sqrt(p(kind | segment))
     like     cos(recording, segment), the mean of a recording's z_a in place of the query
 
-The scores themselves are added, not their ranks: the captions of a small model are few and alike, and equal ranks for
-half of a collection say less than a cosine (benchmarks/search.py compares reciprocal rank fusion).
+p is what the label heads of the encoder say; without them, or for a query of other words, the last term is 0. Of a
+query of two kinds the root favours segments with both. The scores themselves are added, not their ranks: the captions
+of a small model are few and alike, and equal ranks for half of a collection say less than a cosine
+(benchmarks/search.py compares reciprocal rank fusion).
 """
 
 import os
@@ -25,7 +28,7 @@ from ..inference.recording import Source
 from .index import Tally, Update
 from .listing import listed
 from .moments import hear
-from .query import Words
+from .query import Words, kinds
 from .store import TABLE, LibraryError, Store, quoted
 
 MODEL = "tiny"  # of a new index
@@ -40,7 +43,7 @@ class Match:
     end: float
     caption: str
     confidence: float | None
-    score: float  # cosine plus the share of the caption's words; larger is better
+    score: float  # cosine, share of the caption's words and the named kinds of sound; larger is better
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that `lamb search` prints."""
@@ -99,7 +102,8 @@ class Library:
         if not self._exists():
             runtime = self.captioner.engine.runtime
             name = self._model if isinstance(self._model, str) else MODEL
-            self.store = Store.create(self.folder, runtime.embed([0]).shape[1], name, runtime.space, self.config)
+            width = runtime.embed([0]).shape[1]
+            self.store = Store.create(self.folder, width, runtime.labels, name, runtime.space, self.config)
         with self.store.writing():
             update = Update(self.store, source_name, found, watch)
             todo = update.changed()
@@ -119,18 +123,23 @@ class Library:
 
     def found(self, store: Store, vector: np.ndarray, query: str, where: str | None, limit: int) -> list[Match]:
         """The result of `search` for the words of `query` and their `vector` (D_llm,), which has length 1."""
-        count = max(limit, self.config.candidates)
-        worded, near = store.worded(query, where, count), store.near(vector, where, count)
-        fits = worded["_score"].to_numpy()
+        count, named = max(limit, self.config.candidates), kinds(query, store.labels)  # (K, C)
+        lists = [store.worded(query, where, count), store.near(vector, where, count)]
+        if len(named):
+            lists.append(store.heard(named.max(0), where, count))
+        fits = lists[0]["_score"].to_numpy()
         shares = self.config.words * fits / fits.max(initial=1e-9)
-        vectors = worded["vector"].combine_chunks().flatten().to_numpy().reshape(len(fits), len(vector))  # (n, D_llm)
-        scores = dict(zip(worded["_rowid"].to_pylist(), vectors @ vector + shares, strict=True))
-        for row, distance in zip(near["_rowid"].to_pylist(), near["_distance"].to_pylist(), strict=True):
-            scores.setdefault(row, 1.0 - distance)
+        scores: dict[int, float] = {}
+        for k, found in enumerate(lists):
+            values = _array(found["vector"]) @ vector + (shares if k == 0 else 0)
+            if len(named):
+                values = values + self.config.kinds * np.sqrt(_array(found["kinds"]) @ named.T).mean(1)
+            for row, value in zip(found["_rowid"].to_pylist(), values.tolist(), strict=True):
+                scores.setdefault(row, value)
         best = sorted(scores, key=lambda row: -scores[row])[:limit]
         columns = ["_rowid", "path", "start", "end", "caption", "confidence"]
-        rows = {row["_rowid"]: row for found in (worded, near) for row in found.select(columns).to_pylist()}
-        return [_match(rows[row], float(scores[row])) for row in best]
+        rows = {row["_rowid"]: row for found in lists for row in found.select(columns).to_pylist()}
+        return [_match(rows[row], scores[row]) for row in best]
 
     def like(self, source: Source, limit: int = 20, **where: Any) -> list[Match]:
         """The segments that sound most like the recording `source`, best first; for the keywords see `condition`.
@@ -162,7 +171,8 @@ class Library:
         model = self._model or (self.store.model if self._exists() else MODEL)
         given = model if isinstance(model, Captioner) else None
         captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
-        if self._exists() and captioner.engine.runtime.space != self.store.space:
+        runtime = captioner.engine.runtime
+        if self._exists() and (runtime.space != self.store.space or list(runtime.labels) != self.store.labels):
             remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
             raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
         return captioner
@@ -207,6 +217,11 @@ def condition(
     if before is not None:
         parts.append(f'"start" < {float(before)}')
     return " AND ".join(parts) or None
+
+
+def _array(column: Any) -> np.ndarray:
+    """A column of lists of one length as (rows, length)."""
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), column.type.list_size)
 
 
 def _match(row: dict[str, Any], score: float) -> Match:

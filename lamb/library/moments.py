@@ -7,7 +7,7 @@ changes, as by `lamb caption --timeline`.
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Moment:
     caption: str
     confidence: float
     vector: np.ndarray  # (D_llm,) mean of z_a, scaled to length 1; for silence the vector of its caption
+    kinds: np.ndarray  # (C,) probability of each label of the encoder; zeros for silence; C = 0 without label heads
 
 
 @dataclass
@@ -91,9 +92,12 @@ def _group(engine: Engine, found: Sequence[Opened], options: DecodeConfig, silen
     describe(engine, [part for own in parts for part in own], options)
     tokens = [part.h_a for own in parts for part in own if part.h_a is not None]
     vectors = map(unit_mean, engine.audio_tokens(tokens, options.batch_size))
+    none = np.zeros(len(engine.runtime.labels), np.float32)
+    kinds = iter(engine.kinds(tokens, options.batch_size)) if len(none) else repeat(none)
     for (heard, _, _), own in zip(found, parts, strict=True):
+        places = [(silence, none) if p.h_a is None else (next(vectors), next(kinds)) for p in own]
         heard.moments = _joined(
-            [Moment(p.start, p.end, p.caption, p.confidence, silence if p.h_a is None else next(vectors)) for p in own]
+            [Moment(p.start, p.end, p.caption, p.confidence, *place) for p, place in zip(own, places, strict=True)]
         )
     return [heard for heard, _, _ in found]
 
@@ -112,7 +116,10 @@ def _long(engine: Engine, found: Windows, options: DecodeConfig) -> tuple[float,
 
 
 def _joined(moments: list[Moment]) -> list[Moment]:
-    """Join neighbours with the same caption; the vector is their mean weighted by seconds, scaled to length 1."""
+    """Join neighbours with the same caption.
+
+    The vector is their mean weighted by seconds, scaled to length 1; a kind is as probable as in the surer one.
+    """
     joined: list[Moment] = []
     for m in moments:
         last = joined[-1] if joined else None
@@ -120,7 +127,8 @@ def _joined(moments: list[Moment]) -> list[Moment]:
             joined.append(m)
             continue
         vector = _unit(last.vector * (last.end - last.start) + m.vector * (m.end - m.start))
-        joined[-1] = Moment(last.start, m.end, m.caption, max(last.confidence, m.confidence), vector)
+        confidence, kinds = max(last.confidence, m.confidence), np.maximum(last.kinds, m.kinds)
+        joined[-1] = Moment(last.start, m.end, m.caption, confidence, vector, kinds)
     return joined
 
 

@@ -10,10 +10,13 @@ frequencies (benchmarks/search.py compares the plain mean). The stop words of th
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
+from ..data.vocabulary import SAME, mentions
 from ..inference.engine import Runtime
+from ..inference.weighing import below
 
 STOP = frozenset(
     word
@@ -23,6 +26,17 @@ STOP = frozenset(
     )
     for word in line.split()
 )
+
+
+def kinds(query: str, labels: Sequence[str]) -> np.ndarray:
+    """The K kinds of sound that `query` names, as which of the C `labels` of an encoder are of each: 0 or 1 (K, C).
+
+    Of an upper class ("an animal") it is all labels below it. Kinds of which the encoder has no label are left out.
+    """
+    named = dict.fromkeys(below(mention.labels) for mention in mentions(query))
+    rows = [[float(SAME.get(label, label) in one) for label in labels] for one in named]
+    rows = [row for row in rows if any(row)]
+    return np.array(rows, np.float32).reshape(len(rows), len(labels))
 
 
 class Words:

@@ -49,7 +49,8 @@ class File:
 
 
 class Store:
-    """The table of an index; `model` and `space` name the aligned space of its vectors."""
+    """The table of an index; `model` and `space` name the aligned space of its vectors, `labels` the C kinds of sound
+    whose probabilities it holds."""
 
     def __init__(self, folder: Path, table: Any, config: LibraryConfig):
         self.folder, self.table, self.config = folder, table, config
@@ -58,6 +59,7 @@ class Store:
             raise LibraryError(f"{folder}: not an index that this lamb can read", "make it anew with: lamb index")
         self.model: str = facts["model"]
         self.space: str = facts["space"]
+        self.labels: list[str] = facts.get("labels", [])
 
     @classmethod
     def open(cls, folder: Path, config: LibraryConfig) -> "Store":
@@ -73,7 +75,9 @@ class Store:
             raise LibraryError(f"{folder}: the index cannot be opened ({reason(error)})", "make it anew") from None
 
     @classmethod
-    def create(cls, folder: Path, dim: int, model: str, space: str, config: LibraryConfig) -> "Store":
+    def create(
+        cls, folder: Path, dim: int, labels: Sequence[str], model: str, space: str, config: LibraryConfig
+    ) -> "Store":
         """A new, empty index in `folder`, which may hold nothing else. Raises LibraryError."""
         lancedb = _lancedb()
         import pyarrow as pa
@@ -88,7 +92,9 @@ class Store:
             ("confidence", pa.float32()),
             ("vector", pa.list_(pa.float32(), dim)),
         ]
-        facts = {"version": VERSION, "model": model, "space": space}
+        if labels:
+            columns.append(("kinds", pa.list_(pa.float32(), len(labels))))
+        facts = {"version": VERSION, "model": model, "space": space, "labels": list(labels)}
         schema = pa.schema(columns, metadata={b"lamb": json.dumps(facts).encode()})
         table = lancedb.connect(folder, read_consistency_interval=ALWAYS).create_table(TABLE, schema=schema)
         # full-text search that finds "barking" by "barks", and leaves out "a" and "the"
@@ -134,6 +140,7 @@ class Store:
                 "duration": duration,
                 "confidence": m.confidence,
                 "vector": m.vector.astype(np.float32),
+                **({"kinds": m.kinds.astype(np.float32)} if self.labels else {}),
             }
             for file, duration, moments in found
             for m in moments
@@ -165,14 +172,20 @@ class Store:
         query = self.table.search(vector.astype(np.float32), vector_column_name="vector").distance_type("dot")
         return self._found(query.nprobes(self.config.probes), where, count, "_distance")
 
+    def heard(self, kinds: np.ndarray, where: str | None, count: int) -> Any:
+        """The `count` segments in which the labels of `kinds` (C,), 0 or 1, are the most probable."""
+        query = self.table.search(kinds.astype(np.float32), vector_column_name="kinds").distance_type("dot")
+        return self._found(query.bypass_vector_index(), where, count, "_distance")
+
     def worded(self, query: str, where: str | None, count: int) -> Any:
-        """The `count` segments whose captions have words of `query`, best first (BM25), with their vectors."""
+        """The `count` segments whose captions have words of `query`, best first (BM25)."""
         from lancedb.query import MatchQuery
 
-        return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score", "vector")
+        return self._found(self.table.search(MatchQuery(query, "caption")), where, count, "_score")
 
     def _found(self, query: Any, where: str | None, count: int, *more: str) -> Any:
-        query = query.select(["path", "clip", "start", "end", "caption", "confidence", *more]).with_row_id(True)
+        columns = ["path", "clip", "start", "end", "caption", "confidence", "vector", *more]
+        query = query.select([*columns, *(["kinds"] if self.labels else [])]).with_row_id(True)
         return (query.where(where, prefilter=True) if where else query).limit(count).to_arrow()
 
 

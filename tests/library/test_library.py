@@ -21,6 +21,7 @@ from lamb.config import DecodeLimits, LibraryConfig
 from lamb.inference.captioner import Captioner
 from lamb.library import moments
 from lamb.library.library import Library, condition
+from lamb.library.query import kinds
 from lamb.library.store import LibraryError, Store
 
 RATE = 16_000
@@ -207,10 +208,10 @@ def stored(library, said):
 
     runtime = library.captioner.engine.runtime
     width = runtime.embed([0]).shape[1]
-    store = Store.create(library.folder, width, "tiny", runtime.space, library.config)
+    store = Store.create(library.folder, width, (), "tiny", runtime.space, library.config)
     for k, text in enumerate(said):
         file = File(f"/sounds/{k % 2}/{k}.wav", "", "/sounds", 1, k * 10**9, str(k))
-        store.add([(file, 9.0, [Moment(float(k), k + 1.0, text, k / 10, library.words.vector(text))])])
+        store.add([(file, 9.0, [Moment(float(k), k + 1.0, text, k / 10, library.words.vector(text), np.zeros(0))])])
     return store
 
 
@@ -223,6 +224,39 @@ def test_words_find_what_says_them(library):
     assert library.search("a siren", 1)[0].caption == "A siren wails."
     assert {m.caption for m in library.search("dog", 2)} == {"A dog barks.", "A dog growls."}
     assert len(library.search("xyzzy ☃ 'quoted' AND (", 10)) == 5, "no word in common: by the vectors alone"
+
+
+def test_what_the_label_heads_heard_is_found(library):
+    from lamb.library.moments import Moment
+    from lamb.library.store import File
+
+    runtime, labels = library.captioner.engine.runtime, ["dog", "rain", "crow"]
+    same = library.words.vector("a sound")
+    store = Store.create(library.folder, len(same), labels, "tiny", runtime.space, library.config)
+    heard = {"dog": (0.9, 0.0, 0.0), "both": (0.5, 0.4, 0.0), "rain": (0.1, 0.8, 0.0), "crow": (0.0, 0.1, 0.7)}
+    for k, (name, p) in enumerate(heard.items()):
+        moment = Moment(0.0, 1.0, "A sound is heard.", 0.5, same, np.array(p))
+        store.add([(File(f"/{name}", "", "/", 1, 0, str(k)), 9.0, [moment])])
+
+    def found(query: str) -> list[str]:
+        return [match.file[1:] for match in library.search(query)]
+
+    assert found("barking dogs")[:2] == ["dog", "both"]
+    assert found("rain")[:2] == ["rain", "both"]
+    assert found("a dog in the rain")[0] == "both"
+    assert found("a bird")[0] == "crow"
+    assert [m.score for m in library.search("a dog")] == pytest.approx(
+        [library.words.vector("a dog") @ same + library.config.kinds * p**0.5 for p in (0.9, 0.5, 0.1, 0.0)], abs=1e-4
+    )
+    assert len({round(m.score, 5) for m in library.search("xyzzy")}) == 1, "names no kind: by the vectors alone"
+
+
+def test_kinds_of_sound_in_a_query():
+    labels = ["crow", "dog", "dog_bark", "rain"]
+    assert kinds("a dog barks while rain falls", labels).tolist() == [[0, 1, 1, 0], [0, 0, 0, 1]]
+    assert kinds("an animal", labels).tolist() == [[1, 1, 1, 0]]
+    assert kinds("a lion", labels).shape == (0, 4)
+    assert kinds("a dog", []).shape == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -333,10 +367,15 @@ def test_neighbourhoods_find_what_lies_nearest(tmp_path, captioner):
     rng = np.random.default_rng(0)
     dim = captioner.model.llm.dim
     config = LibraryConfig(approximate=500, probes=64)
-    store = Store.create(tmp_path / "index", dim, "made-up", "none", config)
+    store = Store.create(tmp_path / "index", dim, (), "made-up", "none", config)
     vectors = rng.standard_normal((2000, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    store.add([(File(f"/{k}", "", "/", 0, 0, ""), 1.0, [Moment(0, 1, "x", 1.0, v)]) for k, v in enumerate(vectors)])
+    store.add(
+        [
+            (File(f"/{k}", "", "/", 0, 0, ""), 1.0, [Moment(0, 1, "x", 1.0, v, np.zeros(0))])
+            for k, v in enumerate(vectors)
+        ]
+    )
     store.compact()
     assert any("Ivf" in index.index_type for index in store.table.list_indices())
     for query in vectors[:5]:
