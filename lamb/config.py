@@ -408,8 +408,8 @@ class LibraryConfig:
     candidates: int = 200  # segments that each of the three searches contributes, to be scored by all
     words: float = 0.05  # added to the cosine of the segment whose caption fits best
     kinds: float = 0.3  # added to that of a segment where the named kinds of sound are certainly heard
-    approximate: int = 20_000  # number of segments from which vectors have an approximate index
-    probes: int = 16  # neighbourhoods of that index that are searched
+    approximate: int = 20_000  # number of segments from which vectors and kinds have approximate indices
+    probes: int = 16  # neighbourhoods of such an index that are searched
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class Library:
         for k, found in enumerate(lists):
             values = _array(found["vector"]) @ vector + (shares if k == 0 else 0)
             if len(named):
-                values = values + self.config.kinds * np.sqrt(_array(found["kinds"]) @ named.T).mean(1)
+                values = values + self.config.kinds * np.sqrt(np.square(_array(found["kinds"])) @ named.T).mean(1)
             for row, value in zip(found["_rowid"].to_pylist(), values.tolist(), strict=True):
                 scores.setdefault(row, value)
         best = sorted(scores, key=lambda row: -scores[row])[:limit]

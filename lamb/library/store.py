@@ -50,7 +50,7 @@ class File:
 
 class Store:
     """The table of an index; `model` and `space` name the aligned space of its vectors, `labels` the C kinds of sound
-    whose probabilities it holds."""
+    whose probabilities it holds: their roots, which are a vector of length 1 as well."""
 
     def __init__(self, folder: Path, table: Any, config: LibraryConfig):
         self.folder, self.table, self.config = folder, table, config
@@ -140,7 +140,7 @@ class Store:
                 "duration": duration,
                 "confidence": m.confidence,
                 "vector": m.vector.astype(np.float32),
-                **({"kinds": m.kinds.astype(np.float32)} if self.labels else {}),
+                **({"kinds": np.sqrt(m.kinds).astype(np.float32)} if self.labels else {}),
             }
             for file, duration, moments in found
             for m in moments
@@ -160,11 +160,12 @@ class Store:
 
     def compact(self) -> None:
         """Join the small files that many commits leave, and update the indices."""
-        kinds = {index.index_type for index in self.table.list_indices()}
-        if len(self) >= self.config.approximate and not any(kind.startswith("Ivf") for kind in kinds):
+        if len(self) >= self.config.approximate:
             from lancedb.index import IvfFlat
 
-            self.table.create_index("vector", config=IvfFlat(distance_type="dot"))
+            indexed = {column for index in self.table.list_indices() for column in index.columns}
+            for column in {"vector", *(["kinds"] if self.labels else [])} - indexed:
+                self.table.create_index(column, config=IvfFlat(distance_type="dot"))
         self.table.optimize(cleanup_older_than=KEPT)
 
     def near(self, vector: np.ndarray, where: str | None, count: int) -> Any:
@@ -173,9 +174,9 @@ class Store:
         return self._found(query.nprobes(self.config.probes), where, count, "_distance")
 
     def heard(self, kinds: np.ndarray, where: str | None, count: int) -> Any:
-        """The `count` segments in which the labels of `kinds` (C,), 0 or 1, are the most probable."""
+        """The `count` segments with the largest sum of the roots of the probabilities of `kinds` (C,), 0 or 1."""
         query = self.table.search(kinds.astype(np.float32), vector_column_name="kinds").distance_type("dot")
-        return self._found(query.bypass_vector_index(), where, count, "_distance")
+        return self._found(query.nprobes(self.config.probes), where, count, "_distance")
 
     def worded(self, query: str, where: str | None, count: int) -> Any:
         """The `count` segments whose captions have words of `query`, best first (BM25)."""

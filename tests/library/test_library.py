@@ -367,17 +367,23 @@ def test_neighbourhoods_find_what_lies_nearest(tmp_path, captioner):
     rng = np.random.default_rng(0)
     dim = captioner.model.llm.dim
     config = LibraryConfig(approximate=500, probes=64)
-    store = Store.create(tmp_path / "index", dim, (), "made-up", "none", config)
+    store = Store.create(tmp_path / "index", dim, list(map(str, range(8))), "made-up", "none", config)
+    kinds = rng.dirichlet(np.full(8, 0.2), 2000).astype(np.float32)
     vectors = rng.standard_normal((2000, dim)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     store.add(
         [
-            (File(f"/{k}", "", "/", 0, 0, ""), 1.0, [Moment(0, 1, "x", 1.0, v, np.zeros(0))])
-            for k, v in enumerate(vectors)
+            (File(f"/{k}", "", "/", 0, 0, ""), 1.0, [Moment(0, 1, "x", 1.0, v, p)])
+            for k, (v, p) in enumerate(zip(vectors, kinds, strict=True))
         ]
     )
     store.compact()
-    assert any("Ivf" in index.index_type for index in store.table.list_indices())
+    store.compact()  # makes no index anew
+    found = [c for index in store.table.list_indices() if "Ivf" in index.index_type for c in index.columns]
+    assert sorted(found) == ["kinds", "vector"]
+    for query in np.eye(8, dtype=np.float32):
+        rows = [int(path[1:]) for path in store.heard(query, None, 10)["path"].to_pylist()]
+        np.testing.assert_allclose(np.sort(kinds[rows] @ query), np.sort(kinds @ query)[-10:], atol=1e-6)
     for query in vectors[:5]:
         near = store.near(query, None, 10)
         exact = np.argsort(-vectors @ query)[:10]
