@@ -172,7 +172,10 @@ class Library:
         given = model if isinstance(model, Captioner) else None
         captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
         runtime = captioner.engine.runtime
-        if self._exists() and (runtime.space != self.store.space or list(runtime.labels) != self.store.labels):
+        if self._exists() and (
+            runtime.space != self.store.space
+            or (self.store.labels and list(runtime.labels) != self.store.labels)  # an older index knows none
+        ):
             remedy = f"give the same --model as then, which was called {self.store.model!r}, or make the index anew"
             raise LibraryError(f"{self.folder}: was indexed with another model", remedy)
         return captioner
