@@ -160,7 +160,8 @@ class DistillStage(Stage):
             _begin_with(encoder, config.init)
         self.teacher = Teacher(config.distill.teacher, encoder) if config.distill.teacher else None
         self.module = Heads(encoder) if config.distill.heads else Student(encoder, fixed=config.init is not None)
-        self.frozen = copy.deepcopy(encoder).eval()  # what batches are encoded with, on the CPU, in the background
+        if config.distill.heads:
+            self.frozen = copy.deepcopy(encoder).eval()  # what batches are encoded with, on the CPU, in the background
         self.hints = range(len(encoder.features)) if config.distill.layerwise else HINTS
         if self.teacher:
             seen = self.batch(MEASURED, loader.WHOLE)
