@@ -181,7 +181,8 @@ class Process:
 
     def stop(self) -> None:
         self._leash.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        # waits for the pool's thread: one that ends together with the interpreter may find its pipe closed (Python 3.11)
+        self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin(leash: Any) -> None:
