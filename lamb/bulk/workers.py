@@ -181,7 +181,7 @@ class Process:
 
     def stop(self) -> None:
         self._leash.close()
-        # waits for the pool's thread: one that ends together with the interpreter may find its pipe closed (Python 3.11)
+        # waited for: a pool that ends together with the interpreter may find its own pipe closed (Python 3.11)
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

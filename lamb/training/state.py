@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..audio.files import replacing
-from ..config import ConfigError, TrainConfig, to_dict
+from ..config import ConfigError, TrainConfig, from_dict, to_dict
 from ..data import sources
 from ..errors import reason
 from . import sharding
@@ -36,8 +36,13 @@ def require_same_recipe(config: TrainConfig) -> None:
     if not started.exists():
         return
     before, now = json.loads(started.read_text()), run_facts(config)
-    if before != now:
-        what = "recipe" if before.get("lists") == now["lists"] else "list of recordings"
+    lists = before.pop("lists", None)
+    try:  # an option that is new since has its default
+        same = {**to_dict(from_dict(TrainConfig, before)), "lists": lists} == now
+    except ConfigError:  # an option that is no longer there
+        same = False
+    if not same:
+        what = "recipe" if lists == now["lists"] else "list of recordings"
         raise ConfigError(f"{config.out}: was started with another {what}; remove it, or choose another out=FOLDER")
 
 

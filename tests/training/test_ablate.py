@@ -16,7 +16,7 @@ import yaml
 from scipy.stats import ttest_rel
 
 from lamb.cli import app as cli
-from lamb.config import AblationConfig, ConfigError, ExtensionsConfig, ScenesConfig, from_dict, to_dict
+from lamb.config import AblationConfig, ConfigError, ExtensionsConfig, ScenesConfig, TrainConfig, from_dict, to_dict
 from lamb.data import loader
 from lamb.data.manifest import read
 from lamb.data.render import write_scenes
@@ -346,6 +346,20 @@ def test_the_recipes_in_the_repository_can_be_read(name, monkeypatch):
         for variant in (config.contrasts.against, *config.contrasts.rows.values()):
             assert len(seeds[variant]) >= 5
     assert min(map(len, seeds.values())) >= 2
+
+
+def test_the_stored_runs_are_those_of_the_recipe(monkeypatch):
+    """benchmarks/ablation-smollm/README.md says how to go on from them."""
+    monkeypatch.chdir(ROOT)
+    config = ablation.read(AblationConfig, "recipes/ablation-smollm.yaml")
+    runs = {Path(run.config.out).name: run for run in ablation.planned(config)}
+    stored = list(Path("benchmarks/ablation-smollm/results").iterdir())
+    assert stored
+    for folder in stored:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        del recipe["lists"]
+        assert to_dict(from_dict(TrainConfig, recipe)) == to_dict(runs[folder.name].config)
+        assert len((folder / "predictions.jsonl").read_text().splitlines()) == config.scenes.test
 
 
 def test_the_command(recipe, tmp_path, monkeypatch, capsys):

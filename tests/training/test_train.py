@@ -298,6 +298,22 @@ def test_an_existing_run_is_not_touched(recipe, tmp_path):
     assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
 
 
+def test_a_run_of_an_older_version_goes_on(recipe):
+    """An option that has come since was at its default then; one that is gone makes it another recipe."""
+    path = encoder_recipe(recipe, optim={"steps": 1})
+    out = train(path)
+    started = json.loads((out / "recipe.json").read_text())
+    del started["data"]["plain"]
+    (out / "recipe.json").write_text(json.dumps(started))
+    train(path, resume=True)
+    with pytest.raises(ConfigError, match="another recipe"):
+        train(path, ["data.plain=0.5"], resume=True)
+    started["data"]["gone"] = 1
+    (out / "recipe.json").write_text(json.dumps(started))
+    with pytest.raises(ConfigError, match="another recipe"):
+        train(path, resume=True)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_number_that_is_not_finite_stops_the_run(recipe, tmp_path, where, monkeypatch):
     calls = 0
