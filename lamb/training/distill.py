@@ -35,7 +35,7 @@ from ..data import loader
 from ..model.encoders import build_encoder
 from ..model.encoders.efficientat import Convolution, EfficientAT, pooled
 from ..model.encoders.spec_augment import spec_augment
-from .device import cpu_has_bfloat16
+from .device import cpu_has_bfloat16, device_of
 from .stage import Losses, Stage, param_groups
 
 HINTS = (3, 6, 10, 12, 15, 16)  # layers that the teacher is asked for, where it is not for all of them
@@ -48,9 +48,9 @@ EMPTY = -1.40259  # (ln(1e-5) + 4.5) / 5: log mel of a band without any power
 class Teacher:
     """A published EfficientAT that listens to the student's log mels."""
 
-    def __init__(self, source: str, student: EfficientAT):
+    def __init__(self, source: str, student: EfficientAT, device: torch.device):
         try:
-            self.net = EfficientAT.from_pretrained(source)
+            self.net = EfficientAT.from_pretrained(source).to(device)
         except (OSError, ValueError) as error:
             raise ConfigError(f"distill.teacher: {error}") from None
         self.net.eval().requires_grad_(False)
@@ -141,6 +141,7 @@ class DistillStage(Stage):
 
     def __init__(self, config: TrainConfig):
         self.config, options = config, config.model.encoder.options
+        self.device = device_of(config)
         if config.model.encoder.name != "efficientat":
             raise ConfigError(
                 f"model.encoder.name: {config.model.encoder.name!r} is not taught here, only 'efficientat' is"
@@ -158,13 +159,13 @@ class DistillStage(Stage):
         encoder = build_encoder(replace(config.model.encoder, source=None, train="full", options=described))
         if config.init is not None:
             _begin_with(encoder, config.init)
-        self.teacher = Teacher(config.distill.teacher, encoder) if config.distill.teacher else None
+        self.teacher = Teacher(config.distill.teacher, encoder, self.device) if config.distill.teacher else None
         self.module = Heads(encoder) if config.distill.heads else Student(encoder, fixed=config.init is not None)
         if config.distill.heads:
-            self.frozen = copy.deepcopy(encoder).eval()  # what batches are encoded with, on the CPU, in the background
+            self.frozen = copy.deepcopy(encoder).eval().to(self.device)  # what batches are encoded with
         self.hints = range(len(encoder.features)) if config.distill.layerwise else HINTS
         if self.teacher:
-            seen = self.batch(MEASURED, loader.WHOLE)
+            seen = self._heard(self.batch(MEASURED, loader.WHOLE))
             hints = [t.float() for t in seen["hints"]]
             self.scale = [_scale(t) for t in hints]
             if config.distill.layerwise and config.init is None:
@@ -179,41 +180,49 @@ class DistillStage(Stage):
         """Log mels, partly hidden, what the teacher makes of them, and which events they hold.
 
         A scene is followed by silence, up to the length of the longest. For the heads alone: tokens and their mask, of
-        scenes without this silence."""
+        scenes without this silence. Where a GPU trains: the scenes themselves."""
         batch = loader.scene_batch(self.maker, self.config.optim.batch, index, share)
-        if self.config.distill.heads:
-            with torch.no_grad():
-                tokens, mask = self.frozen(batch["waveform"], batch["mask"])
-            return {"tokens": tokens, "mask": mask, "events": batch["events"], "captions": batch["captions"]}
-        encoder = self.module.encoder
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        if self.device.type != "cpu":  # which computes the rest in less time than a background process would
+            return batch
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(index)
-            log_mel, valid = encoder.log_mel(batch["waveform"], torch.ones_like(batch["mask"]))
-            log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
-            made = {"log_mel": log_mel, "events": batch["events"], "captions": batch["captions"]}
-            if self.teacher:
-                maps = self.teacher(log_mel)
-                made["hints"] = [maps[k].bfloat16() for k in self.hints]
-        return made
+            return self._heard(batch)
+
+    @torch.no_grad()
+    def _heard(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the loss takes of a batch: of scenes that are still "waveform" and "mask" (B, T), see `batch`."""
+        if "waveform" not in batch:
+            return batch
+        encoder, batch = self.module.encoder, dict(batch)
+        waveform, mask = batch.pop("waveform").to(self.device), batch.pop("mask").to(self.device)
+        if self.config.distill.heads:
+            batch["tokens"], batch["mask"] = self.frozen(waveform, mask)
+            return batch
+        log_mel, valid = encoder.log_mel(waveform, torch.ones_like(mask))
+        log_mel = spec_augment(log_mel[:, 0], valid.sum(1), bands=BANDS, stretch=STRETCH, fill=None)[:, None]
+        batch["log_mel"] = log_mel
+        if self.teacher:
+            maps = self.teacher(log_mel)
+            batch["hints"] = [maps[k].bfloat16() for k in self.hints]
+        return batch
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        device = next(self.module.parameters()).device
+        batch = self._heard(batch)
         if self.config.distill.heads:
-            mask = batch["mask"].to(device)
-            frames, clips = forward(batch["tokens"].to(device), mask)
-            tags = self._tag_losses(batch, frames, clips, mask)
+            frames, clips = forward(batch["tokens"], batch["mask"])
+            tags = self._tag_losses(batch, frames, clips, batch["mask"])
             return {"loss": tags["frame"] + tags["clip"], **tags}
-        log_mel, hints = batch["log_mel"].to(device), [t.to(device) for t in batch.get("hints", ())]
+        log_mel, hints = batch["log_mel"], batch.get("hints", ())
         layerwise = self.config.distill.layerwise
         maps, frames, clips = forward(log_mel, [log_mel, *(t.float() for t in hints[:-1])] if layerwise else None)
         terms: Losses = {}
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=self.device)
         if self.teacher:
             pairs = zip(self.hints, hints, self.scale, strict=True)
-            terms["hints"] = torch.stack([hint_loss(maps[k], t, scale.to(device)) for k, t, scale in pairs]).sum()
+            terms["hints"] = torch.stack([hint_loss(maps[k], t, scale) for k, t, scale in pairs]).sum()
             loss = self.config.distill.hints * terms["hints"]
         if not layerwise:
-            whole = torch.ones(frames.shape[:2], dtype=torch.bool, device=device)
+            whole = torch.ones(frames.shape[:2], dtype=torch.bool, device=self.device)
             terms |= self._tag_losses(batch, frames, clips, whole)
             loss = loss + terms["frame"] + terms["clip"]
         return {"loss": loss, **terms}
@@ -229,11 +238,10 @@ class DistillStage(Stage):
         if self.config.distill.layerwise:
             return {}
         right, encoder = 0, self.module.encoder
-        device = next(encoder.parameters()).device
         for k in range(0, len(self.development), 32):
             part = self.development[k : k + 32]
             waveform, mask = loader.pad([x.astype("float32") / 32767 for _, x in part])
-            tags = encoder.tag(*encoder(waveform.to(device), mask.to(device)))
+            tags = encoder.tag(*encoder(waveform.to(self.device), mask.to(self.device)))
             right += sum(self.labels[n] == label for n, (label, _) in zip(tags.argmax(1), part, strict=True))
         return {"development_accuracy": right / len(self.development)}
 

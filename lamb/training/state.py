@@ -6,7 +6,7 @@ import math
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +31,26 @@ def run_facts(config: TrainConfig) -> dict[str, Any]:
 
 
 def require_same_recipe(config: TrainConfig) -> None:
-    """Raise ConfigError if `config.out` holds a run that was started with another recipe or list of recordings."""
+    """Raise ConfigError if `config.out` holds a run that was started with another recipe or list of recordings.
+
+    It may go on on another device, with other numbers of threads and of background processes."""
     started = Path(config.out) / "recipe.json"
     if not started.exists():
         return
     before, now = json.loads(started.read_text()), run_facts(config)
     lists = before.pop("lists", None)
     try:  # an option that is new since has its default
-        same = {**to_dict(from_dict(TrainConfig, before)), "lists": lists} == now
+        then = from_dict(TrainConfig, before)
     except ConfigError:  # an option that is no longer there
-        same = False
-    if not same:
+        then = None
+    if then is None or _elsewhere(then) != _elsewhere(config) or lists != now["lists"]:
         what = "recipe" if lists == now["lists"] else "list of recordings"
         raise ConfigError(f"{config.out}: was started with another {what}; remove it, or choose another out=FOLDER")
+
+
+def _elsewhere(config: TrainConfig) -> TrainConfig:
+    """The same run on any machine."""
+    return replace(config, device="auto", threads=None, data=replace(config.data, workers=1))
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -10,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lamb.config import ConfigError, read_recipe
+from lamb.data import loader
 from lamb.model.encoders.efficientat import EfficientAT
 from lamb.training.distill import DistillStage, Student, Teacher, _scale, feature_maps, hint_loss, tag_losses
 from lamb.training.train import train
 
+CPU = torch.device("cpu")
 # the mels of a teacher of 128 bands up to 15 kHz, less the last 24
 STUDENT = {
     "width": 0.1,
@@ -71,7 +73,7 @@ def test_a_teacher_hears_what_the_student_hears(teacher):
     net = EfficientAT.from_pretrained(teacher).eval()
     every = torch.ones(2, 32000, dtype=torch.bool)
     log_mel, valid = net.log_mel(torch.randn(2, 32000), every)
-    maps = Teacher(str(teacher), net)(log_mel)
+    maps = Teacher(str(teacher), net, CPU)(log_mel)
     with torch.no_grad():
         feature_map, _ = net.encode(log_mel, valid)
     assert len(maps) == len(net.features)
@@ -82,7 +84,7 @@ def test_a_teacher_hears_what_the_student_hears(teacher):
     log_mel, _ = student.log_mel(torch.zeros(1, 16000), torch.ones(1, 16000, dtype=torch.bool))
     whole, _ = net.log_mel(torch.zeros(1, 32000), torch.ones(1, 32000, dtype=torch.bool))
     expected, own = feature_maps(net, whole), feature_maps(student.eval(), log_mel)
-    for one, other, shape in zip(Teacher(str(teacher), student)(log_mel), expected, own, strict=True):
+    for one, other, shape in zip(Teacher(str(teacher), student, CPU)(log_mel), expected, own, strict=True):
         other = other[:, :, : shape.shape[2]].detach()
         assert one.shape == shape.shape
         torch.testing.assert_close(one.float(), other, atol=0.05 * float(other.abs().max()) + 1e-6, rtol=0)
@@ -144,6 +146,25 @@ def test_heads_alone(recipe, tmp_path, teacher):
     lines = [json.loads(line) for line in (out / "log.jsonl").open()]
     assert {"frame", "clip"} <= lines[0].keys()
     assert "development_accuracy" in lines[-1]
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_gpu_hears_the_scenes_itself(recipe, tmp_path, teacher, heads):
+    """There a batch is scenes, and the loss makes of them what a background process makes on a CPU."""
+    content = settings(teacher)
+    if heads:
+        train(recipe("distill", out=str(tmp_path / "layers"), **content))
+        content |= {"distill": {"heads": True}, "init": str(tmp_path / "layers")}
+    stage = DistillStage(read_recipe(recipe("distill", out=str(tmp_path / "out"), **content)))
+    stage.module.eval()  # no dropout
+    prepared = stage.batch(3, loader.WHOLE)
+    stage.device = torch.device("meta")
+    scenes = stage.batch(3, loader.WHOLE)
+    stage.device = CPU
+    assert "waveform" in scenes
+    assert "waveform" not in prepared
+    torch.manual_seed(3)
+    assert stage.loss(stage.module, scenes) == stage.loss(stage.module, prepared)
 
 
 def test_padding_is_no_part_of_the_frame_loss():

@@ -298,14 +298,14 @@ def test_an_existing_run_is_not_touched(recipe, tmp_path):
     assert {file.name: file.read_bytes() for file in out.iterdir() if file.is_file()} == before
 
 
-def test_a_run_of_an_older_version_goes_on(recipe):
+def test_a_run_of_an_older_version_or_another_machine_goes_on(recipe):
     """An option that has come since was at its default then; one that is gone makes it another recipe."""
     path = encoder_recipe(recipe, optim={"steps": 1})
     out = train(path)
     started = json.loads((out / "recipe.json").read_text())
     del started["data"]["plain"]
     (out / "recipe.json").write_text(json.dumps(started))
-    train(path, resume=True)
+    train(path, ["device=auto", "data.workers=1"], resume=True)
     with pytest.raises(ConfigError, match="another recipe"):
         train(path, ["data.plain=0.5"], resume=True)
     started["data"]["gone"] = 1
