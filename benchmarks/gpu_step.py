@@ -1,7 +1,8 @@
 """A training step of the paper's size with random weights: LLaMA-2 7B and CED-base with LoRA, batch 32, bf16 on a GPU.
 
-    python benchmarks/gpu_step.py              the paper's size, on a GPU of some 80 GB
-    python benchmarks/gpu_step.py --tiny       a tiny one, in float32, to try the script on a CPU
+    python benchmarks/gpu_step.py                   the paper's size, on a GPU of some 80 GB
+    python benchmarks/gpu_step.py --checkpointing   the same with gradient checkpointing
+    python benchmarks/gpu_step.py --tiny            a tiny one, in float32, to try the script on a CPU
 
 Prints seconds a step (median), clips a second, peak memory, and what share of the machine's own rate of large matrix
 products (measured here, in the same precision) the step's arithmetic (counted by PyTorch) comes to; then the same step
@@ -56,6 +57,8 @@ def random_model(args: argparse.Namespace, device: torch.device) -> LambModel:
     config = LambConfig(encoder=EncoderConfig(options=CED_SIZES[args.encoder]), llm=lm)
     model = LambModel(config, build_encoder(config.encoder), LanguageModel(base, tokenizer, config.llm))
     model.to(device).initialise()
+    if args.checkpointing:
+        model.llm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
 
 
@@ -106,6 +109,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--encoder", choices=CED_SIZES, default="base")
     parser.add_argument("--seconds", type=float, default=10.0, help="of every clip")
+    parser.add_argument("--checkpointing", action="store_true", help="as with optim.checkpointing=true")
     args = parser.parse_args()
     for name, size in (tiny if args.tiny else sizes).items():
         setattr(args, name, size if getattr(args, name) is None else getattr(args, name))
