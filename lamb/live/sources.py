@@ -70,7 +70,9 @@ def _decoded(source: str | RawIOBase | BinaryIO, name: str, rate: int, patience:
     try:
         container = av.open(source, "r", options=options, timeout=(patience, patience), metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise StreamError(f"{name}: cannot be opened ({_reason(error)})", "check the address") from None
+        piped = "pipe a whole file or stream, such as WAV or FLAC, and no raw samples"
+        remedy = "check the address" if isinstance(source, str) else piped
+        raise StreamError(f"{name}: cannot be opened ({_reason(error)})", remedy) from None
     with container:
         if not container.streams.audio:
             raise StreamError(f"{name}: holds no sound", "choose a stream with sound, or switch it on in the camera")

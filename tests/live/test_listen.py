@@ -331,6 +331,11 @@ def test_the_command_ends_cleanly(model_folder):
     assert process.wait(timeout=200) == 0
 
 
+def test_raw_samples_are_no_stream():
+    with pytest.raises(StreamError, match=r"cannot be opened .*; pipe a whole file or stream, such as WAV or FLAC"):
+        list(opener("-", RATE, 2.0, io.BytesIO(b"\x01\x02" * 5000))())
+
+
 def test_the_command_tells_what_is_wrong_and_no_secret(model_folder):
     process = command(f"rtsp://user:{SECRET}@127.0.0.1:9/x", "--retries", "0", model=model_folder)
     _, err = process.communicate(timeout=400)
