@@ -192,7 +192,7 @@ def _drive(
             if not busy:
                 return
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                number, worker, piece = busy.pop(future)
+                number, worker, piece = busy[future]
                 died = future.exception() is not None
                 if died and worker.ready.exception() is not None:  # before it had its model: not because of the inputs
                     stillborn += 1
@@ -203,6 +203,7 @@ def _drive(
                     raise WorkerError(problem)
                 else:
                     stillborn = 0
+                del busy[future]  # not before: after an error, those in it are stopped
                 if died:
                     worker.stop()
                     free.insert(0, (number, None))  # the idle ones come first

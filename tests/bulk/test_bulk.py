@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lamb.bulk import listing as bulk_listing
 from lamb.bulk import run as bulk_module
 from lamb.bulk.listing import BulkError, Input, write_list
 from lamb.bulk.run import bulk
-from lamb.bulk.workers import Settings
+from lamb.bulk.workers import Answer, Settings, WorkerError
 from lamb.data.manifest import ManifestError
 
 # A stand-in for lamb/inference/captioner.py that every Python process imports at its start: the workers of the run too.
@@ -352,6 +353,32 @@ def test_a_model_that_cannot_be_loaded_ends_the_run(tmp_path, start, model, word
     assert words in err
     assert "Traceback" not in err
     assert not out.exists(), "nothing of it is of use"
+
+
+@pytest.mark.parametrize("died", [False, True])
+def test_no_worker_is_left_behind_by_a_model_that_cannot_be_loaded(died):
+    """A pool that nobody has stopped may end while the interpreter does, which prints a traceback (Python 3.11)."""
+    hired = []
+
+    class Fake:
+        def __init__(self, number):
+            self.ready, self.stopped = Future(), False
+            hired.append(self)
+
+        def submit(self, inputs):
+            future = Future()
+            for each, result in ((self.ready, "no model is called nosuch"), (future, Answer([], "never loaded"))):
+                each.set_exception(EOFError()) if died else each.set_result(result)
+            return future
+
+        def stop(self):
+            self.stopped = True
+
+    shards = iter([bulk_module._Shard(k, 0, [(k, Input(f"{k}.wav"))]) for k in range(3)])
+    with pytest.raises(WorkerError):
+        bulk_module._drive(shards, Fake, 2, lambda piece, done: None)
+    assert len(hired) >= 2
+    assert all(worker.stopped for worker in hired)
 
 
 # --- kills
