@@ -46,6 +46,9 @@ LIGHT = {  # what these files may import when they are imported, besides the sta
     "inference.recording": {"numpy"},
     "inference.timeline": {"numpy"},
     "inference.parts": {"numpy"},
+    "inference.picture": {"numpy"},
+    "inference.explain": {"numpy"},
+    "serving.page_result": {"numpy"},
     "inference.changes": {"numpy"},
     "evaluation.metrics": {"numpy"},
     "evaluation.tokenizer": set(),
@@ -139,3 +142,22 @@ def test_the_reader_of_imports_sees_all_kinds():
 def test_light_files_import_nothing_heavy(module):
     tops = {name.split(".")[0] for name in imports(module, at_import(parsed(module)))}
     assert tops - sys.stdlib_module_names - {"lamb"} <= LIGHT[module]
+
+
+def loaded_with(module: str) -> set[str]:
+    """All modules, of lamb and others, that importing `module` imports."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        at = waiting.pop()
+        new = set(imports(at, at_import(parsed(at)))) - found
+        found |= new
+        # importing a.b runs a/__init__.py as well
+        mine = {".".join(name.split(".")[1:k]) for name in new if name.startswith("lamb.") for k in range(2, 9)}
+        waiting += sorted(mine & set(FILES))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT))
+def test_light_files_load_no_pytorch_through_others(module):
+    assert not {name.split(".")[0] for name in loaded_with(module)} & {"torch", "transformers", "peft", "accelerate"}

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..audio.files import replacing
 from ..errors import LambError, PackageError, optional
-from ..model.encoders.efficientat import mel_matrix
+from ..model.mel import mel_matrix
 from .captions import SILENCE, Segment
 from .digest import digest, sounds
 
@@ -55,7 +55,7 @@ class Spectrogram:
 
     def __init__(self, rate: int):
         self.rate = rate
-        self.mel = mel_matrix(rate, N_FFT, MELS, rate / 2).T.numpy()
+        self.mel = mel_matrix(rate, N_FFT, MELS, rate / 2).T
         self.window = np.hanning(N_FFT).astype(np.float32)
         self.left = np.zeros(0, np.float32)  # samples that do not fill a frame yet
         self.frames = np.zeros((0, MELS))  # power, fewer than `every` frames

@@ -353,6 +353,21 @@ def test_captions_without_pytorch():
 
 
 @pytest.mark.parametrize(
+    "command",
+    [
+        ("caption", "samples/knocks_then_bells.flac", "--timeline", "--plot", "{}"),
+        ("explain", "samples/rain.flac", "--plot", "{}"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_pictures_without_pytorch(command, tmp_path):
+    picture = tmp_path / "picture.png"
+    found = without_torch(*(word.format(picture) for word in command))
+    assert (found.returncode, found.stderr) == (0, "")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
     ("command", "extra"),
     [
         (("caption", "samples/rain.flac", "--engine", "torch"), "torch"),

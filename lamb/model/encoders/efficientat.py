@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..mel import mel_matrix
 from . import published
 from .base import Encoder
 from .spectrum import power_spectrogram
@@ -55,17 +56,9 @@ def channels(count: float) -> int:
 
 
 @cache
-def mel_matrix(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
-    """Kaldi's triangles, linear in mel = 1127 ln(1 + f / 700), from 0 to `f_max` Hz, peak 1: (mels, n_fft // 2 + 1)."""
+def _mel(sample_rate: int, n_fft: int, mels: int, f_max: float) -> Tensor:
     with torch.inference_mode(False):  # kept: a tensor made in inference mode would break autograd later
-        top = 1127 * math.log(1 + f_max / 700)
-        edges = torch.linspace(0, top, mels + 2, dtype=torch.float64)  # (mels + 2,) in mel
-        bins = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * sample_rate / n_fft
-        place = 1127 * (1 + bins / 700).log()  # (bins,) in mel
-        low, centre, high = (edges[i : i + mels, None] for i in range(3))  # (mels, 1) each
-        triangles = torch.minimum((place - low) / (centre - low), (high - place) / (high - centre)).clamp(min=0)
-        triangles[:, -1] = 0  # Kaldi leaves the Nyquist frequency out
-        return triangles.float()
+        return torch.from_numpy(mel_matrix(sample_rate, n_fft, mels, f_max))
 
 
 @cache
@@ -296,7 +289,7 @@ class EfficientAT(Encoder):
         at = last - (last - at).abs()  # (B, T + size): reflected at both ends
         framed = torch.where(at >= 0, signal.gather(1, at.clamp(min=0)), 0)
         power = power_spectrogram(framed, _hann(window, size).to(signal.device), self.hop)  # (B, bins, F)
-        return mel_matrix(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
+        return _mel(self.sample_rate, size, self.mels, self.f_max).to(signal.device) @ power
 
     def layers(self, log_mel: Tensor, valid: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What comes out of each layer of `features`: log mels (B, windows, mels, F), mask (B, F) -> feature map
