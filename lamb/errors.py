@@ -32,7 +32,7 @@ class OptionError(LambError, ValueError):
     """A value that cannot be used, given as an argument in Python or as an option of a command."""
 
 
-class PackageError(LambError, ValueError):
+class PackageError(LambError):
     """A package that only some features need, and that is not installed."""
 
 

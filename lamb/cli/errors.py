@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import LambError
+from ..errors import LambError, PackageError
 
 # What the operating system refuses, and what helps.
 REMEDIES = {
@@ -93,7 +93,7 @@ def needing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise LambError(
+        raise PackageError(
             f"this needs {error.name}, which is not installed", f"pip install 'lamb-aac[{extra}]'"
         ) from None
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from ..config import ServeConfig
-from ..errors import LambError
 from .caption import load_captioner
-from .errors import one_line_warnings, say
+from .errors import needing, one_line_warnings, say
 from .options import (
     DEFAULT_MODEL,
     LOOPBACK,
@@ -46,10 +45,8 @@ def serve(
 
     Logs go to standard error, one JSON object per line. The page /docs describes the interface.
     """
-    try:
+    with needing("serve"):
         from ..serving.server import Service, model_name, read_keys, serve
-    except ImportError as error:
-        raise LambError(f"the service cannot start ({error})", "pip install 'lamb-aac[serve]'") from None
 
     config = ServeConfig(**settings)
     known = read_keys(keys)

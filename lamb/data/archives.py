@@ -118,8 +118,8 @@ def _seven(archive: Path, folder: Path, place: Place) -> None:
         import py7zr
     except ImportError:
         raise ArchiveError(
-            f"{archive}: 7z archives need py7zr; install it (pip install py7zr), or unpack the archive by hand in "
-            f"{folder} (7z x {archive.name}) and run again"
+            f"{archive}: 7z archives need py7zr; install it (pip install 'lamb-aac[data]'), or unpack the archive by "
+            f"hand in {folder} (7z x {archive.name}) and run again"
         ) from None
     try:
         with py7zr.SevenZipFile(archive) as file:

@@ -11,6 +11,7 @@ from itertools import tee
 
 import numpy as np
 
+from ..audio.files import SPECIAL, is_special
 from ..config import DecodeConfig
 from ..inference.engine import Engine
 from .listing import Listed, digest
@@ -51,6 +52,9 @@ class Update:
         elsewhere = {(file.digest, file.clip): key for key, file in self.gone.items()}
         for key, item in self.found.items():
             old = self.known.get(key)
+            if is_special(item.path):  # reading a pipe or a device might never end
+                self._fail(key, "; ".join(SPECIAL))
+                continue
             try:
                 status = os.stat(item.path)
                 if old and (old.size, old.modified) == (status.st_size, status.st_mtime_ns):

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from ..config import DecodeConfig, ListenConfig
-from ..errors import LambError
+from ..errors import LambError, PackageError
 from ..inference.engine import Engine
 from .events import Ear, Event
 from .sources import Blocks, SourceError, StreamError
@@ -128,7 +128,7 @@ class Listener:
                 gone = time.monotonic()
                 self.changed("offline")
             failures += 1
-            if isinstance(lost, SourceError) or (self.tries is not None and failures > self.tries):
+            if isinstance(lost, SourceError | PackageError) or (self.tries is not None and failures > self.tries):
                 self.error = None if lost.problem == ENDED else lost
                 break
             if not self.ended.is_set():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..errors import reason
+from ..errors import optional, reason
 
 ARCHITECTURES = ("llama",)  # that `general.architecture` may name: LLaMA, SmolLM, TinyLlama and others of its kind
 
@@ -59,12 +59,9 @@ def find(source: str) -> Path:
 
 def check(file: Path) -> None:
     """Raise ConfigError for a file that cannot be used, before seconds are spent on it."""
+    gguf = optional("gguf", f"llm {file}: reading it needs the package gguf", "gguf")
     try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise ConfigError(f"llm {file}: reading it needs the package gguf; pip install 'lamb-aac[gguf]'") from None
-    try:
-        reader = GGUFReader(file)
+        reader = gguf.GGUFReader(file)
         fields: dict[str, Any] = reader.fields
         kind = fields["general.architecture"].contents()
         ends = [tensor.data_offset + tensor.n_bytes for tensor in reader.tensors]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ..audio import sandbox
 from ..config import DecodeLimits
 from ..data import sources
 from ..data.manifest import Clip
-from ..errors import LambError
+from ..errors import LambError, optional
 from ..evaluation import gap
 from ..inference.captioner import Captioner
 from ..library.library import Library
@@ -99,8 +98,7 @@ class Page:
         library: str | Path | None = None,
     ):
         for module in ("gradio", "matplotlib"):
-            if find_spec(module) is None:
-                raise DemoError(f"the page needs {module}; install it with: pip install 'lamb-aac[demo]'")
+            optional(module, f"the page needs {module}", "demo")
         self.models, self.device = list(models), device
         self.loaded = {self.models[0]: Captioner.load(self.models[0], device, engine="torch")}
         if data is None and (SAMPLES / "manifest.jsonl").is_file():

@@ -176,7 +176,8 @@ def test_an_unknown_kind(tmp_path):
 def test_7z_without_the_library(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "py7zr", None)
     (tmp_path / "set.7z").touch()
-    with pytest.raises(ArchiveError, match=r"pip install py7zr\), or unpack the archive by hand in .*\(7z x set\.7z\)"):
+    told = r"pip install 'lamb-aac\[data\]'\), or unpack the archive by hand in .*\(7z x set\.7z\)"
+    with pytest.raises(ArchiveError, match=told):
         unpack(tmp_path / "set.7z", tmp_path / "to", wav)
 
 

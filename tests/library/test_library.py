@@ -107,6 +107,13 @@ def test_a_file_that_ends_its_decoder_costs_itself(library, sounds, monkeypatch)
     assert tally.indexed == 5
 
 
+def test_a_pipe_is_told_and_not_waited_for(library, sounds):
+    os.mkfifo(sounds / "p.wav")
+    tally = library.index(sounds)
+    assert tally.indexed == 5
+    assert tally.failed == {str(sounds / "p.wav"): "a pipe or a device, not a file; copy what it gives to a file"}
+
+
 def test_a_folder_that_is_not_there_takes_nothing_out(library, sounds):
     library.index(sounds)
     shutil.move(sounds, sounds.with_name("elsewhere"))

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 
 from lamb.config import ListenConfig
+from lamb.errors import PackageError
 from lamb.inference.captioner import Captioner
 from lamb.live import sources
 from lamb.live.clips import save
@@ -206,6 +207,12 @@ def test_a_microphone_that_is_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     with pytest.raises(StreamError, match="there are: Built-in"):
         next(opener("mic:usb", RATE, 1.0, sys.stdin.buffer)())
+
+
+def test_a_package_that_is_missing_is_not_tried_again(captioner, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(PackageError, match=r"needs sounddevice; pip install 'lamb-aac\[live\]'"):
+        list(listener(captioner, opener("mic:", RATE, 1.0, sys.stdin.buffer)))
 
 
 def test_a_model_that_is_too_slow_drops_and_says_so(captioner):
