@@ -195,3 +195,14 @@ def recipe(tmp_path: Path, data: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def full_caption():
+    """A caption that has everything that one can have."""
+    from lamb.inference.captions import Caption, Segment, Sound
+
+    segments = (Segment(0.0, 5.0, "A dog barks.", 0.9), Segment(5.0, 700.0, "Rain falls.", 0.8))
+    sounds = (Sound("A dog barks", ("dog",), 0.9),)
+    texts, scores = ("A dog barks.", "Rain falls."), (-0.1, -0.2)
+    return Caption("a.wav", 700.0, texts[0], -0.1, 0.9, texts, scores, segments, sounds, damage=("2 to 3 s",))

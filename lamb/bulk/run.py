@@ -361,13 +361,18 @@ def _conclude(out: Path, rounds: dict[int, int], tally: Tally) -> None:
 
 
 def _parquet(rows: list[Row]) -> bytes:
-    """The rows as a Parquet file. Bytes of a name that are not UTF-8 are written out as \\udcXX."""
+    """The rows as a Parquet file, a column for each field of `Caption.to_dict`. Bytes of a name that are not UTF-8 are
+    written out as \\udcXX."""
     pa, parquet = _pyarrow()
-    segment = pa.struct([("start", pa.float64()), ("end", pa.float64()), ("caption", pa.string())])
-    segment = pa.struct([*segment, ("confidence", pa.float64())])
-    columns = {"id": pa.string(), "file": pa.string(), "duration": pa.float64(), "caption": pa.string()}
-    columns |= {"score": pa.float64(), "confidence": pa.float64(), "captions": pa.list_(pa.string())}
-    columns |= {"scores": pa.list_(pa.float64()), "segments": pa.list_(segment), "damage": pa.list_(pa.string())}
+    text, number = pa.string(), pa.float64()
+    sound = pa.struct({"text": text, "labels": pa.list_(text), "confidence": number})
+    segment = pa.struct({"start": number, "end": number, "caption": text, "confidence": number})
+    heard = {"sound": text, "count": pa.int64(), "seconds": number, "times": pa.list_(pa.list_(number))}
+    columns = {
+        **{"id": text, "file": text, "duration": number, "caption": text, "score": number, "confidence": number},
+        **{"captions": pa.list_(text), "scores": pa.list_(number), "sounds": pa.list_(sound)},
+        **{"segments": pa.list_(segment), "digest": pa.list_(pa.struct(heard)), "damage": pa.list_(text)},
+    }
     rows = [{**row, "file": row["file"].encode("utf-8", "backslashreplace").decode()} for row in rows]
     file = io.BytesIO()
     parquet.write_table(pa.Table.from_pylist(rows, pa.schema(columns)), file)

@@ -28,6 +28,10 @@ EXAMPLE: dict[str, Any] = {
     "score": -0.2416,
     "confidence": 0.9404,
     "captions": ["A siren blares as a vehicle passes."],
+    "sounds": [
+        {"text": "A siren blares", "labels": ["siren"], "confidence": 0.9677},
+        {"text": "a vehicle passes", "labels": ["vehicle"], "confidence": 0.6012},
+    ],
     "segments": [],
 }
 
@@ -67,6 +71,23 @@ class SegmentJSON(BaseModel):
     confidence: float | None = None
 
 
+class SoundJSON(BaseModel):
+    """A sound that the caption names: its words, and the labels for which they may stand."""
+
+    text: str
+    labels: list[str]
+    confidence: float
+
+
+class HeardJSON(BaseModel):
+    """A sound of a long recording, and the start and end of each stretch in which it occurs, in seconds."""
+
+    sound: str
+    count: int
+    seconds: float
+    times: list[tuple[float, float]]
+
+
 class CaptionJSON(BaseModel):
     """What `lamb caption --format jsonl` prints for a file; `file` is the name that came with it, `-` without one."""
 
@@ -78,8 +99,10 @@ class CaptionJSON(BaseModel):
     score: float | None
     confidence: float | None
     captions: list[str]
-    scores: list[float | None] = []
+    scores: list[float | None] | None = Field(None, description="Of the captions, if there are several.")
+    sounds: list[SoundJSON] | None = Field(None, description="Those that the caption names, if the model weighs them.")
     segments: list[SegmentJSON]
+    digest: list[HeardJSON] | None = Field(None, description="Of a recording of ten minutes or more with segments.")
     damage: list[str] | None = Field(None, description="What of the recording could not be decoded.")
 
 

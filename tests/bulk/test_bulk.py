@@ -1,5 +1,6 @@
 """Bulk runs with a stand-in captioner: lists, exactly once under kills, failures, formats, Ray; and a real model."""
 
+import io
 import json
 import os
 import random
@@ -19,7 +20,7 @@ import soundfile
 from lamb.bulk import listing as bulk_listing
 from lamb.bulk import run as bulk_module
 from lamb.bulk.listing import BulkError, Input, write_list
-from lamb.bulk.run import bulk
+from lamb.bulk.run import _parquet, bulk
 from lamb.bulk.workers import Answer, Settings, WorkerError
 from lamb.data.manifest import ManifestError
 
@@ -509,6 +510,12 @@ def test_parquet(tmp_path, start):
     assert [row["file"] for row in table] == [f"{folder}/a.wav", f"{folder}/caf\\udce9.wav"]
     assert table[0]["captions"] == ["A dog barks."]
     assert list(failures(out)) == ["flaky.wav"]
+
+
+def test_a_parquet_file_has_all_that_a_caption_has(full_caption):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra cluster")
+    row = {"id": "1", **full_caption.to_dict()}
+    assert parquet.read_table(io.BytesIO(_parquet([row]))).to_pylist() == [row]
 
 
 def test_a_real_model_hears_files_addresses_and_clips(tmp_path, model_folder):

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -226,3 +227,9 @@ def test_a_cue_lasts() -> None:
 
 def test_one_line() -> None:
     assert one_line("a\r\nb\u2028\x9b") == "a\\r\\nb\\u2028\\x9b"
+
+
+def test_all_fields_are_documented(full_caption):
+    text = (Path(__file__).parents[2] / "docs" / "output.md").read_text()
+    table = text.split("## JSON and JSON Lines")[1].split("## CSV")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {*full_caption.to_dict(), "error"}

@@ -32,6 +32,7 @@ from lamb.audio.reader import AudioError
 from lamb.cli.app import app as command_line
 from lamb.inference.captions import WRITERS, Caption
 from lamb.serving.gate import JsonLines
+from lamb.serving.schema import EXAMPLE, CaptionJSON
 from lamb.serving.server import KEYS, model_name, read_keys
 from lamb.serving.service import Gone, while_there
 
@@ -495,6 +496,13 @@ def test_the_service_is_what_its_description_says(description, method, path, mod
         case.call_and_validate(timeout=120, headers={"Authorization": f"Bearer {KEY}"}, excluded_checks=no_sound)
 
     ask()
+
+
+def test_a_caption_is_described_with_all_its_fields(full_caption):
+    given = full_caption.to_dict()
+    assert given.keys() == CaptionJSON.model_fields.keys()
+    assert CaptionJSON(**given).model_dump(mode="json") == given
+    CaptionJSON(**EXAMPLE)
 
 
 def test_the_page_has_examples(client):
