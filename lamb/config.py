@@ -132,7 +132,7 @@ class DecodeConfig:
 
     beams: int = 4  # [A]
     max_new_tokens: int = 50  # [O]
-    no_repeat_ngram: int = 3  # no run of this many tokens occurs twice; an extension, 0: off [O]
+    no_repeat_ngram: int = 0  # no run of this many tokens occurs twice; an extension, 0: off [O]
     length_penalty: float = 1.0  # exponent of the length that divides a beam's score [O]
     temperature: float = 1.0  # sampling only [O]
     top_p: float = 0.95  # sampling only [O]

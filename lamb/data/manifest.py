@@ -164,7 +164,7 @@ def parse(row: Any, folder: Path) -> Clip:
         if not isinstance(values[key], str):
             raise ValueError(f"{key} is not a text")
     for key in _LISTS:
-        values[key] = tuple(texts(key, values.get(key, ())))
+        values[key] = tuple(text for text in texts(key, values.get(key, ())) if text.strip())
     for key in _NUMBERS:
         if key in values:
             values[key] = _seconds(key, values[key])

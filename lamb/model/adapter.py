@@ -123,7 +123,7 @@ class QFormer(nn.Module):
     def __init__(self, config: AdapterConfig, dim: int, dim_llm: int) -> None:
         super().__init__()
         _require_heads(dim, config.head_dim)
-        self.queries = nn.Parameter(0.02 * torch.randn(config.fusion_queries, dim))
+        self.queries = nn.Parameter(config.query_std * torch.randn(config.fusion_queries, dim))
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
                 dim,

@@ -77,7 +77,12 @@ class LambModel(nn.Module):
         if self.config.encoder.train == "frozen":
             self.encoder.eval()
         if self.config.llm.train == "frozen":
+            from transformers.modeling_layers import GradientCheckpointingLayer
+
             self.llm.eval()
+            for module in self.llm.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = mode  # the block alone, not its dropout: transformers checkpoints no other
         return self
 
     def merge_lora(self) -> None:

@@ -57,6 +57,7 @@ class LambStage(Stage):
             self.data = LabelledScenes(config, self.module)
         self.epoch, self.clips = self.data.epoch, self.data.clips
         self.unreadable: set[str] = set()  # clips that have been reported
+        self.heard = 0  # clips, by this process
 
     def param_groups(self) -> list[dict[str, Any]]:
         model, optim = self.module, self.config.optim
@@ -85,7 +86,11 @@ class LambStage(Stage):
         return caption_weights(self.module.llm, batches)
 
     def loss(self, forward: nn.Module, batch: dict[str, Any]) -> Losses:
-        leave_out(batch.get("unreadable", ()), self.unreadable, self.config, self.clips[0] if self.clips else 0)
+        if self.clips:
+            clips, here = self.clips[0], len(batch["ids"])  # of optim.batch, which all processes share
+            self.heard += here
+            had = min(clips, max(self.heard, clips * here // self.config.optim.batch))
+            leave_out(batch["unreadable"], self.unreadable, self.config, had)
         model = self.module
         ids, mask = model.llm.tokenize(batch["captions"])
         sound, sound_mask = batch["waveform"].to(model.device), batch["mask"].to(model.device)
@@ -143,6 +148,10 @@ def new_model(config: TrainConfig) -> LambModel:
     for part, weight in ((model.aligner, model.config.loss.alignment), (model.guide, model.config.loss.guided)):
         if part is not None and not weight:
             part.requires_grad_(False)  # no loss reaches it, and DDP would wait for its gradient
+    if (heads := getattr(model.encoder, "heads", None)) is not None:  # of labels; no loss of this stage reaches them
+        for name, head in heads.items():
+            if name != "frame" or not model.config.extensions.class_prototypes.enabled:
+                head.requires_grad_(False)
     prepare(model, device)
     if config.optim.checkpointing:
         model.llm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -169,8 +178,6 @@ class CaptionedClips:
         path, data, optim = Path(config.data.manifest or ""), config.data, config.optim
         clips = [clip for clip in manifest.read(path, data.split) if clip.captions]
         self.held = [c for c in manifest.read(path, data.validation) if c.captions] if data.validation else []
-        if len(clips) < optim.batch * optim.accumulate:
-            raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
         leakage.check(clips, [clip for clip in manifest.read(path) if clip.split != data.split])
         tokens, rate, decode = None, model.encoder.sample_rate, model.config.decode
         cut = partial(heard, sample_rate=rate, options=decode)  # what inference would encode
@@ -183,6 +190,8 @@ class CaptionedClips:
             every = len(clips)
             clips, tokens, problems = cache.fill(clips, data.seconds, rate, self._encode, cut)
             leave_out(problems, set(), config, every)
+        if len(clips) < optim.batch * optim.accumulate:
+            raise ConfigError(f"{path}: {len(clips)} captioned clips of split {data.split!r}, fewer than a step takes")
         self.reader = loader.ClipReader(clips, rate, data.seconds, config.seed, tokens, cut, data.gain)
         self.epoch, self.clips = len(clips) // optim.batch, (len(clips), len(self.held))
 
@@ -208,21 +217,22 @@ class CaptionedClips:
         return {}
 
     def _validation_loss(self) -> dict[str, float]:
-        """Cross entropies of a caption of each held clip, raw and guided, as means over their batches."""
+        """Cross entropies of a caption of each held clip, raw and guided: of batches, weighted by their clips."""
         sums: dict[str, float] = {}
-        fixed = replace(self.reader, clips=self.held, tokens=None)
-        size = min(self.config.optim.batch, len(self.held))
-        batches = len(self.held) // size
-        for k in range(batches):
-            batch = loader.clip_batch(fixed, size, k)  # the crops and captions of epoch 0, at every check
+        size = self.config.optim.batch
+        parts = [self.held[k : k + size] for k in range(0, len(self.held), size)]
+        for part in parts:
+            fixed = replace(self.reader, clips=part, tokens=None, gain=0.0)
+            batch = loader.clip_batch(fixed, len(part), 0)  # the crops and captions of epoch 0, at every check
             ids, mask = self.model.llm.tokenize(batch["captions"])
             device = self.model.device
             output = self.model(batch["waveform"].to(device), batch["mask"].to(device), ids, mask)
+            share = len(part) / len(self.held)
             plain = float(cross_entropy(output.logits, output.labels))
-            sums["val_plain"] = sums.get("val_plain", 0) + plain / batches
+            sums["val_plain"] = sums.get("val_plain", 0) + share * plain
             if output.bias is not None:
                 guided = float(cross_entropy(output.logits, output.labels, output.bias))
-                sums["val_guided"] = sums.get("val_guided", 0) + guided / batches
+                sums["val_guided"] = sums.get("val_guided", 0) + share * guided
         return sums
 
     @torch.no_grad()
@@ -238,8 +248,9 @@ class LabelledScenes:
     epoch, clips = 0, None
 
     def __init__(self, config: TrainConfig, model: LambModel):
-        if config.optim.epochs:
-            raise ConfigError("optim.epochs: scenes have no epochs, only a manifest has; give optim.steps")
+        for name in ("cache", "gain"):
+            if getattr(config.data, name):
+                raise ConfigError(f"data.{name}: only the clips of data.manifest can have it", "leave it out")
         self.config, self.model = config, model
         self.maker, self.development = loader.scene_maker(config, model.encoder.sample_rate)
         self.early = model.config.encoder.train == "frozen" and model.device.type == "cpu"  # encoded in the background

@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..audio.files import write
-from ..config import OptimConfig, TrainConfig
+from ..config import ConfigError, OptimConfig, TrainConfig
 from ..data import loader
 from . import sharding
 from .device import TrainingError, device_of, is_first_process, precision_of
@@ -130,8 +130,10 @@ def in_steps(config: TrainConfig, epoch: int) -> tuple[OptimConfig, int]:
     optim = config.optim
     if not optim.epochs:
         return optim, config.save_every
-    each = epoch // optim.accumulate
-    return replace(optim, steps=optim.epochs * each, warmup=optim.warmup_epochs * each), each
+    if not epoch:
+        raise ConfigError("optim.epochs: only the clips of data.manifest have epochs", "give optim.steps")
+    steps, warmup = (epochs * epoch // optim.accumulate for epochs in (optim.epochs, optim.warmup_epochs))
+    return replace(optim, steps=steps, warmup=warmup), epoch // optim.accumulate
 
 
 def schedule(step: int, optim: OptimConfig) -> float:

@@ -16,15 +16,19 @@ import pytest
 import soundfile
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from lamb.audio.reader import AudioError, AudioWarning
-from lamb.config import ConfigError
+from lamb.config import ConfigError, TrainConfig, read_recipe
 from lamb.data.loader import ClipReader, TokenCache, batch_of, clip_batch
 from lamb.data.manifest import Clip, ManifestError, write
 from lamb.inference.captioner import Captioner
 from lamb.inference.engine import Engine
 from lamb.inference.recording import hear, heard
+from lamb.model.encoders.efficientat import EfficientAT
+from lamb.training import lamb_stage
 from lamb.training.device import TrainingError
+from lamb.training.lamb_stage import LambStage, new_model
 from lamb.training.train import train
 
 RATE = 16000
@@ -152,11 +156,11 @@ def test_training_on_a_manifest(recipe, clips):
 
 
 def test_epochs_are_as_many_steps_as_the_clips_give(recipe):
-    """9 clips in batches of 3, two batches a step: one step an epoch."""
+    """9 clips in batches of 3, two batches a step: three steps in two epochs."""
     out = train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "optim.warmup_epochs=2", "save_every=3"])
     log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    assert [line["lr"] for line in log[:3]] == pytest.approx([5e-4, 1e-3, 1e-3])
-    assert len(log) == 4
+    assert [line["lr"] for line in log[:4]] == pytest.approx([1e-3 / 3, 2e-3 / 3, 1e-3, 1e-3])
+    assert len(log) == 6
     assert train(recipe(), ["optim.accumulate=2", "optim.epochs=4", "save_every=3"], resume=True) == out
 
 
@@ -344,6 +348,41 @@ def test_too_many_unreadable_clips_stop_the_training(recipe, tmp_path):
     problem = r"2 of 12 clips cannot be read, a larger share than data\.unreadable=0\.05:\n.*gone"
     with pytest.warns(AudioWarning), pytest.raises(TrainingError, match=problem):
         train(recipe(bad, unreadable=0.05), [f"out={tmp_path / 'second'}", "optim.steps=40"])
+
+
+def test_each_of_several_processes_counts_the_unreadable_clips_of_its_own_share(recipe):
+    """A process with one clip of a batch of 3 hears 3 of the 9 clips in an epoch, so one that is bad is the limit."""
+    stage = LambStage(read_recipe(recipe(unreadable=0.3)))
+    with pytest.warns(AudioWarning), pytest.raises(TrainingError, match="2 of 3 clips cannot be read"):
+        stage.loss(stage.module, {"ids": ["a"], "unreadable": ["bad 1", "bad 2"]})
+
+
+def test_all_held_clips_are_validated_as_they_are(recipe, monkeypatch):
+    """3 held clips in batches of 2, each clip at its own level and of equal weight."""
+    stage = LambStage(read_recipe(recipe(gain=20.0), ["optim.batch=2"]))
+    heard, losses = [], []
+    monkeypatch.setattr(lamb_stage, "cross_entropy", lambda *given: losses.append(len(heard[-1])) or losses[-1])
+    stage.module.register_forward_pre_hook(lambda module, given: heard.append(given[0]))
+    found = stage.data._validation_loss()
+    assert [len(x) for x in heard] == [2, 1]
+    levels = [float(x.abs().max()) for x in torch.cat(heard)]
+    assert levels == pytest.approx([levels[0]] * 3, rel=1e-3)  # as all recordings rise equally
+    assert found["val_plain"] == pytest.approx((2 * 2 + 1) / 3)
+
+
+def test_label_heads_that_no_loss_reaches_do_not_learn(make_config, encoder_folder, tmp_path):
+    """DDP would wait for their gradient."""
+    encoder = EfficientAT(**{**EfficientAT.from_pretrained(encoder_folder).options, "labels": ["dog", "rain"]})
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text(json.dumps(encoder.options))
+    save_file(encoder.state_dict(), tmp_path / "e" / "model.safetensors")
+    for enabled, learn in ((False, set()), (True, {"frame"})):
+        model = make_config(
+            encoder={"source": str(tmp_path / "e"), "train": "full"},
+            extensions={"class_prototypes": {"enabled": enabled}},
+        )
+        heads = new_model(TrainConfig(out="x", model=model)).encoder.heads
+        assert {name for name, head in heads.items() if head.weight.requires_grad} == learn
 
 
 def test_manifests_that_cannot_be_used(recipe, clips, tmp_path):

@@ -143,5 +143,7 @@ def test_what_cannot_be_built_says_why(build, remedy):
 def test_queries_start_as_far_apart_as_asked():
     torch.manual_seed(0)
     near, far = (make(dim=128, head_dim=64, query_std=std).fusion.queries.std() for std in (0.02, 0.5))
+    qformer = make("qformer", dim=128, head_dim=64, query_std=0.5).queries.std()
+    assert float(qformer.detach()) == pytest.approx(0.5, rel=0.1)
     assert float(near.detach()) == pytest.approx(0.02, rel=0.1)
     assert float(far.detach()) == pytest.approx(0.5, rel=0.1)

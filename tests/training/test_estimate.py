@@ -8,13 +8,15 @@ import pytest
 import torch
 import yaml
 from transformers import AutoConfig, LlamaForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from lamb.cli.app import app
-from lamb.config import ConfigError, TrainConfig, read_recipe, to_dict
+from lamb.config import ConfigError, OptimConfig, TrainConfig, read_recipe, to_dict
 from lamb.training import estimate as estimating
 from lamb.training.estimate import estimate
 from lamb.training.lamb_stage import new_model
+from lamb.training.loop import in_steps
 
 
 @pytest.fixture
@@ -76,6 +78,29 @@ def test_checkpointing_keeps_less_and_changes_nothing(recipe, tmp_path, llm_fold
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
     saved = 6 * (found.block.kept - found.whole.inputs)
     assert kept[0] - kept[1] == pytest.approx(saved, rel=0.15)
+
+
+def test_checkpointing_of_a_frozen_language_model(recipe):
+    """Its blocks are computed again although they do not learn, and their dropout stays off."""
+    LlamaForCausalLM(AutoConfig.from_pretrained(recipe.parent / "llm")).save_pretrained(recipe.parent / "llm")
+    model = new_model(read_recipe(recipe, ["optim.checkpointing=true", "model.llm.train=frozen"])).train()
+    blocks = [m for m in model.llm.modules() if isinstance(m, GradientCheckpointingLayer)]
+    assert blocks
+    assert [m for m in model.llm.modules() if m.training] == blocks
+    calls = []
+    for block in blocks:
+        again = block._gradient_checkpointing_func
+        block._gradient_checkpointing_func = lambda *given, again=again: calls.append(1) or again(*given)
+    ids, ids_mask = model.llm.tokenize([estimating.CAPTION])
+    model(torch.randn(1, 16000), torch.ones(1, 16000, dtype=torch.bool), ids, ids_mask).logits.sum().backward()
+    assert len(calls) == len(blocks)
+    model.eval()
+    assert not any(m.training for m in model.llm.modules())
+
+
+def test_epochs_are_of_a_manifest(recipe, tmp_path):
+    with pytest.raises(ConfigError, match=r"only the clips of data\.manifest have epochs; give optim\.steps"):
+        in_steps(TrainConfig(out=str(tmp_path), optim=OptimConfig(epochs=3)), 0)
 
 
 def test_the_command(recipe):
