@@ -19,6 +19,8 @@ from .errors import LambError
 
 T = TypeVar("T")
 
+DEFAULT_MODEL = "tiny"  # the bundled model that is used where none is named
+
 
 class ConfigError(LambError, ValueError):
     """A recipe or configuration that cannot be used: where, the problem and the remedy."""

@@ -32,12 +32,7 @@ from lamb.inference.weighing import Weigher, caption_confidence, logit, sounds_o
 SEEDS = (101, 102)  # of the pairs
 PAIRS = 150  # of each kind and seed
 OFFERED = 6  # sentences, the last ones of a candidate list: two kinds, both of them in two ways, two upper classes
-SEARCH = {
-    "guide": float,
-    "said": float,
-    "length_penalty": float,
-    "beams": int,
-}  # of the search
+SEARCH = {"guide": float, "length_penalty": float, "beams": int}  # settings of the search
 UNHEARD = ("donkey", "theremin", "camera", "velcro", "stapler", "vomiting", "can_opener", "whale")  # seen by the fit
 
 
@@ -93,8 +88,9 @@ def collect(model_name: str, folders: list[str], search: dict[str, float]) -> li
         decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), options.guide)
         found = generate(runtime, decoding, options, options.beams)
         clip, frame = runtime.tag(h_a, mask)
-        texts = weigher.candidates(clip, frame * mask[..., None], found)
-        rows = weigher.measure(clip, frame, mask, decoding, texts, found)
+        frame = frame * mask[..., None]
+        texts = weigher.candidates(clip, frame, found)
+        rows = weigher.measure(clip, frame, decoding, texts, found)
         items += [Item(*sounds[k][:2], own, row) for k, own, row in zip(batch, texts, rows, strict=True)]
         print(f"{len(items)} of {len(sounds)}", file=sys.stderr, flush=True)
     return items

@@ -128,12 +128,7 @@ def clock_ticking(random: Random, duration: float = 5.0) -> np.ndarray:
         stroke = np.zeros(len(t))
         for delay, level in ((0, 0.6), (0.009, 1.0), (0.016, 0.5)):  # escapement: unlock, impulse, drop
             click = 0.7 * random.standard_normal(len(t)) * np.exp(-t / 0.0004)
-            for pitch, strength, decay in (
-                (1570, 0.5, 0.003),
-                (2890, 0.7, 0.0025),
-                (4420, 0.6, 0.002),
-                (6180, 0.4, 0.0015),
-            ):
+            for pitch, strength, decay in STEEL:
                 pitch *= (1.0 if k % 2 else 1.06) * random.uniform(0.99, 1.01)
                 click += strength * np.sin(2 * np.pi * pitch * t + random.uniform(0, 6)) * np.exp(-t / decay)
             add(stroke, delay, level * click)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.errors import AudioError
 from ..audio.files import SPECIAL, is_special
-from ..config import DecodeLimits
+from ..config import DEFAULT_MODEL, DecodeLimits
 from ..errors import LambError, optional, reason
 from ..inference.loading import processors
 from .listing import Input, open_address
@@ -35,7 +35,7 @@ class WorkerError(LambError, OSError):
 class Settings:
     """Options of `Captioner.load` and `Captioner.stream`."""
 
-    model: str = "tiny"
+    model: str = DEFAULT_MODEL
     device: str | None = None
     threads: int | None = None  # of each worker; None: an equal share of the cores
     n_best: int = 1

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..config import DecodeLimits
+from ..config import DEFAULT_MODEL, DecodeLimits
 from .errors import say
 from .options import (
-    DEFAULT_MODEL,
     INPUT,
     LONG,
     MACHINE,

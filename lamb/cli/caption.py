@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from ..config import DecodeLimits
+from ..config import DEFAULT_MODEL, DecodeLimits
 from .errors import loading, one_line_warnings, say
 from .options import (
     DECODING,
-    DEFAULT_MODEL,
     INPUT,
     LONG,
     OUTPUT,

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from ..config import DEFAULT_MODEL
 from .errors import one_line_warnings
-from .options import DEFAULT_MODEL, OUTPUT, AsJson, Beams, Device, Model, Threads, option
+from .options import OUTPUT, AsJson, Beams, Device, Model, Threads, option
 from .terminal import print_json, print_table
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..config import DEFAULT_MODEL
 from .errors import loading, needing, say
-from .options import DEFAULT_MODEL, OUTPUT, ModelName, flag, option
+from .options import OUTPUT, ModelName, flag, option
 
 
 def export(

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import DEFAULT_MODEL
 from .errors import loading
-from .options import DEFAULT_MODEL, AsJson, ModelName, flag
+from .options import AsJson, ModelName, flag
 from .terminal import cell, print_json, print_table
 
 

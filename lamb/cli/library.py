@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import DEFAULT_MODEL
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads, option, refuse
+from .options import INPUT, MACHINE, MODEL_HELP, OUTPUT, Beams, Device, Quiet, Threads, option, refuse
 from .terminal import print_table, progress_bar
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config import DEFAULT_MODEL
 from .errors import one_line_warnings, say
-from .options import DEFAULT_MODEL, OUTPUT, Device, Ignore, MinConfidence, Model, Only, Quiet, Threads, option, words
+from .options import OUTPUT, Device, Ignore, MinConfidence, Model, Only, Quiet, Threads, option, words
 
 if TYPE_CHECKING:
     from ..live.events import Event

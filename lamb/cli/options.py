@@ -12,7 +12,6 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-DEFAULT_MODEL = "tiny"
 MODEL_HELP = "A bundled model, a folder, or a Hugging Face hub id."
 OWN = "the model's own"
 A_GPU = "a GPU if there is one"

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..config import ServeConfig
+from ..config import DEFAULT_MODEL, ServeConfig
 from .caption import load_captioner
 from .errors import needing, one_line_warnings, say
 from .options import (
-    DEFAULT_MODEL,
     LOOPBACK,
     MODEL_HELP,
     BatchSize,

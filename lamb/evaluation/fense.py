@@ -84,14 +84,14 @@ class FluencyDetector:
         self.model.load_state_dict(weights)
         self.model.eval()
 
-    def _build(self, kind: str, classes: int, local: bool = True) -> Any:
+    def _build(self, kind: str, classes: int) -> Any:
         """The network with random weights; it has the configuration and tokenizer of the BERT `kind`."""
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
         try:
-            config = AutoConfig.from_pretrained(kind, local_files_only=local)
-            self.tokenizer = AutoTokenizer.from_pretrained(kind, local_files_only=local)
+            config = AutoConfig.from_pretrained(kind, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(kind, local_files_only=True)
         except OSError as error:
             raise Unavailable(f"the tokenizer of {kind}, for FENSE's error detector, is not here", DOWNLOAD) from error
         encoder = AutoModel.from_config(config)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..audio import reader as audio
-from ..config import DecodeConfig, DecodeLimits
+from ..config import DEFAULT_MODEL, DecodeConfig, DecodeLimits
 from ..errors import OptionError
 from .captions import Caption, Timeline
 from .changes import CELL
@@ -47,7 +47,7 @@ class Captioner:
     @classmethod
     def load(
         cls,
-        name: str = "tiny",
+        name: str = DEFAULT_MODEL,
         device: str | None = None,
         limits: DecodeLimits | None = None,
         engine: str | None = None,

@@ -112,7 +112,7 @@ class Weigher:
         frame = frame * h_a_mask[..., None]
         texts = [list(dict.fromkeys(row)) for row in self.candidates(clip, frame, found)]
         rows = []
-        for own, row in zip(texts, self.measure(clip, frame, h_a_mask, decoding, texts, found), strict=True):
+        for own, row in zip(texts, self.measure(clip, frame, decoding, texts, found), strict=True):
             scored = [weigh(text, *measures, self.options.weigh) for text, measures in zip(own, row, strict=True)]
             rows.append([hypothesis for _, hypothesis in sorted(scored, key=lambda item: -item[0])])
         return rows
@@ -131,7 +131,6 @@ class Weigher:
         self,
         clip: np.ndarray,
         frame: np.ndarray,
-        mask: np.ndarray,
         decoding: Decoding,
         texts: Sequence[Sequence[str]],
         found: Sequence[Sequence[Hypothesis]] = (),
@@ -140,12 +139,11 @@ class Weigher:
         each sound that it names the numbers from which its confidence is computed.
 
         Args:
-            clip, frame, mask: (B, C), (B, N_a, C + 1), (B, N_a); what the label heads say, and where a clip is.
+            clip, frame: (B, C), (B, N_a, C + 1), 0 in padding; what the label heads say.
             decoding: the prompts of the clips.
             texts: of each clip.
             found: hypotheses of each clip; the search has told how probable their tokens are.
         """
-        frame = frame * mask[..., None]
         flat = [(k, text) for k, row in enumerate(texts) for text in row]
         tokens = self.runtime.tokenize([text for _, text in flat])
         known = {(k, h.text): h.found for k, row in enumerate(found) for h in row if h.found is not None}

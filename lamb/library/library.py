@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import LibraryConfig
+from ..config import DEFAULT_MODEL, LibraryConfig
 from ..inference.captioner import Captioner
 from ..inference.captions import SILENCE
 from ..inference.recording import Source
@@ -30,8 +30,6 @@ from .listing import listed
 from .moments import hear
 from .query import Words, kinds
 from .store import TABLE, LibraryError, Store, quoted
-
-MODEL = "tiny"  # of a new index
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ class Library:
         source_name, found = listed(str(source))
         if not self._exists():
             runtime = self.captioner.engine.runtime
-            name = self._model if isinstance(self._model, str) else MODEL
+            name = self._model if isinstance(self._model, str) else DEFAULT_MODEL
             width = runtime.embed([0]).shape[1]
             self.store = Store.create(self.folder, width, runtime.labels, name, runtime.space, self.config)
         with self.store.writing():
@@ -168,7 +166,7 @@ class Library:
     @cached_property
     def captioner(self) -> Captioner:
         """The model, loaded at the first use. Raises LibraryError if the index was made with another one."""
-        model = self._model or (self.store.model if self._exists() else MODEL)
+        model = self._model or (self.store.model if self._exists() else DEFAULT_MODEL)
         given = model if isinstance(model, Captioner) else None
         captioner = given or Captioner.load(str(model), self._device, threads=self._threads)
         runtime = captioner.engine.runtime

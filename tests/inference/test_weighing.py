@@ -123,7 +123,8 @@ def heard(model) -> tuple[TorchRuntime, np.ndarray, np.ndarray]:
 
 def measured(runtime, h_a, mask, texts, found=()):
     decoding = runtime.decoding(*runtime.audio_tokens(h_a, mask), 1.0)
-    return Weigher(runtime, DecodeConfig()).measure(*runtime.tag(h_a, mask), mask, decoding, texts, found)
+    clip, frame = runtime.tag(h_a, mask)
+    return Weigher(runtime, DecodeConfig()).measure(clip, frame * mask[..., None], decoding, texts, found)
 
 
 @torch.inference_mode()
