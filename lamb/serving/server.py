@@ -108,6 +108,7 @@ def _add_caption(router: APIRouter, service: Service) -> None:
         options = _checked(CaptionOptions, {**query.model_dump(exclude_unset=True), **fields})
         keywords = options.model_dump(exclude={"format", "stream"})
         try:
+            options.check(service.captioner.options)
             service.captioner.stream((), **keywords)  # to check the options
         except ValueError as error:
             raise HTTPException(422, str(error)) from None

@@ -286,6 +286,8 @@ def test_limit_of_an_uploads_time():
         ({"n_best": 3, "beams": 2}, "n_best 3 needs as many beams, not 2; raise beams, or sample"),
         ({"window": "nan"}, "window: Input should be"),
         ({"window": 2, "hop": 3}, "hop at most the window"),
+        ({"window": 60, "hop": 0.5}, "hop 0.5 s is less than a quarter of the window of 60 s; choose 15 s or more"),
+        ({"hop": 2}, "hop 2 s is less than a quarter of the window of 10 s; choose 2.5 s or more"),
         ({"beam": 2}, "beam: Extra inputs are not permitted"),
         ({"format": "xml"}, "format: Input should be 'json'"),
     ],
