@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,10 +29,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import FILES, SAMPLES, Held, Served, running, tiny, until
 from typer.testing import CliRunner
 
+from lamb.audio import sandbox
 from lamb.audio.reader import AudioError
 from lamb.cli.app import app as command_line
 from lamb.inference.captions import WRITERS, Caption
-from lamb.serving.gate import JsonLines
+from lamb.serving.gate import JsonLines, log_to_stderr
 from lamb.serving.schema import EXAMPLE, CaptionJSON
 from lamb.serving.server import KEYS, model_name, read_keys
 from lamb.serving.service import Gone, while_there
@@ -441,6 +443,30 @@ def test_logs_are_json_without_contents(caplog):
     assert (logged[2]["method"], logged[2]["status"]) == ("other", 405)
     for content in (KEY, text, "holiday", "secret"):
         assert content not in "".join(lines).lower()
+
+
+def test_a_hostile_name_of_a_repaired_sound_is_neither_logged_nor_kept(tmp_path, capsys):
+    x = np.sin(np.arange(16_000) / 5).astype(np.float32)
+    x[5000] = np.nan
+    soundfile.write(tmp_path / "repaired.wav", x, 16_000, "FLOAT")
+    forged = 'holiday\n{"level": "error", "event": "forged"}\n'
+    names = ("lamb.serve", "uvicorn", "py.warnings")
+    before = {name: (one.handlers, one.propagate, one.level) for name in names if (one := logging.getLogger(name))}
+    try:
+        with warnings.catch_warnings():
+            log_to_stderr()
+            with sandbox.Decoding(tmp_path / "repaired.wav", 16_000, called=forged) as decoding:
+                assert len(decoding.load(60)) == 16_000
+            warnings.warn("of a library,\nin two lines", stacklevel=1)
+    finally:
+        logging.captureWarnings(False)
+        for name, state in before.items():
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate, logger.level = state
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "warning"
+    assert "UserWarning: of a library,\nin two lines" in json.loads(line)["event"]
+    assert "holiday" not in str(getattr(sandbox, "__warningregistry__", {}))
 
 
 def test_health_and_metrics(client):
