@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -221,6 +222,16 @@ def test_any_name_of_a_model_is_answered_by_the_one_that_is_loaded(outside):
     with outside.audio.transcriptions.create(file=LONG, model="whisper-1", stream=True) as stream:
         assert stream.response.headers["x-lamb-model"] == "tiny"
         assert list(stream)
+
+
+def test_a_model_in_any_alphabet_is_named_in_the_header():
+    with running(model="модель (50 %), org/one") as it:
+        address, file = f"{it.url}/v1/audio/transcriptions", {"file": ("siren.flac", SIREN.read_bytes())}
+        answer = httpx.post(address, files=file, timeout=120)
+    assert answer.status_code == 200
+    named = answer.headers["x-lamb-model"]
+    assert unquote(named) == "модель (50 %), org/one"
+    assert named.endswith("%20(50%20%25),%20org/one")
 
 
 def test_the_openai_client_is_told_what_is_wrong(outside):
