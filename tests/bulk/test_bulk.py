@@ -455,6 +455,15 @@ def test_a_kill_between_any_two_writes(tmp_path, monkeypatch):
         k += 1
 
 
+def test_files_of_other_programs_among_the_captions_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk_module, "crew", inline)
+    folder, out = make(tmp_path / "in", "a.wav", "b.wav", "c.wav"), tmp_path / "out"
+    first = bulk(str(folder), out, Settings(), shard_size=2)
+    make(out / "captions", ".DS_Store", "._000000.jsonl", "000000 (copy).jsonl", "Thumbs.db", "notes-1.txt")
+    again = bulk(str(folder), out, Settings(), shard_size=2)
+    assert (again["captioned"], again["this_run"]["inputs"]) == (first["captioned"], 0) == (3, 0)
+
+
 def inline(settings: Settings, workers: int | None, ray: str | None) -> Any:
     """A crew of one that works in this process at once."""
     from concurrent.futures import Future
