@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +53,9 @@ INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END = range(7)  # kinds of message
 DEATH = "so damaged that its decoder died"
 SLOW = "takes longer to decode than is allowed"
 _TRY = "try: python -m lamb.audio.sandbox < /dev/null"
-_REQUEST = struct.Struct("<5d?i")  # Hz; window and hop in s; limits in s and bytes; is damage told; track or 0
+# Hz; window and hop in s; limits in s and bytes; is damage told; track or 0; is a stretch wanted: its start and
+# duration in s, 0: to the end
+_REQUEST = struct.Struct("<5d?i?2d")
 _MESSAGE = struct.Struct("<BQ")
 _LARGEST = 2**31  # bytes of a message
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
@@ -84,6 +86,21 @@ def windows(
         yield from decoding.windows()
 
 
+def load(
+    source: Source,
+    sample_rate: int,
+    start: float = 0.0,
+    duration: float | None = None,
+    limits: DecodeLimits | None = None,
+) -> np.ndarray:
+    """As `reader.load`, samples (T,), decoded in a process of its own within `limits`. Arrays need none."""
+    if isinstance(source, tuple) or not CAN_FORK:
+        return reader.load(source, sample_rate, start, duration)
+    reader.check_stretch(start, duration)
+    with Decoding(source, sample_rate, limits=limits, stretch=(start, duration)) as decoding:
+        return np.concatenate([x for _, x in decoding.windows()])
+
+
 def start(wait: bool = False) -> None:
     """Start the server, so that it is there when the first file comes. Raises SandboxError."""
     if CAN_FORK:
@@ -94,6 +111,9 @@ def start(wait: bool = False) -> None:
 
 class Decoding:
     """The decoding of one file in a process of its own: `info` and then `windows`, or `load`, once.
+
+    Of a `stretch` (start in seconds, duration or None) there is no `info`: its `windows` are pieces of what
+    `reader.load` gives.
 
     They raise AudioError where the file is the cause, also of the decoder's death, and SandboxError where no decoder
     can be started. `kill` ends it at any moment, from any thread.
@@ -108,6 +128,7 @@ class Decoding:
         damage: Damage | None = None,
         limits: DecodeLimits | None = None,
         called: str | None = None,
+        stretch: tuple[float, float | None] | None = None,
     ) -> None:
         if not CAN_FORK:
             raise SandboxError("this system has no decoding processes", "use Linux or macOS")
@@ -118,8 +139,10 @@ class Decoding:
         with ExitStack() as stack:
             file = _descriptor(source, stack)
             seconds = limits.seconds and limits.seconds + limits.seconds_per_mb * os.fstat(file).st_size / 1e6
+            begin, duration = stretch or (0.0, None)
             request = _REQUEST.pack(
-                sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None, limits.track or 0
+                *(sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None, limits.track or 0),
+                *(stretch is not None, begin, duration or 0.0),
             )
             self._decoder = _decoder()
             with contextlib.suppress(ConnectionError):  # one that has just died: the end of its line says so
@@ -381,8 +404,11 @@ def _decode(
     memory: float,
     lossy: bool,
     track: int,
+    stretch: bool,
+    begin: float,
+    duration: float,
 ) -> None:
-    """Send the windows of one file, within the limits. Raises OSError when nobody listens any more."""
+    """Send the windows of one file, or a stretch of it, within the limits. Raises OSError when nobody listens."""
     damage = Damage() if lossy else None
     said = Damage()
 
@@ -396,17 +422,25 @@ def _decode(
             said.spans, said.truncated = list(damage.spans), damage.truncated
             _say(line, DAMAGE, {"spans": new, "truncated": damage.truncated})
 
+    def send(found: Iterable[tuple[float, np.ndarray]]) -> None:
+        for start, x in found:
+            tell()
+            samples = x.astype("<f4", copy=False).tobytes()
+            line.sendall(_MESSAGE.pack(WINDOW, 8 + len(samples)) + struct.pack("<d", start) + samples)
+
     warnings.showwarning = warn
     warnings.simplefilter("always")
     try:
         with open(file, "rb") as content:
             _limit(content.fileno(), seconds, int(memory))
-            with reader.opened(content, damage, track or None) as sound:
-                _say(line, INFO, asdict(sound.info))
-                for start, x in reader.cut(sound, int(rate), window, hop):
-                    tell()
-                    samples = x.astype("<f4", copy=False).tobytes()
-                    line.sendall(_MESSAGE.pack(WINDOW, 8 + len(samples)) + struct.pack("<d", start) + samples)
+            if stretch:
+                x = reader.load(content, int(rate), begin, duration or None)
+                size = math.ceil(window * rate)
+                send((begin + k / rate, x[k : k + size]) for k in range(0, len(x), size))
+            else:
+                with reader.opened(content, damage, track or None) as sound:
+                    _say(line, INFO, asdict(sound.info))
+                    send(reader.cut(sound, int(rate), window, hop))
         tell()
         line.sendall(_MESSAGE.pack(END, 0))
     except AudioError as error:

@@ -160,7 +160,8 @@ def windows(
     """
     if isinstance(source, Clip):
         if source.start or source.duration is not None:
-            source = audio.load(source.path, sample_rate, source.start, source.duration), sample_rate
+            load = partial(sandbox.load, limits=limits) if limits else audio.load
+            source = load(source.path, sample_rate, source.start, source.duration), sample_rate
         else:
             source = source.path
     by = partial(sandbox.windows, limits=limits) if limits else audio.windows

@@ -555,6 +555,19 @@ def test_a_real_model_hears_files_addresses_and_clips(tmp_path, model_folder):
         assert words in error
 
 
+def test_a_clip_is_decoded_within_limits_as_a_whole_recording_is(tmp_path, monkeypatch):
+    from lamb.audio import reader
+    from lamb.bulk import workers
+
+    x = (0.1 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", x, 16000, "FLOAT")
+    monkeypatch.setattr(reader, "load", None)  # in this process, not in the one that decodes
+    for file in (f"{tmp_path}/a.wav", f"file://{tmp_path}/a.wav"):
+        clip = workers._source(Input(file, start=1.0, duration=1.0), 16000, Settings().limits)
+        heard, _ = soundfile.read(io.BytesIO(clip.read()), dtype="float32")
+        np.testing.assert_array_equal(heard, x[16000:32000])
+
+
 def test_what_a_timeline_lost_is_in_its_row(tmp_path, model_folder):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

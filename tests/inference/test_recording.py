@@ -2,8 +2,12 @@
 
 import numpy as np
 import pytest
+import soundfile
 
-from lamb.inference.recording import KEPT, Summary
+from lamb.audio import reader
+from lamb.config import DecodeConfig, DecodeLimits
+from lamb.data.manifest import Clip
+from lamb.inference.recording import KEPT, Summary, windows
 
 
 def window(direction: int, seconds: float = 10, seed: int = 0) -> np.ndarray:
@@ -42,3 +46,15 @@ def test_what_is_present_stays_among_many_moments() -> None:
         summary.add(window(k, 0.5))
     assert {0, 1} <= set(kinds(summary))
     assert len(summary.windows) == KEPT
+
+
+def test_a_stretch_of_a_recording_is_decoded_within_limits_as_a_whole_one_is(tmp_path, monkeypatch) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 5 * 16_000), 16_000)
+    clip = Clip("a", str(tmp_path / "a.wav"), start=1.0, duration=2.5)
+    options = DecodeConfig(window=2.0, hop=2.0)
+    expected = list(windows(clip, 16_000, options))
+    monkeypatch.setattr(reader, "load", None)  # in this process, not in the one that decodes
+    found = list(windows(clip, 16_000, options, limits=DecodeLimits()))
+    assert [start for start, _ in found] == [start for start, _ in expected] == [0.0, 2.0]
+    for (_, x), (_, y) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
