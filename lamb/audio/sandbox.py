@@ -49,9 +49,10 @@ from .sources import Source, check_file, name, open_path, seekable
 
 USES = 500  # files after which a decoder is let go, with what it may have lost of its memory
 IDLE = 4  # decoders that are kept for the next files
-INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END = range(7)  # kinds of messages
+INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END, NONE = range(8)  # kinds of messages
 DEATH = "so damaged that its decoder died"
 SLOW = "takes longer to decode than is allowed"
+_MORE = "end other programs, or allow more processes (ulimit -u) or memory"
 _TRY = "try: python -m lamb.audio.sandbox < /dev/null"
 # Hz; window and hop in s; limits in s and bytes; is damage told; track or 0; is a stretch wanted: its start and
 # duration in s, 0: to the end
@@ -228,6 +229,8 @@ class Decoding:
             elif kind == DIED:
                 problem = SLOW if said == signal.SIGXCPU else DEATH
                 raise AudioError(self.name, problem, SAFE)
+            elif kind == NONE:
+                raise SandboxError(f"no decoding process can be started ({said})", _MORE)
 
 
 def _descriptor(source: Any, stack: ExitStack) -> int:
@@ -366,16 +369,28 @@ def serve(control: socket.socket) -> None:
     control.send(b"R")
     while (said := socket.recv_fds(control, 1, 1))[0]:
         with socket.socket(fileno=said[1][0]) as line:
-            if os.fork() == 0:
+            if _fork(line) == 0:
                 control.close()
                 _watch(line)
+
+
+def _fork(line: socket.socket) -> int:
+    """As `os.fork`; where the system has no process to give, say so on the line and return -1."""
+    try:
+        return os.fork()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            _say(line, NONE, error.strerror)
+        return -1
 
 
 def _watch(line: socket.socket) -> NoReturn:
     """The monitor: fork a decoder; end it when nobody listens any more, or say what it died of."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     life, held = os.pipe()  # `life` ends with the decoder, who alone holds the other end
-    if (decoder := os.fork()) == 0:
+    if (decoder := _fork(line)) < 0:
+        os._exit(0)
+    if decoder == 0:
         os.close(life)
         with contextlib.suppress(OSError):  # nobody listens any more
             while (said := socket.recv_fds(line, _REQUEST.size, 1))[0]:

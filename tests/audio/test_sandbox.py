@@ -217,6 +217,27 @@ def test_no_server_is_told(monkeypatch, fresh):
         list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
 
 
+@pytest.mark.parametrize("missing", ["monitor", "decoder"])
+def test_a_system_that_has_no_process_to_give_is_told_and_asked_again(monkeypatch, tmp_path, fresh, missing):
+    code = f"""
+import os, pathlib, socket
+from lamb.audio import sandbox
+fork, server, failed = os.fork, os.getpid(), pathlib.Path({str(tmp_path / "failed")!r})
+def few():
+    if not failed.exists() and (os.getpid() == server) == ({missing!r} == "monitor"):
+        failed.touch()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = few
+sandbox.serve(socket.socket(fileno=0))
+"""
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", code], **options))
+    with pytest.raises(sandbox.SandboxError, match=r"started \(Resource temporarily unavailable\); end other programs"):
+        list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
+    assert len(list(sandbox.windows(FILES[0], RATE, 1.0, 1.0)))
+
+
 def test_a_server_that_died_is_replaced(fresh):
     sandbox.start(wait=True)
     sandbox._current.process.kill()
