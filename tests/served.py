@@ -49,11 +49,15 @@ class Served:
 
 @contextmanager
 def running(
-    captioner: Any = None, keys: Sequence[str] = (), batch_size: int | None = None, **settings: Any
+    captioner: Any = None,
+    keys: Sequence[str] = (),
+    batch_size: int | None = None,
+    model: str = "tiny",
+    **settings: Any,
 ) -> Iterator[Served]:
     """The service, in a thread; it has finished what it took when this ends."""
     given = ServeConfig(**{"port": 0, "decoders": 1, "batches": 1, **settings})
-    service = Service(captioner or tiny(), "tiny", given, batch_size)
+    service = Service(captioner or tiny(), model, given, batch_size)
     config = uvicorn.Config(create_app(service, keys), port=0, lifespan="on", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

@@ -21,7 +21,7 @@ from .errors import CONVERT, REPLACE, RESCUE, AudioError, AudioRepair, Damage
 from .headers import read_at
 from .sources import Stream
 
-_DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
+DEMUXERS = "aac,ac3,eac3,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpeg,mpegts,ogg,tta,w64,wav,wv"
 # what DTS begins with, in words of 16 and 14 bits and in both orders of bytes, and as DTS-HD: no demuxer takes it
 _DTS = (b"\x7f\xfe\x80\x01", b"\xfe\x7f\x01\x80", b"\x1f\xff\xe8\x00", b"\xff\x1f\x00\xe8", b"DTSHDHDR")
 _SEEKABLE = ("mov", "matroska", "asf", "aac", "mp3")  # containers in which PyAV lands where it says
@@ -53,7 +53,7 @@ def ffmpeg(called: str, file: BinaryIO | Stream, stack: ExitStack, damage: Damag
     if not isinstance(file, Stream):
         file.seek(0)
     try:
-        options = {"format_whitelist": _DEMUXERS}
+        options = {"format_whitelist": DEMUXERS}
         container = stack.enter_context(av.open(file, "r", options=options, metadata_errors="ignore"))
     except av.FFmpegError:
         problem = "not audio, or damaged at its very beginning"
@@ -141,7 +141,7 @@ def _loudest(file: BinaryIO, count: int) -> int:
     energy, place = np.zeros(count), file.tell()
     for k in range(count):
         file.seek(0)
-        with av.open(file, "r", options={"format_whitelist": _DEMUXERS}, metadata_errors="ignore") as container:
+        with av.open(file, "r", options={"format_whitelist": DEMUXERS}, metadata_errors="ignore") as container:
             for piece in islice(_pieces(container, container.streams.audio[k]), 500):
                 if piece.frame is not None and not _is_unsafe(piece.frame):
                     energy[k] += float(np.square(_samples(piece.frame), dtype=np.float64).mean(1).sum())

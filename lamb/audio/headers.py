@@ -8,13 +8,14 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any, BinaryIO
 
 from ..errors import LambError
 
 TAIL = 2**17  # bytes that hold the last page of an ogg, which is 65,307 at most
-MOST_CHUNKS = 10_000  # of a wav, aiff, caf or mp4; a decoder would take seconds to pass over millions of empty ones
+# of a wav, aiff, caf or mp4, and of files joined to one; a decoder would take seconds to pass over millions of
+# empty ones
+MOST_CHUNKS = 10_000
 
 
 class HeaderError(LambError, ValueError):
@@ -56,17 +57,29 @@ class Part(io.RawIOBase):
 
 
 def joined_at(file: BinaryIO) -> list[int]:
-    """Where further files begin in one that was joined from several: chained ogg, and mp3 with tags in the middle."""
+    """Where further files begin in one that was joined from several: chained ogg, and mp3 with tags in the middle.
+
+    Raises HeaderError where there are more than any program joins.
+    """
+    joints: list[int] = []
     head = read_at(file, 0, 10)
     if head[:4] == b"OggS":
         at = 0  # of the first page that is none of the streams' first pages
         while len(page := read_at(file, at, 27)) == 27 and page[5] & 2:
             at += 27 + page[26] + sum(read_at(file, at + 27, page[26]))
-        first = [offset for offset in _found(file, b"OggS\0\x02", at) if len(read_at(file, offset, 27)) == 27]
-        return [offset for before, offset in pairwise([-1, *first]) if before < 0 or not _follows(file, before, offset)]
-    if is_mp3(head):
-        return [at for at in _found(file, b"ID3", 10) if _is_tag(file, at)]
-    return []
+        before = -1
+        for offset in _found(file, b"OggS\0\x02", at):
+            if len(read_at(file, offset, 27)) == 27:
+                if before < 0 or not _follows(file, before, offset):
+                    _counted(len(joints), "it is joined from")
+                    joints.append(offset)
+                before = offset
+    elif is_mp3(head):
+        for offset in _found(file, b"ID3", 10):
+            if _is_tag(file, offset):
+                _counted(len(joints), "it is joined from")
+                joints.append(offset)
+    return joints
 
 
 def _follows(file: BinaryIO, page: int, offset: int) -> bool:
@@ -164,9 +177,9 @@ def _chunks_stated_end(file: BinaryIO, sign: bytes) -> int | None:
     return end
 
 
-def _counted(count: int) -> int:
+def _counted(count: int, where: str = "its header has") -> int:
     if count == MOST_CHUNKS:
-        raise HeaderError(f"damaged: its header has more than {MOST_CHUNKS:,} parts")
+        raise HeaderError(f"damaged: {where} more than {MOST_CHUNKS:,} parts")
     return count + 1
 
 

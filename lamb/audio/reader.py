@@ -81,8 +81,7 @@ def load(
     that goes past the end is cut there. Without a `duration` it reads to the end, at most `max_duration` seconds.
     Raises AudioError: unreadable, a longer sound than that, or a window that starts past the end.
     """
-    if start < 0 or (duration is not None and duration <= 0):
-        raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
+    check_stretch(start, duration)
     try:
         return _load(source, None, sample_rate, start, duration, max_duration)
     except AudioError as error:
@@ -95,6 +94,12 @@ def load(
         if damage != Damage():
             raise
         return x
+
+
+def check_stretch(start: float, duration: float | None) -> None:
+    """Raise ValueError for seconds that no sound can have."""
+    if start < 0 or (duration is not None and duration <= 0):
+        raise ValueError(f"start must be >= 0 and duration > 0, not {start} and {duration}")
 
 
 def _load(
@@ -251,15 +256,19 @@ def _joined(
     damage: Damage,
 ) -> Sound:
     """The sound of files that follow one another in one, at the rate of the first. `joints` are where others begin."""
-    parts = [io.BufferedReader(Part(file, *bounds)) for bounds in pairwise([0, *joints, file.seek(0, os.SEEK_END)])]
-    head = one(parts[0], stack, damage)
+    parts = list(pairwise([0, *joints, file.seek(0, os.SEEK_END)]))
+
+    def within(bounds: tuple[int, int]) -> BinaryIO:
+        return io.BufferedReader(Part(file, *bounds))  # only when its turn comes: each has a buffer
+
+    head = one(within(parts[0]), stack, damage)
 
     def read(first: int) -> Iterator[np.ndarray]:
         at = 0
         for part in parts:
             begin, own = at / head.rate, Damage()
-            with ExitStack() as within:
-                sound = head if part is parts[0] else one(part, within, own)
+            with ExitStack() as held:
+                sound = head if part is parts[0] else one(within(part), held, own)
                 convert = (lambda x: x) if sound.rate == head.rate else resampled(sound.rate, head.rate)
                 for block in map(convert, sound.read(0)):
                     if at + len(block) > first:

@@ -33,7 +33,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -49,11 +49,14 @@ from .sources import Source, check_file, name, open_path, seekable
 
 USES = 500  # files after which a decoder is let go, with what it may have lost of its memory
 IDLE = 4  # decoders that are kept for the next files
-INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END = range(7)  # kinds of messages
+INFO, WINDOW, DAMAGE, WARNING, REFUSED, DIED, END, NONE = range(8)  # kinds of messages
 DEATH = "so damaged that its decoder died"
 SLOW = "takes longer to decode than is allowed"
+_MORE = "end other programs, or allow more processes (ulimit -u) or memory"
 _TRY = "try: python -m lamb.audio.sandbox < /dev/null"
-_REQUEST = struct.Struct("<5d?i")  # Hz; window and hop in s; limits in s and bytes; is damage told; track or 0
+# Hz; window and hop in s; limits in s and bytes; is damage told; track or 0; is a stretch wanted: its start and
+# duration in s, 0: to the end
+_REQUEST = struct.Struct("<5d?i?2d")
 _MESSAGE = struct.Struct("<BQ")
 _LARGEST = 2**31  # bytes of a message
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # never a key
@@ -84,6 +87,21 @@ def windows(
         yield from decoding.windows()
 
 
+def load(
+    source: Source,
+    sample_rate: int,
+    start: float = 0.0,
+    duration: float | None = None,
+    limits: DecodeLimits | None = None,
+) -> np.ndarray:
+    """As `reader.load`, samples (T,), decoded in a process of its own within `limits`. Arrays need none."""
+    if isinstance(source, tuple) or not CAN_FORK:
+        return reader.load(source, sample_rate, start, duration)
+    reader.check_stretch(start, duration)
+    with Decoding(source, sample_rate, limits=limits, stretch=(start, duration)) as decoding:
+        return np.concatenate([x for _, x in decoding.windows()])
+
+
 def start(wait: bool = False) -> None:
     """Start the server, so that it is there when the first file comes. Raises SandboxError."""
     if CAN_FORK:
@@ -94,6 +112,9 @@ def start(wait: bool = False) -> None:
 
 class Decoding:
     """The decoding of one file in a process of its own: `info` and then `windows`, or `load`, once.
+
+    Of a `stretch` (start in seconds, duration or None) there is no `info`: its `windows` are pieces of what
+    `reader.load` gives.
 
     They raise AudioError where the file is the cause, also of the decoder's death, and SandboxError where no decoder
     can be started. `kill` ends it at any moment, from any thread.
@@ -108,6 +129,7 @@ class Decoding:
         damage: Damage | None = None,
         limits: DecodeLimits | None = None,
         called: str | None = None,
+        stretch: tuple[float, float | None] | None = None,
     ) -> None:
         if not CAN_FORK:
             raise SandboxError("this system has no decoding processes", "use Linux or macOS")
@@ -118,8 +140,10 @@ class Decoding:
         with ExitStack() as stack:
             file = _descriptor(source, stack)
             seconds = limits.seconds and limits.seconds + limits.seconds_per_mb * os.fstat(file).st_size / 1e6
+            begin, duration = stretch or (0.0, None)
             request = _REQUEST.pack(
-                sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None, limits.track or 0
+                *(sample_rate, window, hop, seconds, limits.memory * 1e6, damage is not None, limits.track or 0),
+                *(stretch is not None, begin, duration or 0.0),
             )
             self._decoder = _decoder()
             with contextlib.suppress(ConnectionError):  # one that has just died: the end of its line says so
@@ -205,6 +229,8 @@ class Decoding:
             elif kind == DIED:
                 problem = SLOW if said == signal.SIGXCPU else DEATH
                 raise AudioError(self.name, problem, SAFE)
+            elif kind == NONE:
+                raise SandboxError(f"no decoding process can be started ({said})", _MORE)
 
 
 def _descriptor(source: Any, stack: ExitStack) -> int:
@@ -343,16 +369,28 @@ def serve(control: socket.socket) -> None:
     control.send(b"R")
     while (said := socket.recv_fds(control, 1, 1))[0]:
         with socket.socket(fileno=said[1][0]) as line:
-            if os.fork() == 0:
+            if _fork(line) == 0:
                 control.close()
                 _watch(line)
+
+
+def _fork(line: socket.socket) -> int:
+    """As `os.fork`; where the system has no process to give, say so on the line and return -1."""
+    try:
+        return os.fork()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # nobody listens any more
+            _say(line, NONE, error.strerror)
+        return -1
 
 
 def _watch(line: socket.socket) -> NoReturn:
     """The monitor: fork a decoder; end it when nobody listens any more, or say what it died of."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     life, held = os.pipe()  # `life` ends with the decoder, who alone holds the other end
-    if (decoder := os.fork()) == 0:
+    if (decoder := _fork(line)) < 0:
+        os._exit(0)
+    if decoder == 0:
         os.close(life)
         with contextlib.suppress(OSError):  # nobody listens any more
             while (said := socket.recv_fds(line, _REQUEST.size, 1))[0]:
@@ -381,8 +419,11 @@ def _decode(
     memory: float,
     lossy: bool,
     track: int,
+    stretch: bool,
+    begin: float,
+    duration: float,
 ) -> None:
-    """Send the windows of one file, within the limits. Raises OSError when nobody listens any more."""
+    """Send the windows of one file, or a stretch of it, within the limits. Raises OSError when nobody listens."""
     damage = Damage() if lossy else None
     said = Damage()
 
@@ -396,17 +437,25 @@ def _decode(
             said.spans, said.truncated = list(damage.spans), damage.truncated
             _say(line, DAMAGE, {"spans": new, "truncated": damage.truncated})
 
+    def send(found: Iterable[tuple[float, np.ndarray]]) -> None:
+        for start, x in found:
+            tell()
+            samples = x.astype("<f4", copy=False).tobytes()
+            line.sendall(_MESSAGE.pack(WINDOW, 8 + len(samples)) + struct.pack("<d", start) + samples)
+
     warnings.showwarning = warn
     warnings.simplefilter("always")
     try:
         with open(file, "rb") as content:
             _limit(content.fileno(), seconds, int(memory))
-            with reader.opened(content, damage, track or None) as sound:
-                _say(line, INFO, asdict(sound.info))
-                for start, x in reader.cut(sound, int(rate), window, hop):
-                    tell()
-                    samples = x.astype("<f4", copy=False).tobytes()
-                    line.sendall(_MESSAGE.pack(WINDOW, 8 + len(samples)) + struct.pack("<d", start) + samples)
+            if stretch:
+                x = reader.load(content, int(rate), begin, duration or None)
+                size = math.ceil(window * rate)
+                send((begin + k / rate, x[k : k + size]) for k in range(0, len(x), size))
+            else:
+                with reader.opened(content, damage, track or None) as sound:
+                    _say(line, INFO, asdict(sound.info))
+                    send(reader.cut(sound, int(rate), window, hop))
         tell()
         line.sendall(_MESSAGE.pack(END, 0))
     except AudioError as error:

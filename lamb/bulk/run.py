@@ -19,6 +19,7 @@ come back as that shard, and it must be known on which inputs a worker died. Bot
 import io
 import json
 import os
+import re
 import shutil
 import time
 from collections import deque
@@ -42,6 +43,7 @@ SHARD_SIZE = 1000  # most inputs; a kill costs each worker at most the work on o
 CRASH = "the decoder crashed on it, or used too much memory; convert it, for instance with: ffmpeg -i FILE sound.wav"
 STEP = 128  # most inputs that a worker is given at once: several share a shard, and progress is seen within it
 PIECES = 8  # into which the inputs are cut on which a worker died
+NAMES = re.compile(r"([0-9]{6,})(?:-([0-9]+))?\.(?:jsonl|parquet)")  # of files of captions: number and round
 STILLBORN = 3  # most workers that may die in succession before they have loaded their model
 
 Row = dict[str, Any]
@@ -313,8 +315,9 @@ def _rounds(out: Path) -> dict[int, int]:
         part.unlink()
     rounds: dict[int, int] = {}
     for entry in os.scandir(out / "captions"):
-        number, _, last = entry.name.partition(".")[0].partition("-")
-        rounds[int(number)] = max(rounds.get(int(number), 0), int(last or 0))
+        if named := NAMES.fullmatch(entry.name):  # other programs leave files in folders, such as .DS_Store
+            number, last = int(named[1]), int(named[2] or 0)
+            rounds[number] = max(rounds.get(number, 0), last)
     return rounds
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..audio.errors import AudioError
 from ..audio.files import SPECIAL, is_special
+from ..audio.sandbox import SandboxError
 from ..config import DEFAULT_MODEL, DecodeLimits
 from ..errors import LambError, optional, reason
 from ..inference.loading import processors
@@ -97,7 +98,7 @@ def work(settings: Settings, inputs: list[Input]) -> Answer:
     options = {key: value for key, value in asdict(settings).items() if key not in loading}
     try:
         rate = captioner.engine.sample_rate
-        captions = captioner.stream((_source(item, rate) for item in inputs), **options)
+        captions = captioner.stream((_source(item, rate, settings.limits) for item in inputs), **options)
         rows = [
             {**({"id": item.id} if item.id else {}), **replace(caption, file=item.file).to_dict()}
             for item, caption in zip(inputs, captions, strict=True)
@@ -120,14 +121,14 @@ class _Lazy(io.RawIOBase):
             if not (data := self._file.read(size)):
                 self._file.close()
             return data
-        except AudioError:
+        except (AudioError, SandboxError):
             raise
         except Exception as error:  # each store has its own exceptions
             remedy = "check the address, your rights and the network, then --retry-failed"
             raise AudioError(self.name, f"cannot be fetched ({type(error).__name__}: {error})", remedy) from error
 
 
-def _source(item: Input, rate: int) -> Any:
+def _source(item: Input, rate: int, limits: DecodeLimits | None) -> Any:
     """The source of `item` for the captioner: a path, or a file object that is fetched when it is read."""
     path = item.path or item.file
     if "://" in path:
@@ -138,7 +139,7 @@ def _source(item: Input, rate: int) -> Any:
             return _Lazy(path, lambda: _refuse(path))
     if not item.start and item.duration is None:
         return whole
-    return _Lazy(path, lambda: _stretch(whole, rate, item))
+    return _Lazy(path, lambda: _stretch(whole, rate, item, limits))
 
 
 def _open(url: str) -> Any:
@@ -150,13 +151,14 @@ def _refuse(file: str) -> Any:
     raise AudioError(file, *SPECIAL)
 
 
-def _stretch(whole: Any, rate: int, item: Input) -> io.BytesIO:
+def _stretch(whole: Any, rate: int, item: Input, limits: DecodeLimits | None) -> io.BytesIO:
     """The part of a recording that is the clip, as a wav file."""
     import soundfile
 
-    from ..audio.reader import load as load_audio
+    from ..audio import reader, sandbox
 
-    x = load_audio(whole, rate, item.start, item.duration)
+    load = partial(sandbox.load, limits=limits) if limits else reader.load
+    x = load(whole, rate, item.start, item.duration)
     file = io.BytesIO()
     soundfile.write(file, x, rate, "FLOAT", format="WAV")
     file.seek(0)

@@ -89,9 +89,10 @@ class FluencyDetector:
         import torch
         from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            config = AutoConfig.from_pretrained(kind, local_files_only=True)
-            self.tokenizer = AutoTokenizer.from_pretrained(kind, local_files_only=True)
+            config = AutoConfig.from_pretrained(kind, **options)
+            self.tokenizer = AutoTokenizer.from_pretrained(kind, **options)
         except OSError as error:
             raise Unavailable(f"the tokenizer of {kind}, for FENSE's error detector, is not here", DOWNLOAD) from error
         encoder = AutoModel.from_config(config)

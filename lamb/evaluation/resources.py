@@ -79,8 +79,8 @@ def download(sbert: str = SBERT) -> list[Path]:
     try:
         SentenceTransformer(sbert)
         kind = torch.load(file, map_location="cpu", weights_only=True)["model_type"]
-        AutoConfig.from_pretrained(kind)
-        AutoTokenizer.from_pretrained(kind)
+        AutoConfig.from_pretrained(kind, trust_remote_code=False)
+        AutoTokenizer.from_pretrained(kind, trust_remote_code=False)
     except Exception as error:  # the hub's client passes on whatever its HTTP library raises
         raise DownloadError(
             f"{sbert}: the Hugging Face hub does not give it ({reason(error)})", "check the network"

@@ -13,11 +13,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from threading import Semaphore
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 AHEAD = 4  # windows of a recording that are decoded before their turn
 GROUP = 4  # batches of recordings, or of windows, that are sorted by length together
-HELD = 256  # recordings in such a group, unless a batch is larger: a long one keeps its file open
+HELD = 256  # recordings in such a group, unless a batch is larger
+OPEN = 16  # long recordings that are open at once: the decoder of each is two processes
 KEPT = 6  # windows that stand for a long recording
 
 Source = audio.Source | Clip
@@ -90,18 +92,31 @@ def hear(
     """
     size = max(options.batch_size, min(options.batch_size * GROUP, HELD))
     todo = iter(sources)
+    room = Semaphore(OPEN)
 
     def opened(source: Source, damaged: bool = False) -> tuple[Recording, Windows]:
-        """A recording, with its first windows decoded; the rest, of a long one, when it is its turn."""
+        """A recording, with its first windows decoded; the rest, of a long one, when it is its turn.
+
+        While as many as may be are open, another one is only opened when it is its turn.
+        """
         damaged = damaged or is_live(source)  # a pipe cannot be read twice
         recording = Recording(source, damage=audio.Damage() if damaged else None)
         rest = windows(source, engine.sample_rate, options, recording.damage, limits)
+        if not room.acquire(blocking=False):
+            return recording, rest
+        goes_on = False
         try:
             first = list(islice(rest, AHEAD))
+            goes_on = len(first) == AHEAD
         except audio.AudioError as error:
             recording.error = error
-            return (recording, iter(())) if damaged or error.problem == sandbox.SLOW else opened(source, damaged=True)
-        return recording, _chain(first, rest if len(first) == AHEAD else iter(()))
+        finally:
+            if not goes_on:
+                room.release()
+        if recording.error:
+            again = not damaged and recording.error.problem != sandbox.SLOW
+            return opened(source, damaged=True) if again else (recording, iter(()))
+        return recording, _chain(first, rest, room.release) if goes_on else iter(first)
 
     with ThreadPoolExecutor(2, thread_name_prefix="lamb-decode") as pool:
         ahead: deque[Opened] = deque(pool.submit(opened, source) for source in islice(todo, size))
@@ -112,7 +127,8 @@ def hear(
                 group = [future.result() for future in futures]
                 _encode(engine, group, options.batch_size)
                 for k, (recording, _) in enumerate(group):
-                    if recording.error and not recording.damage:  # it broke off later on
+                    # it broke off later on, or could not be opened
+                    if recording.error and not recording.damage and recording.error.problem != sandbox.SLOW:
                         group[k] = opened(recording.source, damaged=True)
                         _encode(engine, group[k : k + 1], options.batch_size)
                     group[k][0].tell()
@@ -160,7 +176,8 @@ def windows(
     """
     if isinstance(source, Clip):
         if source.start or source.duration is not None:
-            source = audio.load(source.path, sample_rate, source.start, source.duration), sample_rate
+            load = partial(sandbox.load, limits=limits) if limits else audio.load
+            source = load(source.path, sample_rate, source.start, source.duration), sample_rate
         else:
             source = source.path
     by = partial(sandbox.windows, limits=limits) if limits else audio.windows
@@ -234,7 +251,11 @@ class _Kept:
     mean: np.ndarray  # (D,)
 
 
-def _chain(first: list[tuple[float, np.ndarray]], rest: Windows) -> Windows:
-    while first:
-        yield first.pop(0)  # let go of each window as it is used
-    yield from rest
+def _chain(first: list[tuple[float, np.ndarray]], rest: Windows, close: Callable[[], object]) -> Windows:
+    """The first windows, then the rest; `close` is called at the end, also of one that breaks off."""
+    try:
+        while first:
+            yield first.pop(0)  # let go of each window as it is used
+        yield from rest
+    finally:
+        close()

@@ -1,6 +1,7 @@
 """The sources of a stream: a microphone, an address or standard input, each as blocks of mono samples as they arrive.
 
-Addresses are read by PyAV (ffmpeg), which may follow them over the network but never opens a file on this machine.
+PyAV (ffmpeg) reads them. It may follow an address over the network but never opens a file on this machine, and what is
+piped leads it nowhere.
 Messages never contain the user name, the password or the query (after the question mark) of an address.
 """
 
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
+from ..audio.ffmpeg import DEMUXERS
 from ..errors import LambError, optional
 
 NETWORK = "rtsp,rtp,rtcp,udp,tcp,tls,http,https,httpproxy,crypto,hls"  # protocols that an address may lead to
@@ -64,9 +66,9 @@ def opener(source: str, rate: int, patience: float, stdin: RawIOBase | BinaryIO)
 def _decoded(source: str | RawIOBase | BinaryIO, name: str, rate: int, patience: float) -> Blocks:
     import av
 
-    options = {"rtsp_transport": "tcp"}
-    if isinstance(source, str):
-        options["protocol_whitelist"] = NETWORK
+    options = {"rtsp_transport": "tcp", "protocol_whitelist": NETWORK}
+    if not isinstance(source, str):  # only a sound: no playlist, which could lead to files and addresses
+        options = {"format_whitelist": DEMUXERS, "protocol_whitelist": ""}
     try:
         container = av.open(source, "r", options=options, timeout=(patience, patience), metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:

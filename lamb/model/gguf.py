@@ -81,8 +81,9 @@ def _convert(file: Path, folder: Path) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype="float32")
+        options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, **options, dtype="float32")
     except Exception as error:  # as above
         raise ConfigError(f"llm {file}: cannot be converted ({reason(error)}); give another GGUF file") from None
     config = loaded.config

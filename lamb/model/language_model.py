@@ -64,6 +64,7 @@ class LanguageModel(nn.Module):
                 place,
                 dtype=dtype(config.dtype, device),
                 trust_remote_code=False,
+                use_safetensors=True,  # pytorch_model.bin is a pickle
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:

@@ -11,6 +11,7 @@ import logging
 import re
 import time
 import uuid
+import warnings
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lamb.audio.errors import AudioWarning
 from lamb.config import ServeConfig
 
 ENVELOPE = 65_536  # bytes of a request besides the file: the lines and fields of the form
@@ -124,10 +126,16 @@ class JsonLines(logging.Formatter):
 
 
 def log_to_stderr() -> None:
-    """Log lines of the service and of uvicorn as JSON on standard error."""
+    """Log lines of the service and of uvicorn, and warnings, as JSON on standard error.
+
+    Warnings about sound are left out: they hold the name that a client gave to its file.
+    """
+    # Python also keeps the text of each warning that it shows, so that every name would take memory
+    warnings.filterwarnings("ignore", category=AudioWarning)
+    logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines())
-    for name, level in (("lamb.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("lamb.serve", logging.INFO), ("uvicorn", logging.WARNING), ("py.warnings", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(level)

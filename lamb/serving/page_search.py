@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..audio import reader as audio
+from ..audio import sandbox
+from ..config import DecodeLimits
 from ..errors import LambError
 from ..inference.captions import span
 from ..library.library import Library, Match
@@ -50,8 +52,9 @@ def _player(match: Match) -> str:
     import soundfile
 
     try:
-        x = audio.load(match.file, 16_000, match.start, min(LONGEST, max(match.end - match.start, audio.MIN_DURATION)))
-    except audio.AudioError as error:
+        seconds = min(LONGEST, max(match.end - match.start, audio.MIN_DURATION))
+        x = sandbox.load(match.file, 16_000, match.start, seconds, DecodeLimits())
+    except LambError as error:
         return f'<p class="lamb-note">cannot be played: {escape(error.problem)}</p>'
     file = io.BytesIO()
     soundfile.write(file, x, 16_000, format="FLAC")

@@ -8,9 +8,12 @@ from typing import Any, Literal
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from lamb.config import DecodeConfig
+from lamb.errors import OptionError
 from lamb.inference.captions import Caption
 
 EVENTS = "text/event-stream"
+OVERLAP = 4  # most windows that may cover a moment: a second of sound costs as many times the work
 MEDIA = {
     "json": "application/json",
     "jsonl": "application/jsonl",
@@ -47,11 +50,25 @@ class CaptionOptions(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63, description="Makes `sample` repeatable.")
     timeline: bool = Field(False, description="Caption window by window too, with times.")
     window: float | None = Field(None, ge=0.5, le=60, description="Seconds of a window; the model's own if not given.")
-    hop: float | None = Field(None, ge=0.5, le=60, description="Seconds from one window's start to the next's.")
+    hop: float | None = Field(
+        None,
+        ge=0.5,
+        le=60,
+        description="Seconds from one window's start to the next's; at least a quarter of a window.",
+    )
     format: Literal["json", "jsonl", "text", "csv", "srt", "vtt", "audacity", "raven"] = Field(
         "json", description="As of `lamb caption`."
     )
     stream: bool = Field(False, description="Send segments as server-sent events, each as soon as it is final.")
+
+    def check(self, own: DecodeConfig) -> None:
+        """Raise OptionError for windows that overlap too much, of which one that is not given is the model's `own`."""
+        window = own.window if self.window is None else self.window
+        if self.hop is not None and self.hop < window / OVERLAP:
+            raise OptionError(
+                f"hop {self.hop:g} s is less than a quarter of the window of {window:g} s",
+                f"choose {window / OVERLAP:g} s or more, or a shorter window",
+            )
 
 
 class TranscriptionOptions(BaseModel):

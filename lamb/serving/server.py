@@ -14,11 +14,13 @@ import os
 import re
 import signal
 import socket
+import string
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import quote
 
 import numpy as np
 import prometheus_client
@@ -108,6 +110,7 @@ def _add_caption(router: APIRouter, service: Service) -> None:
         options = _checked(CaptionOptions, {**query.model_dump(exclude_unset=True), **fields})
         keywords = options.model_dump(exclude={"format", "stream"})
         try:
+            options.check(service.captioner.options)
             service.captioner.stream((), **keywords)  # to check the options
         except ValueError as error:
             raise HTTPException(422, str(error)) from None
@@ -160,12 +163,12 @@ def _add_openai(router: APIRouter, service: Service) -> None:
     async def transcribe(request: Request, held: Annotated[AsyncExitStack, Depends(service.take)]) -> Response:
         """The same in the shape of the OpenAI audio API: captions stand where a transcript would.
 
-        Any name of a model is taken; the header `X-Lamb-Model` has the one that answers.
+        Any name of a model is taken; the header `X-Lamb-Model` has the one that answers, percent-encoded.
         With `stream`, segments come as `transcript.text.delta` events, then all of them as `transcript.text.done`.
         """
         file, name, fields = await service.receive(request, held)
         options = _checked(TranscriptionOptions, fields)
-        named = {MODEL: model.id}  # clients ask for OpenAI's models, but the loaded one answers
+        named = {MODEL: in_header(model.id)}  # clients ask for OpenAI's models, but the loaded one answers
         kind = options.response_format
         if not options.stream:
             timed = {"timeline": kind not in ("json", "text")}
@@ -296,6 +299,11 @@ def read_keys(file: Path | None) -> list[str]:
             f"{len(short)} of the API keys have fewer than 16 characters", "make one with: openssl rand -hex 24"
         )
     return keys
+
+
+def in_header(text: str) -> str:
+    """`text` for a header of HTTP, which takes only ASCII: readable ASCII as it is, other bytes of UTF-8 as %XX."""
+    return quote(os.fsencode(text), safe=string.punctuation.replace("%", ""))
 
 
 def model_name(model: str) -> str:

@@ -86,6 +86,14 @@ def test_a_header_of_very_many_parts_is_refused_before_it_costs_anything(kind, p
             assert (outcome(made, damage) == "damaged: its header has more than , parts") == (count > 10_000)
 
 
+def test_a_file_that_seems_to_be_joined_from_very_many_is_refused_before_it_costs_anything():
+    page = b"OggS\0\x02" + bytes(21) + b"x"
+    for count in (9_000, 11_000):
+        made = b"OggS\0\0" + bytes(21) + count * page + bytes(2**17)
+        for damage in (None, Damage()):
+            assert (outcome(made, damage) == "damaged: it is joined from more than , parts") == (count > 10_000)
+
+
 def test_zeros_behind_the_samples_are_no_parts_of_the_header():
     for kind in ("WAV PCM_16", "AIFF None"):
         assert outcome(hostile.sounds()[kind] + bytes(200_000), None) == "sound"

@@ -171,6 +171,23 @@ def test_bounds_of_what_is_loaded():
         np.testing.assert_array_equal(decoding.load(60.0), reader.load(FILES[0], RATE))
 
 
+def test_a_stretch_is_the_readers(tmp_path, fresh):
+    soundfile.write(tmp_path / "high.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 30 * 22_050), 22_050)
+    for source in (FILES[0], FILES[0].read_bytes(), tmp_path / "high.wav"):
+        for start, duration in ((0.0, None), (1.5, None), (0.7, 2.0), (0.0, 0.05), (2.0, 999.0)):
+            found = sandbox.load(source, RATE, start, duration)
+            np.testing.assert_array_equal(found, reader.load(source, RATE, start, duration))
+    assert sandbox._idle[0].uses == 15
+    array = (np.ones(9000), 8000)
+    np.testing.assert_array_equal(sandbox.load(array, RATE, 0.5), reader.load(array, RATE, 0.5))
+    with pytest.raises(AudioError, match=rf"{FILES[0].name}: ends before 999 s, where the window begins"):
+        sandbox.load(FILES[0], RATE, 999.0)
+    with pytest.raises(ValueError, match="start must be >= 0"):
+        sandbox.load(FILES[0], RATE, -1.0)
+    with pytest.raises(AudioError, match="needs more memory"):
+        sandbox.load(tmp_path / "high.wav", RATE, 1.0, limits=DecodeLimits(memory=1))
+
+
 def test_a_wait_can_be_ended_from_another_thread(fresh):
     with Decoding(FILES[0], RATE, 0.1, 0.1) as decoding:
         decoding.info()
@@ -198,6 +215,27 @@ def test_no_server_is_told(monkeypatch, fresh):
     monkeypatch.setattr(sys, "executable", "/nothing")
     with pytest.raises(sandbox.SandboxError, match="no decoding process can be started"):
         list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("missing", ["monitor", "decoder"])
+def test_a_system_that_has_no_process_to_give_is_told_and_asked_again(monkeypatch, tmp_path, fresh, missing):
+    code = f"""
+import os, pathlib, socket
+from lamb.audio import sandbox
+fork, server, failed = os.fork, os.getpid(), pathlib.Path({str(tmp_path / "failed")!r})
+def few():
+    if not failed.exists() and (os.getpid() == server) == ({missing!r} == "monitor"):
+        failed.touch()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    return fork()
+os.fork = few
+sandbox.serve(socket.socket(fileno=0))
+"""
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda _, **options: popen([sys.executable, "-c", code], **options))
+    with pytest.raises(sandbox.SandboxError, match=r"started \(Resource temporarily unavailable\); end other programs"):
+        list(sandbox.windows(FILES[0], RATE, 1.0, 1.0))
+    assert len(list(sandbox.windows(FILES[0], RATE, 1.0, 1.0)))
 
 
 def test_a_server_that_died_is_replaced(fresh):

@@ -455,6 +455,15 @@ def test_a_kill_between_any_two_writes(tmp_path, monkeypatch):
         k += 1
 
 
+def test_files_of_other_programs_among_the_captions_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(bulk_module, "crew", inline)
+    folder, out = make(tmp_path / "in", "a.wav", "b.wav", "c.wav"), tmp_path / "out"
+    first = bulk(str(folder), out, Settings(), shard_size=2)
+    make(out / "captions", ".DS_Store", "._000000.jsonl", "000000 (copy).jsonl", "Thumbs.db", "notes-1.txt")
+    again = bulk(str(folder), out, Settings(), shard_size=2)
+    assert (again["captioned"], again["this_run"]["inputs"]) == (first["captioned"], 0) == (3, 0)
+
+
 def inline(settings: Settings, workers: int | None, ray: str | None) -> Any:
     """A crew of one that works in this process at once."""
     from concurrent.futures import Future
@@ -544,6 +553,19 @@ def test_a_real_model_hears_files_addresses_and_clips(tmp_path, model_folder):
         told, ("not audio", "a pipe or a device", "does not exist", "cannot be fetched"), strict=True
     ):
         assert words in error
+
+
+def test_a_clip_is_decoded_within_limits_as_a_whole_recording_is(tmp_path, monkeypatch):
+    from lamb.audio import reader
+    from lamb.bulk import workers
+
+    x = (0.1 * np.random.default_rng(0).standard_normal(48000)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", x, 16000, "FLOAT")
+    monkeypatch.setattr(reader, "load", None)  # in this process, not in the one that decodes
+    for file in (f"{tmp_path}/a.wav", f"file://{tmp_path}/a.wav"):
+        clip = workers._source(Input(file, start=1.0, duration=1.0), 16000, Settings().limits)
+        heard, _ = soundfile.read(io.BytesIO(clip.read()), dtype="float32")
+        np.testing.assert_array_equal(heard, x[16000:32000])
 
 
 def test_what_a_timeline_lost_is_in_its_row(tmp_path, model_folder):

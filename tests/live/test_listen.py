@@ -278,6 +278,30 @@ def test_a_playlist_does_not_open_a_file_of_this_machine(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "script",
+    [
+        "ffconcat version 1.0\nfile private.wav\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nprivate.wav\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 50040 RTP/AVP 0\n",
+    ],
+    ids=["ffconcat", "playlist", "sdp"],
+)
+def test_what_is_piped_opens_no_file_and_no_address(tmp_path, monkeypatch, script):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("private.wav", sound(), RATE)
+    with pytest.raises(StreamError, match="pipe a whole file or stream"):
+        list(opener("-", RATE, 2.0, io.BytesIO(script.encode()))())
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "OGG", "MP3"])
+def test_what_is_piped_may_be_in_any_usual_format(format):
+    x = sound()
+    heard = np.concatenate(list(opener("-", RATE, 2.0, io.BytesIO(encoded(x, format)))()))
+    assert len(heard) == pytest.approx(len(x), abs=0.1 * RATE)
+    assert np.square(heard).mean() == pytest.approx(np.square(x).mean(), rel=0.2)
+
+
+@pytest.mark.parametrize(
     ("address", "name"),
     [
         ("rtsp://me:pw@cam:554/s?x=1#f", "rtsp://cam:554/s"),

@@ -235,6 +235,9 @@ def broken(folder: Path, how: str) -> Path:
             file.unlink()
     elif how == "no weights":
         weights.unlink()
+    elif how == "only a pickle":
+        torch.save(load_file(weights), folder / "pytorch_model.bin")
+        weights.unlink()
     elif how == "garbage":
         weights.write_bytes(b"not safetensors")
     elif how == "truncated":
@@ -258,6 +261,7 @@ def broken(folder: Path, how: str) -> Path:
         "no files",
         "no tokenizer",
         "no weights",
+        "only a pickle",
         "garbage",
         "truncated",
         "a weight is missing",

@@ -37,6 +37,11 @@ def test_what_is_found_can_be_played(library):
         assert (len(x), rate) == (RATE, 16_000)
 
 
+def test_what_is_played_is_decoded_in_a_process_of_its_own(library, monkeypatch):
+    monkeypatch.setattr("lamb.audio.reader.load", None)  # in this process only
+    assert page_search.found_as_html(library, "a dog barks").count("<audio") == 3
+
+
 def test_what_is_wrong_is_told_in_words(library, tmp_path):
     assert "nothing is searched for" in page_search.found_as_html(library, "  ")
     (tmp_path / "sounds" / "tone 1.wav").unlink()

@@ -12,10 +12,12 @@ import socket
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx
 import numpy as np
@@ -28,10 +30,11 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from served import FILES, SAMPLES, Held, Served, running, tiny, until
 from typer.testing import CliRunner
 
+from lamb.audio import sandbox
 from lamb.audio.reader import AudioError
 from lamb.cli.app import app as command_line
 from lamb.inference.captions import WRITERS, Caption
-from lamb.serving.gate import JsonLines
+from lamb.serving.gate import JsonLines, log_to_stderr
 from lamb.serving.schema import EXAMPLE, CaptionJSON
 from lamb.serving.server import KEYS, model_name, read_keys
 from lamb.serving.service import Gone, while_there
@@ -221,6 +224,16 @@ def test_any_name_of_a_model_is_answered_by_the_one_that_is_loaded(outside):
         assert list(stream)
 
 
+def test_a_model_in_any_alphabet_is_named_in_the_header():
+    with running(model="модель (50 %), org/one") as it:
+        address, file = f"{it.url}/v1/audio/transcriptions", {"file": ("siren.flac", SIREN.read_bytes())}
+        answer = httpx.post(address, files=file, timeout=120)
+    assert answer.status_code == 200
+    named = answer.headers["x-lamb-model"]
+    assert unquote(named) == "модель (50 %), org/one"
+    assert named.endswith("%20(50%20%25),%20org/one")
+
+
 def test_the_openai_client_is_told_what_is_wrong(outside):
     assert [model.id for model in outside.models.list()] == ["tiny"]
     assert outside.models.retrieve("tiny").owned_by == "lamb"
@@ -286,6 +299,8 @@ def test_limit_of_an_uploads_time():
         ({"n_best": 3, "beams": 2}, "n_best 3 needs as many beams, not 2; raise beams, or sample"),
         ({"window": "nan"}, "window: Input should be"),
         ({"window": 2, "hop": 3}, "hop at most the window"),
+        ({"window": 60, "hop": 0.5}, "hop 0.5 s is less than a quarter of the window of 60 s; choose 15 s or more"),
+        ({"hop": 2}, "hop 2 s is less than a quarter of the window of 10 s; choose 2.5 s or more"),
         ({"beam": 2}, "beam: Extra inputs are not permitted"),
         ({"format": "xml"}, "format: Input should be 'json'"),
     ],
@@ -439,6 +454,30 @@ def test_logs_are_json_without_contents(caplog):
     assert (logged[2]["method"], logged[2]["status"]) == ("other", 405)
     for content in (KEY, text, "holiday", "secret"):
         assert content not in "".join(lines).lower()
+
+
+def test_a_hostile_name_of_a_repaired_sound_is_neither_logged_nor_kept(tmp_path, capsys):
+    x = np.sin(np.arange(16_000) / 5).astype(np.float32)
+    x[5000] = np.nan
+    soundfile.write(tmp_path / "repaired.wav", x, 16_000, "FLOAT")
+    forged = 'holiday\n{"level": "error", "event": "forged"}\n'
+    names = ("lamb.serve", "uvicorn", "py.warnings")
+    before = {name: (one.handlers, one.propagate, one.level) for name in names if (one := logging.getLogger(name))}
+    try:
+        with warnings.catch_warnings():
+            log_to_stderr()
+            with sandbox.Decoding(tmp_path / "repaired.wav", 16_000, called=forged) as decoding:
+                assert len(decoding.load(60)) == 16_000
+            warnings.warn("of a library,\nin two lines", stacklevel=1)
+    finally:
+        logging.captureWarnings(False)
+        for name, state in before.items():
+            logger = logging.getLogger(name)
+            logger.handlers, logger.propagate, logger.level = state
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line)["level"] == "warning"
+    assert "UserWarning: of a library,\nin two lines" in json.loads(line)["event"]
+    assert "holiday" not in str(getattr(sandbox, "__warningregistry__", {}))
 
 
 def test_health_and_metrics(client):

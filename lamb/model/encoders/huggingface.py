@@ -109,7 +109,7 @@ class HuggingFaceEncoder(Encoder):
 
     @classmethod
     def from_pretrained(cls, source: str | Path) -> Self:
-        """The encoder of a hub id or local folder, in float32; code that comes with a model is never run.
+        """The encoder of a hub id or local folder, in float32; code and pickles that come with a model are never run.
 
         FileNotFoundError: no such folder. ValueError: a model of another kind, or weights are missing.
         OSError: the hub does not have it or cannot be reached, or files are missing or broken.
@@ -120,16 +120,22 @@ class HuggingFaceEncoder(Encoder):
         if not path.is_dir() and (isinstance(source, Path) or path.is_absolute() or len(path.parts) > 2):
             raise FileNotFoundError(f"no model folder at {source}; give a folder or a Hugging Face hub id")
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
             kind = config.model_type + (" with an adapter" if getattr(config, "add_adapter", False) else "")
             if kind not in FAMILIES:
                 raise ValueError(
                     f"{source} holds a model of type {kind!r}, not an audio encoder that lamb knows; "
                     f"give one of {', '.join(FAMILIES)}"
                 )
-            extractor = AutoFeatureExtractor.from_pretrained(source)
+            extractor = AutoFeatureExtractor.from_pretrained(source, trust_remote_code=False)
             # without a dtype, transformers 5 keeps that of the checkpoint
-            model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            model, report = AutoModel.from_pretrained(
+                source,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,  # pytorch_model.bin is a pickle
+                output_loading_info=True,
+            )
         except OSError as error:
             raise OSError(
                 f"{source} could not be loaded: {error}\nCheck the id and the network, or give a local folder "

@@ -170,6 +170,30 @@ def test_missing_weights(tmp_path):
         HuggingFaceEncoder.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tmp_path, monkeypatch, file):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the question whether to run it
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    save("wav2vec2", tmp_path)
+    (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Foreign:\n    pass\n")
+    content = json.loads((tmp_path / file).read_text())
+    kind = "AutoConfig" if file == "config.json" else "AutoFeatureExtractor"
+    content |= {"auto_map": {kind: "foreign.Foreign"}, "model_type": "foreign", "feature_extractor_type": "Foreign"}
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises((OSError, ValueError)):
+        HuggingFaceEncoder.from_pretrained(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_a_pickle_are_not_read(tmp_path):
+    model, _ = save("wav2vec2", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match=r"could not be loaded: .*no file named model\.safetensors"):
+        HuggingFaceEncoder.from_pretrained(tmp_path)
+
+
 def test_missing_folder_or_files(tmp_path):
     for source in (tmp_path / "nothing", str(tmp_path / "nothing"), "some/where/else"):
         with pytest.raises(FileNotFoundError, match="no model folder"):
