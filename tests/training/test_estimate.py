@@ -78,7 +78,8 @@ def test_checkpointing_keeps_less_and_changes_nothing(recipe, tmp_path, llm_fold
     assert kept[0] - kept[1] == pytest.approx(saved, rel=0.15)
 
 
-def test_the_command(recipe):
+def test_the_command(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["train", str(recipe), "--estimate"])
     assert done.exit_code == 0, done.output
     assert "a step of 8 clips of 1 s (extrapolated to the 6 blocks of the LLM)" in done.output
@@ -86,7 +87,7 @@ def test_the_command(recipe):
     assert not Path("runs/lamb").exists()
 
 
-@pytest.mark.parametrize("config", [TrainConfig(stage="encoder"), TrainConfig(init="tiny")])
+@pytest.mark.parametrize("config", [TrainConfig(stage="distill"), TrainConfig(init="tiny")])
 def test_what_cannot_be_estimated(config):
     with pytest.raises(ConfigError, match="--estimate: only for a recipe of stage lamb with a section `model`"):
         estimate(config)
