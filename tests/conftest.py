@@ -17,6 +17,7 @@ settings.load_profile("lamb")
 
 SHARED = Path(__file__).parents[2] / "shared"
 needs_sounds = pytest.mark.skipif(not (SHARED / "sounds").exists(), reason="../shared/sounds is not here")
+needs_captions = pytest.mark.skipif(not (SHARED / "captions").exists(), reason="../shared/captions is not here")
 
 # A small encoder with a token every 0.16 s
 ENCODER = {

@@ -1,6 +1,8 @@
 """Configurations: there and back, what is refused and in which words, recipes and overrides."""
 
 import json
+from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,17 @@ from hypothesis import strategies as st
 from lamb.config import (
     AblationConfig,
     AdapterConfig,
+    ChannelDropoutConfig,
+    ClassPrototypesConfig,
     ConfigError,
     DecodeConfig,
+    ExtensionsConfig,
     GuideConfig,
     LambConfig,
+    OneMentionConfig,
+    PositionalEncodingConfig,
+    RerankingConfig,
+    ResidualGuideConfig,
     TrainConfig,
     from_dict,
     read,
@@ -22,8 +31,8 @@ from lamb.config import (
     to_dict,
 )
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
-RECIPES = [path for path in RECIPES if path.name != "ablation.yaml"]  # of lamb ablate: tests/test_ablate.py
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(FOLDER.rglob("*.yaml"))
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 configs = st.builds(
@@ -109,6 +118,96 @@ def test_every_recipe_loads(path):
 
 def test_there_are_recipes():
     assert len(RECIPES) >= 3
+
+
+LORA = {"rank": 8, "alpha": 32.0, "dropout": 0.1}  # of encoder and language model alike
+MODEL: dict[str, dict[str, Any]] = {  # what the paper, or its authors' earlier captioner, says in which section
+    "1 audio encoder": {
+        "encoder.name": "ced",
+        "encoder.source": "mispeech/ced-base",
+        "encoder.train": "lora",
+        **{f"encoder.lora.{key}": value for key, value in LORA.items()},
+    },
+    "2 two-stream adapter": {
+        "adapter.kind": "two_stream",
+        "adapter.semantic": True,
+        "adapter.temporal": True,
+        "adapter.semantic_queries": 8,
+        "adapter.temporal_queries": 8,
+        "adapter.fusion_queries": 32,
+        "adapter.kernels": (3, 5, 7),  # our choice, as are the numbers of sections 3 and 5
+        "adapter.head_dim": 64,  # our choice
+    },
+    "3 cross-modal aligner": {
+        "aligner.enabled": True,
+        "aligner.global_weight": 1.0,
+        "aligner.token_weight": 1.0,
+        "aligner.infonce_weight": 1.0,
+        "aligner.sigma": 1.0,
+        "aligner.normalise": True,
+        "aligner.temperature": 0.07,
+        "aligner.max_scale": 100.0,
+    },
+    "4 token guide": {"guide.enabled": True, "guide.distance": "l2", "guide.reduce": "mean"},
+    "5 objective": {"loss.alignment": 1.0, "loss.guided": 1.0, "loss.plain": 1.0},
+    "6 LLM, prompt, decoding": {
+        "llm.source": "meta-llama/Llama-2-7b-hf",
+        "llm.train": "lora",
+        **{f"llm.lora.{key}": value for key, value in LORA.items()},
+        "llm.lora_targets": None,  # q and v
+        "llm.prompt": "USER: <audio> {instruction}\nASSISTANT:",
+        "llm.instruction": "Please describe the audio.",
+        "decode.beams": 4,
+        "decode.max_new_tokens": 50,
+    },
+    "nothing of ours": {
+        "decode.no_repeat_ngram": 0,
+        "decode.weigh.enabled": False,
+        "extensions": ExtensionsConfig(
+            ChannelDropoutConfig(0.0),
+            ClassPrototypesConfig(False),
+            PositionalEncodingConfig(False),
+            ResidualGuideConfig(False),
+            OneMentionConfig(False),
+            RerankingConfig(0.0),
+        ),
+    },
+}
+TRAINING: dict[str, Any] = {  # section 7: in both stages
+    "stage": "lamb",
+    "seed": 42,
+    "optim.weight_decay": 1e-6,
+    "optim.grad_clip": 1.0,
+    "optim.accumulate": 1,
+    "optim.llm_lr": None,
+    "optim.epochs": 30,
+    "optim.warmup_epochs": 2,
+    "optim.ema_decay": 0.0,  # the paper has none
+    "data.spec_augment": True,
+    "data.seconds": 30.0,  # Clotho's longest clips are whole
+    "data.gain": 0.0,
+}
+STAGES: dict[str, dict[str, Any]] = {
+    "pretrain": {"init": None, "optim.lr": 5e-5, "optim.batch": 32},
+    "finetune_audiocaps": {"init": "runs/paper/pretrain", "optim.lr": 3e-6, "optim.batch": 8},
+    "finetune_clotho": {"init": "runs/paper/pretrain", "optim.lr": 3e-6, "optim.batch": 8},
+}
+
+
+def values(config: Any, keys: Iterable[str]) -> dict[str, Any]:
+    return {key: attrgetter(key)(config) for key in keys}
+
+
+def test_the_recipes_of_the_paper_have_its_numbers():
+    """In the recipes or in the defaults; the fine-tuning takes the model from the pretraining."""
+    recipes = {path.stem: read_recipe(path) for path in (FOLDER / "paper").iterdir()}
+    assert recipes.keys() == STAGES.keys()
+    model = recipes["pretrain"].model
+    assert {section: values(model, keys) for section, keys in MODEL.items()} == MODEL
+    for name, recipe in recipes.items():
+        expected = {**TRAINING, **STAGES[name]}
+        assert values(recipe, expected) == expected, name
+    assert recipes["pretrain"].out == STAGES["finetune_clotho"]["init"]
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first)
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=first + 1)
 
     def __enter__(self) -> "RunLog":
         return self

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SHARED
+from conftest import SHARED, needs_captions
 
 from lamb.cli import app as cli
 from lamb.data import collections, leakage, manifest
@@ -20,7 +20,6 @@ from lamb.data.collections import prepare
 from lamb.data.download import DownloadError
 from lamb.data.manifest import Clip, ManifestError
 
-needs_captions = pytest.mark.skipif(not (SHARED / "captions").exists(), reason="../shared/captions is not here")
 SOUND = b"RIFF....WAVE"  # conversion does not listen
 
 

@@ -1,14 +1,14 @@
 """The clips of published test sets."""
 
 import pytest
-from conftest import SHARED
+from conftest import SHARED, needs_captions
 
 from lamb.data.coverage import coverage
 from lamb.data.manifest import Clip, ManifestError
 from lamb.data.sources import caption_table
 
 
-@pytest.mark.skipif(not (SHARED / "captions").exists(), reason="../shared/captions is not here")
+@needs_captions
 @pytest.mark.parametrize(
     ("table", "name", "published"),
     [("audiocaps_test", "audiocaps-test", 975), ("clotho_test", "clotho-evaluation", 1045)],

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 import pytest
-from conftest import SHARED, needs_sounds
+from conftest import SHARED, needs_captions, needs_sounds
 
 from lamb.data.manifest import ManifestError
 from lamb.data.sources import caption_texts, sounds
@@ -95,6 +95,7 @@ def test_the_real_recordings():
 
 
 @needs_sounds
+@needs_captions
 def test_no_development_caption_is_trained_on():
     held = {text for clip in sounds(SHARED / "sounds") if clip.split != "train" for text in clip.captions}
 

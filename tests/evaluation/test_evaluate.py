@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import SHARED
+from conftest import SHARED, needs_captions
 
 from lamb.data import sources
 from lamb.data.manifest import ManifestError
@@ -169,7 +169,7 @@ def test_people_leave_one_out(tmp_path):
         evaluate_people(str(tmp_path / "m.jsonl"))
 
 
-@pytest.mark.skipif(not (SHARED / "captions").exists(), reason="../shared/captions is not here")
+@needs_captions
 def test_people_on_audiocaps():
     """As the literature has them: CIDEr-D 0.91; and all 975 clips of the published list are there."""
     found = evaluate_people(str(SHARED / "captions" / "audiocaps_test.csv")).to_dict()

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import SHARED, needs_captions
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lamb.evaluation.metrics import bleu, cider_d, rouge_l, vocabulary_size
 from lamb.evaluation.tokenizer import tokenize
 
-needs_captions = pytest.mark.skipif(not (SHARED / "captions").exists(), reason="../shared/captions is not here")
 Clips = list[tuple[list[str], list[list[str]]]]
 
 # Captions of all kinds: much alike, one reference, repeated words, empty, identical, an empty reference, one word.

@@ -5,7 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_metrics import apart, audiocaps_test, leave_one_out, needs_captions
+from conftest import needs_captions
+from test_metrics import apart, audiocaps_test, leave_one_out
 
 from lamb.evaluation import fense, metrics, scores
 from lamb.evaluation import reference_metrics as reference

@@ -7,10 +7,9 @@ import csv
 import shutil
 
 import pytest
-from conftest import SHARED
+from conftest import SHARED, needs_captions
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_metrics import needs_captions
 
 from lamb.evaluation.tokenizer import tokenize
 

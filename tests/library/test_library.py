@@ -361,7 +361,7 @@ def test_memory_does_not_grow_with_the_collection(tmp_path, captioner):
     assert peaks[1] < peaks[0] + 2e6  # 32 more recordings of 0.26 MB would be 8 MB
 
 
-def test_search_is_quick_without_an_approximate_index_or_with(library):
+def test_the_nearest_segments_come_in_the_order_of_their_distances(library):
     store = stored(library, SAID)
     near = store.near(library.words.vector("dog"), None, 5)
     assert sorted(near["_distance"].to_pylist()) == near["_distance"].to_pylist()

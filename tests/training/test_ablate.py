@@ -362,6 +362,28 @@ def test_the_stored_runs_are_those_of_the_recipe(monkeypatch):
         assert len((folder / "predictions.jsonl").read_text().splitlines()) == config.scenes.test
 
 
+def test_the_page_has_the_tables_of_the_stored_runs(tmp_path, monkeypatch):
+    """`--document docs/claims.md` would write every block of it as it is, from the measures of the single runs."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ablation, "chart", lambda tables, file: None)
+    page = Path("docs/claims.md").read_text()
+    again = tmp_path / "claims.md"
+    again.write_text(page)
+    for name, measures in json.loads(Path("benchmarks/ablation/results.json").read_text()).items():
+        (tmp_path / "ablation" / "runs" / name).mkdir(parents=True)
+        (tmp_path / "ablation" / "runs" / name / "result.json").write_text(json.dumps(measures))
+    (tmp_path / "ablation-smollm").mkdir()
+    (tmp_path / "ablation-smollm" / "runs").symlink_to(ROOT / "benchmarks" / "ablation-smollm" / "results")
+    written: list[str] = []
+    for name in ("ablation", "ablation-smollm"):
+        config = ablation.read(AblationConfig, f"recipes/{name}.yaml", [f"out={tmp_path / name}"])
+        runs = ablation.planned(config)
+        assert {run.result for run in runs} == set((tmp_path / name / "runs").glob("*/result.json"))
+        written += ablation._report(config, runs, again)
+    assert again.read_text() == page
+    assert sorted(written) == sorted(re.findall(r"<!-- lamb ablate: ([\w-]+) -->", page))
+
+
 def test_the_command(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lamb", "ablate", str(recipe()), "seeds=[1]"])
     with pytest.raises(SystemExit) as exit:

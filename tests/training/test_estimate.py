@@ -103,7 +103,8 @@ def test_epochs_are_of_a_manifest(recipe, tmp_path):
         in_steps(TrainConfig(out=str(tmp_path), optim=OptimConfig(epochs=3)), 0)
 
 
-def test_the_command(recipe):
+def test_the_command(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["train", str(recipe), "--estimate"])
     assert done.exit_code == 0, done.output
     assert "a step of 8 clips of 1 s (extrapolated to the 6 blocks of the LLM)" in done.output
@@ -111,7 +112,7 @@ def test_the_command(recipe):
     assert not Path("runs/lamb").exists()
 
 
-@pytest.mark.parametrize("config", [TrainConfig(stage="encoder"), TrainConfig(init="tiny")])
+@pytest.mark.parametrize("config", [TrainConfig(stage="distill"), TrainConfig(init="tiny")])
 def test_what_cannot_be_estimated(config):
     with pytest.raises(ConfigError, match="--estimate: only for a recipe of stage lamb with a section `model`"):
         estimate(config)

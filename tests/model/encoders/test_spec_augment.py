@@ -4,12 +4,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamb.model.encoders.spec_augment import BANDS, FRAMES, SHARE, spec_augment
+from lamb.model.encoders.spec_augment import BANDS, FRAMES, SHARE, STRETCHES, spec_augment
 
 
 def runs(places: Tensor) -> int:
     """Number of stretches of True."""
     return int((places[1:] & ~places[:-1]).sum() + places[0])
+
+
+def test_as_much_is_hidden_as_in_the_authors_earlier_captioner():
+    """2 x 48 bands and 2 x 192 frames: section 7 of the paper's summary."""
+    assert (STRETCHES, BANDS, FRAMES) == (2, 48, 192)
 
 
 def test_hidden_stretches():
