@@ -1,6 +1,6 @@
 """Rewrite the numbers, captions and pictures of the documents: each is in one place and comes from one command.
 
-    python scripts/update_documents.py                      # README.md, docs/timeline.png, docs/architecture.svg
+    python scripts/update_documents.py                      # README.md, docs/
     python scripts/update_documents.py --sounds FOLDER      # MODEL_CARD.md too, from labelled recordings (minutes)
 
 A block of a document lies between `<!-- NAME: python scripts/update_documents.py -->` and `<!-- end -->`.
@@ -48,6 +48,22 @@ def samples() -> str:
     return "```text\n" + "\n".join(line.rstrip() for line in table.splitlines() if line.strip()) + "\n```\n"
 
 
+def line() -> str:
+    """A line of JSON Lines, broken where two fields begin."""
+    text = lamb("caption", "samples/siren.flac", "--n-best", "2", "--format", "jsonl")
+    for field in ("captions", "sounds"):
+        text = text.replace(f', "{field}"', f',\n "{field}"')
+    return f"```json\n{text}```\n"
+
+
+def events() -> str:
+    """The events of the service for a recording: its segments are those of `lamb caption`."""
+    found = json.loads(lamb("caption", "samples/horn_then_rain.flac", "--timeline", "--window=3", "--format=jsonl"))
+    done = {"file": Path(found["file"]).name, "duration": found["duration"], "segments": len(found["segments"])}
+    all_events = [*(("segment", segment) for segment in found["segments"]), ("done", done)]
+    return "```text\n" + "\n".join(f"event: {kind}\ndata: {json.dumps(data)}\n" for kind, data in all_events) + "```\n"
+
+
 def quality(sounds: str) -> str:
     """The table of the model card: each measure of each bundled model, with its 95 % interval, where it has one."""
     probes = ("--probe", *(word for seed in SEEDS for word in ("--probe-seed", seed)))
@@ -81,6 +97,8 @@ def main() -> None:
     parser.add_argument("--sounds", help="a folder of labelled recordings, for MODEL_CARD.md")
     options = parser.parse_args()
     rewrite("README.md", "samples", samples())
+    rewrite("docs/output.md", "line", line())
+    rewrite("docs/serve.md", "events", events())
     lamb("caption", "samples/horn_then_rain.flac", "--timeline", "--quiet", "--plot", "docs/timeline.png")
     (ROOT / "docs" / "architecture.svg").write_text(draw_architecture.picture(), encoding="utf-8")
     if options.sounds:

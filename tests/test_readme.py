@@ -72,6 +72,23 @@ def test_its_commands_run(clone: Path) -> None:
                 assert result.stdout.strip()
 
 
+def test_the_examples_of_output_are_of_the_bundled_model(clone: Path) -> None:
+    """The captions in docs/output.md, docs/serve.md and the description of the service are those of today's weights."""
+    from lamb.serving.schema import EXAMPLE
+
+    shown = json.loads(blocks("docs/output.md", "json")[0])
+    line = json.loads(run("lamb caption samples/siren.flac --n-best 2 --format jsonl", clone).stdout)
+    assert shown.keys() == line.keys()
+    assert (shown["file"], shown["captions"]) == (line["file"], line["captions"])
+    assert EXAMPLE["caption"] == line["caption"]
+    assert [sound["text"] for sound in EXAMPLE["sounds"]] == [sound["text"] for sound in line["sounds"]]
+    page = (ROOT / "docs" / "serve.md").read_text()
+    whole = json.loads(
+        run("lamb caption samples/horn_then_rain.flac --timeline --window 3 --format jsonl", clone).stdout
+    )
+    assert re.findall(r'data: {"start".*"caption": "(.*?)"', page) == [part["caption"] for part in whole["segments"]]
+
+
 PAGES = [
     *(f"{name}.md" for name in ("README", "MODEL_CARD", "CONTRIBUTING", "CHANGELOG", "SECURITY")),
     *sorted((ROOT / "docs").glob("*.md")),

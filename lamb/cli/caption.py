@@ -160,9 +160,9 @@ def caption(
     Reads wav, flac, ogg, opus, mp3, aiff, m4a, mp4, webm and other formats, of any length.
     Captions go to standard output, progress and messages to standard error.
 
-    Exit code: 0 if all recordings were captioned; 1 if a recording, or with --timeline a
-    part of one, could not be captioned (the others are, and each failure is named);
-    2 if the command was wrong.
+    Exit code: 0 if all recordings were captioned; 1 if a recording, or a part of one,
+    could not be captioned (the others are, and each failure is named), or if the model
+    cannot be loaded; 2 if the command was wrong.
 
     \b
     Examples:

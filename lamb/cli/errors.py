@@ -1,6 +1,7 @@
 """What a user sees when something goes wrong: one line on standard error, and an exit code.
 
-0: everything succeeded; 1: something failed (a file, loading a model); 2: the command was wrong; 130: interrupted.
+0: everything succeeded; 1: something failed (a file, loading a model, a package that is missing); 2: the command was
+wrong; 130: interrupted.
 """
 
 from __future__ import annotations

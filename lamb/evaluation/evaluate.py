@@ -26,6 +26,11 @@ from .predictions import Progress, caption_clips, read_predictions
 from .probes import probe_scores, probes
 from .scores import SBERT, Measure, Round, Scored, averaged, score
 
+LEAKAGE = (
+    "Caution: AudioSet, on which CED and most audio encoders were trained, holds the AudioCaps test clips. Scores on "
+    "AudioCaps, these and the published ones, are of sounds that the encoder may have heard in training."
+)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -243,7 +248,10 @@ def _evaluation(
                 for name in ("calibration_error", "auroc"):  # this system gives no confidence
                     labels.pop(name, None)
             measures = {**label_measures(clips, results), **measures}
-    return Evaluation(system, data, clips, results, labels, measures, left_out, list(scored.notes), coverage(clips))
+    notes, found = list(scored.notes), coverage(clips)
+    if found and found.test_set == "audiocaps-test" and not people:
+        notes.append(LEAKAGE)
+    return Evaluation(system, data, clips, results, labels, measures, left_out, notes, found)
 
 
 def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:

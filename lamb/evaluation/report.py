@@ -20,7 +20,7 @@ from ..audio import files
 from ..audio import reader as audio
 from ..data.manifest import Clip
 from ..inference.picture import spectrogram_png
-from .evaluate import Evaluation
+from .evaluate import LEAKAGE, Evaluation
 from .report_labels import label_rows, surest
 from .scores import NAMES
 
@@ -41,10 +41,6 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
     },
 }
 TITLES = {"audiocaps-test": "AudioCaps test", "clotho-evaluation": "Clotho evaluation"}
-LEAKAGE = (
-    "Caution: AudioSet, on which CED and most audio encoders were trained, holds the AudioCaps test clips. Scores on "
-    "AudioCaps, these and the published ones, are of sounds that the encoder may have heard in training."
-)
 RANKED_BY = ("spider", "cider_d")  # clips are sorted by the measure that most of them have
 DRAWN = ("spider", "cider_d", "meteor", "rouge_l", "fense", "sbert", "length")  # histograms
 COLOURS = ("#2a78d6", "#d6702a")  # of the first and the second system
@@ -130,7 +126,8 @@ def _facts(one: Evaluation) -> list[str]:
 
 def _notes(one: Evaluation) -> list[str]:
     left = one.reasons().items()
-    return [*one.notes, *(f"Left out: {', '.join(NAMES.get(n, n) for n in names)}. {why}" for why, names in left)]
+    notes = [note for note in one.notes if note != LEAKAGE]  # that one stands beside the published numbers
+    return [*notes, *(f"Left out: {', '.join(NAMES.get(n, n) for n in names)}. {why}" for why, names in left)]
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]], own: int = 0, kind: str = "numbers") -> str:

@@ -24,17 +24,14 @@ MEDIA = {
     "audacity": "text/plain",
     "raven": "text/tab-separated-values",
 }
-EXAMPLE: dict[str, Any] = {
+EXAMPLE: dict[str, Any] = {  # of `tiny`, for samples/siren.flac
     "file": "siren.flac",
     "duration": 6.0,
-    "caption": "A siren blares as a vehicle passes.",
-    "score": -0.2416,
-    "confidence": 0.9404,
-    "captions": ["A siren blares as a vehicle passes."],
-    "sounds": [
-        {"text": "A siren blares", "labels": ["siren"], "confidence": 0.9677},
-        {"text": "a vehicle passes", "labels": ["vehicle"], "confidence": 0.6012},
-    ],
+    "caption": "An emergency siren sounds.",
+    "score": -0.2202,
+    "confidence": 0.9933,
+    "captions": ["An emergency siren sounds."],
+    "sounds": [{"text": "An emergency siren sounds", "labels": ["siren"], "confidence": 0.9929}],
     "segments": [],
 }
 

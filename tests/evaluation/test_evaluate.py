@@ -12,7 +12,15 @@ from conftest import SHARED, needs_captions
 from lamb.data import sources
 from lamb.data.manifest import ManifestError
 from lamb.evaluation import fense, reference_metrics
-from lamb.evaluation.evaluate import compare, evaluate, evaluate_models, evaluate_people, folder_of, write_csv
+from lamb.evaluation.evaluate import (
+    LEAKAGE,
+    compare,
+    evaluate,
+    evaluate_models,
+    evaluate_people,
+    folder_of,
+    write_csv,
+)
 from lamb.evaluation.resources import Unavailable
 
 
@@ -177,6 +185,21 @@ def test_people_on_audiocaps():
     assert found["bleu_4"] == pytest.approx(0.2905, abs=1e-3)
     assert found["rouge_l"] == pytest.approx(0.495, abs=1e-3)
     assert (found["clips"], found["missing"], found["test_set"]) == (975, 0, "audiocaps-test")
+
+
+def test_encoders_may_have_heard_audiocaps(tmp_path):
+    """AudioSet holds the test clips: a note says so with the scores of a system, but not with those of people."""
+    (tmp_path / "audiocaps.csv").write_text(
+        "youtube_id,start_time,caption\n-BUWGM7qeUM,10,A dog barks.\n-BUWGM7qeUM,10,A dog.\n"
+    )
+    own = said(tmp_path / "p.jsonl", **{"audiocaps/-BUWGM7qeUM_10": "A dog barks."})
+    (one,) = evaluate_models([own], str(tmp_path / "audiocaps.csv"))
+    assert one.to_dict()["test_set"] == "audiocaps-test"
+    assert one.to_dict()["notes"].count(LEAKAGE) == 1
+    assert LEAKAGE not in evaluate_people(str(tmp_path / "audiocaps.csv")).notes
+    (tmp_path / "other.csv").write_text("youtube_id,start_time,caption\nabc,30,A dog barks.\n")
+    (other,) = evaluate_models([said(tmp_path / "o.jsonl", **{"audiocaps/abc_30": "x"})], str(tmp_path / "other.csv"))
+    assert LEAKAGE not in other.notes
 
 
 def test_a_model_needs_recordings(tmp_path):

@@ -94,13 +94,15 @@ def test_best_median_and_worst_with_sound(evaluation, tmp_path):
 def test_beside_published_numbers(evaluation, tmp_path):
     from dataclasses import replace
 
-    found = replace(evaluation, coverage=Coverage("audiocaps-test", 975, ("audiocaps/x_0",)))
+    missing = Coverage("audiocaps-test", 975, ("audiocaps/x_0",))
+    found = replace(evaluation, coverage=missing, notes=[*evaluation.notes, LEAKAGE])
     other = replace(found, system="other", labels={})  # without a calibration error
     page = Page(write([found, other], tmp_path).read_text(encoding="utf-8"))
     assert "974 of the 975 clips of AudioCaps test are here" in page.text
     assert "audiocaps/x_0" in page.text
     for shown in ("LAMB, the paper", "91.1", "55.9", "100.0", LEAKAGE, "Of 975 clips 1 are missing", "other"):
         assert shown in page.text, shown
+    assert page.text.count(LEAKAGE) == 1
     clotho = replace(evaluation, coverage=Coverage("clotho-evaluation", 1045, ()))
     page = Page(write([clotho], tmp_path).read_text(encoding="utf-8"))
     assert "52.3" in page.text
