@@ -46,6 +46,7 @@ __all__ = [
     "is_silent",
     "level",
     "load",
+    "mended",
     "name",
     "probe",
     "windows",
@@ -57,6 +58,7 @@ MIN_DURATION = 0.1  # seconds; shorter than one frame of most encoders
 MAX_DURATION = 3600.0  # seconds that `load` holds unless told otherwise: 230 MB at 16 kHz
 TRUNCATED = "truncated: it ends before its own header says"
 NO_MEMORY = "needs more memory to decode than there is for it"
+MENDED = "samples near {:.1f} s are NaN or infinite, replaced by interpolation"
 SILENCE_DBFS = -70.0  # a peak below this is digital silence
 
 
@@ -190,6 +192,22 @@ def is_silent(x: np.ndarray) -> bool:
     return level(x) < SILENCE_DBFS
 
 
+def mended(x: np.ndarray) -> tuple[np.ndarray, int, bool]:
+    """A copy of samples (n,) in which all are finite, how many were not, and whether those are too many.
+
+    They are replaced by interpolation between their neighbours; if they are too many, all of `x` becomes zeros.
+    """
+    x, bad = x.copy(), ~np.isfinite(x)
+    count = int(bad.sum())
+    lost = count > max(64, len(x) // 10)
+    good = np.flatnonzero(~bad)
+    if lost or not len(good):
+        x[:] = 0
+    elif count:
+        x[bad] = np.interp(np.flatnonzero(bad), good, x[good])
+    return x, count, lost
+
+
 # ---- from a source to blocks of mono samples ----------------------------------------------------------------------
 
 
@@ -297,21 +315,14 @@ def _mono(sound: Sound, first: int, stop: int | None) -> Iterator[np.ndarray]:
     try:
         for x in downmix(sound.read(first)):
             _refuse_loss(sound)
-            x = x[: None if stop is None else stop - at].copy()
-            bad = ~np.isfinite(x)
-            count = int(bad.sum())
-            if (many := count > max(64, len(x) // 10)) and sound.tolerant:
-                sound.damage.spans.append((at / sound.rate, (at + len(x)) / sound.rate))
-                x, count = np.zeros_like(x), 0
-            elif many:
+            x, count, lost = mended(x[: None if stop is None else stop - at])
+            if lost and not sound.tolerant:
                 problem = f"{count} of {len(x)} samples near {at / sound.rate:.1f} s are NaN or infinite"
                 raise AudioError(sound.name, problem, "record or export it again")
-            if count:
-                good = np.flatnonzero(~bad)
-                x[bad] = np.interp(np.flatnonzero(bad), good, x[good]) if len(good) else 0
-                if not repaired:
-                    told = f"samples near {at / sound.rate:.1f} s are NaN or infinite, replaced by interpolation"
-                    warnings.warn(AudioRepair(sound.name, told), stacklevel=2)
+            if lost:
+                sound.damage.spans.append((at / sound.rate, (at + len(x)) / sound.rate))
+            elif count and not repaired:
+                warnings.warn(AudioRepair(sound.name, MENDED.format(at / sound.rate)), stacklevel=2)
                 repaired = True
             yield x
             at += len(x)

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ..inference.captioner import Captioner
-    from ..inference.captions import Caption, Timeline
+    from ..inference.captions import Result
     from ..inference.picture import Picture
 
 
@@ -213,7 +213,7 @@ def caption(
 
     sandbox.start()  # while the model is loaded
 
-    def results(progress: Progress) -> Iterator[Caption | Timeline]:
+    def results(progress: Progress) -> Iterator[Result]:
         """Load the model, and caption the inputs."""
         captioner = load_captioner(model, device, threads, engine)
         captioner.limits = limits
@@ -286,7 +286,7 @@ def _picture(captioner: Captioner, plot: Path | None) -> Picture | None:
     return Picture(captioner.engine.sample_rate, plot)
 
 
-def _followed(result: Caption | Timeline, progress: Progress, picture: Picture | None) -> Caption | Timeline:
+def _followed(result: Result, progress: Progress, picture: Picture | None) -> Result:
     """The same result; the bar moves with its segments, and after the last one the picture is drawn."""
     from ..audio.errors import AudioError
     from ..audio.sandbox import Decoding, SandboxError
@@ -312,9 +312,7 @@ def _followed(result: Caption | Timeline, progress: Progress, picture: Picture |
     return Timeline(result.file, segments())
 
 
-def _watched(
-    results: Iterable[Caption | Timeline], progress: Progress, failed: list[str]
-) -> Iterator[Caption | Timeline]:
+def _watched(results: Iterable[Result], progress: Progress, failed: list[str]) -> Iterator[Result]:
     """The same results; failures are printed and collected in `failed`, and the bar moves on."""
     from ..inference.captions import Caption
 
@@ -326,7 +324,7 @@ def _watched(
         progress.advance(progress.task_ids[0])
 
 
-def _write_own(selected: Iterator[Caption | Timeline], target: Path | None, format: Format, progress: Progress) -> None:
+def _write_own(selected: Iterator[Result], target: Path | None, format: Format, progress: Progress) -> None:
     """Write the result of one recording to a file of its own; there is none if it failed or was not selected."""
     from ..inference.captions import Caption
 

@@ -20,7 +20,7 @@ from .terminal import table
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ..inference.captions import Caption, Timeline
+    from ..inference.captions import Result
 
 
 class Format(StrEnum):
@@ -172,7 +172,7 @@ def destination(output: Path | None) -> Iterator[TextIO]:
             yield file
 
 
-def write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, progress: Progress) -> None:
+def write(results: Iterable[Result], format: Format, out: TextIO, progress: Progress) -> None:
     """Write each result as soon as it is there."""
     from ..inference.captions import WRITERS, Writer
     from ..inference.label_studio import write_label_studio
@@ -190,14 +190,12 @@ def write(results: Iterable[Caption | Timeline], format: Format, out: TextIO, pr
             progress.start()
 
 
-def _write_table(out: TextIO, results: Iterable[Caption | Timeline]) -> Iterator[str]:
+def _write_table(out: TextIO, results: Iterable[Result]) -> Iterator[str]:
     """A writer like those of `lamb.inference.captions`, of a table to read; it needs all results at once."""
-    from ..inference.captions import Timeline, one_line, span
+    from ..inference.captions import one_line, span, whole
 
     rows: list[tuple[str, str, str, str]] = []
-    for result in results:
-        if isinstance(result, Timeline):
-            result = result.finish()
+    for result in map(whole, results):
         length = "" if result.duration is None else f"{result.duration:.1f} s"
         lines: list[tuple[str, str, float | None]]
         if result.error is not None:

@@ -13,7 +13,7 @@ from .options import refuse
 from .output import Format
 
 if TYPE_CHECKING:
-    from ..inference.captions import Caption, Timeline
+    from ..inference.captions import Result
 
 
 def film_of(merge: Path | None, sdh: bool, speech: bool, format: Format | None, output: Path | None) -> str | None:
@@ -33,7 +33,7 @@ def film_of(merge: Path | None, sdh: bool, speech: bool, format: Format | None, 
     return film
 
 
-def described(results: Iterable[Caption | Timeline], speech: bool) -> Iterator[Caption | Timeline]:
+def described(results: Iterable[Result], speech: bool) -> Iterator[Result]:
     """The same results with descriptions for the deaf and hard of hearing as their segments."""
     from ..config import SdhConfig
     from ..inference.subtitles import sdh
@@ -42,14 +42,14 @@ def described(results: Iterable[Caption | Timeline], speech: bool) -> Iterator[C
     return (sdh(result, config) for result in results)
 
 
-def merged(film: str, results: Iterable[Caption | Timeline], failed: list[str]) -> str:
+def merged(film: str, results: Iterable[Result], failed: list[str]) -> str:
     """The subtitles `film` with the descriptions of the one result between their lines."""
     from ..config import SdhConfig
-    from ..inference.captions import Caption
+    from ..inference.captions import whole
     from ..inference.subtitles import merge
 
     [result] = results
-    caption = result if isinstance(result, Caption) else result.finish()
+    caption = whole(result)
     if failed:
         raise typer.Exit(1)  # the film's sound cannot be read: no file is better than one without descriptions
     text, crowded = merge(film, caption.segments, SdhConfig())

@@ -17,6 +17,11 @@ Kind = Literal["single", "sequence", "overlap"]
 KINDS: tuple[Kind, ...] = ("single", "sequence", "overlap")
 SYNTHETIC = ("noise", "tone")  # labels whose sounds are made here
 COUNTED = frozenset(label for label, phrases in PHRASES.items() if any(p.times == "any" for p in phrases))
+FLOOR = -50.0  # dB of the loudest 20 ms: what is trimmed from a recording's ends
+BURST = -14.0  # dB of the loudest 20 ms: what sounds, when it is counted
+GAP = 0.1  # seconds: a longer pause parts two of what is counted
+ONCE = 0.8  # seconds: what sounds for longer may be several that run together
+DEPTH = 6.0  # dB of the random equaliser
 CAPTIONED = [label for label in PHRASES if label not in {*PARENTS, *SAME}]  # kinds that a scene may hold
 
 
@@ -48,28 +53,28 @@ class Scene:
     caption: str
 
 
-def trim(x: Audio, sample_rate: int, floor: float = -50.0) -> Audio:
-    """Leading and trailing stretches more than `floor` dB below the loudest 20 ms cut off, the peak set to 1."""
+def trim(x: Audio, sample_rate: int) -> Audio:
+    """Leading and trailing stretches below FLOOR, by the loudest 20 ms cut off, the peak set to 1."""
     frame = sample_rate // 50
     padded = np.pad(x, (0, -len(x) % frame)).reshape(-1, frame)
     power = np.square(padded).mean(1)
-    loud = np.flatnonzero(power > power.max() * 10 ** (floor / 10))
+    loud = np.flatnonzero(power > power.max() * 10 ** (FLOOR / 10))
     if power.max() <= 0:
         raise ValueError("a silent recording cannot be part of a scene")
     x = x[loud[0] * frame : (loud[-1] + 1) * frame]
     return x / np.abs(x).max()
 
 
-def bursts(x: Audio, sample_rate: int, floor: float = -14.0, gap: float = 0.1, once: float = 0.8) -> int:
-    """How often it sounds: stretches of `x` within `floor` dB of the loudest 20 ms, pauses up to `gap` s bridged.
+def bursts(x: Audio, sample_rate: int) -> int:
+    """How often it sounds: stretches of `x` above BURST, by its loudest 20 ms, pauses up to GAP s bridged.
 
-    A single stretch longer than `once` seconds may be several that run together, and counts as 0: not known.
+    A single stretch longer than ONCE seconds may be several that run together, and counts as 0: not known.
     """
     frame = sample_rate // 50
     power = np.square(np.pad(x, (0, -len(x) % frame))).reshape(-1, frame).mean(1)
-    loud = np.flatnonzero(power > power.max() * 10 ** (floor / 10))
-    count = 1 + int((np.diff(loud) > 1 + gap * 50).sum())
-    return 0 if count == 1 and loud[-1] - loud[0] > once * 50 else count
+    loud = np.flatnonzero(power > power.max() * 10 ** (BURST / 10))
+    count = 1 + int((np.diff(loud) > 1 + GAP * 50).sum())
+    return 0 if count == 1 and loud[-1] - loud[0] > ONCE * 50 else count
 
 
 def _fast(n: int) -> int:
@@ -77,11 +82,11 @@ def _fast(n: int) -> int:
     return -(-n // 4096) * 4096
 
 
-def colour(x: Audio, rng: np.random.Generator, depth: float = 6.0) -> Audio:
-    """A random smooth equaliser of about +-`depth` dB: another microphone, another room."""
+def colour(x: Audio, rng: np.random.Generator) -> Audio:
+    """A random smooth equaliser of about +-DEPTH dB: another microphone, another room."""
     size = _fast(len(x))
     spectrum = np.fft.rfft(x, size)
-    knots = rng.normal(0, depth / 1.5, 8)
+    knots = rng.normal(0, DEPTH / 1.5, 8)
     gain = 10 ** (np.interp(np.linspace(0, 7, len(spectrum) // 64 + 1), np.arange(8), knots) / 20)
     smooth = np.interp(np.arange(len(spectrum)) / 64, np.arange(len(gain)), gain).astype(np.float32)
     return np.fft.irfft(spectrum * smooth, size)[: len(x)].astype(np.float32)

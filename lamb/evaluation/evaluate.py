@@ -19,7 +19,7 @@ from ..data.manifest import Clip, ManifestError
 from ..data.vocabulary import VOCABULARY
 from ..errors import OptionError
 from ..inference.captioner import Captioner
-from ..inference.captions import Caption
+from ..inference.captions import Caption, no_formula
 from .bootstrap import paired_test
 from .labels import label_measures, label_scores
 from .predictions import Progress, caption_clips, read_predictions
@@ -268,7 +268,7 @@ def write_csv(evaluations: Sequence[Evaluation], path: Path) -> None:
             for k, (clip, result) in enumerate(zip(one.clips, one.results, strict=True)):
                 texts = [one.system, clip.id, result.text, result.error or ""]
                 scores = ["" if c is None or np.isnan(c[k]) else f"{c[k]:.6f}" for c in columns]
-                yield [("'" if text[:1] in tuple("=+-@\t\r") else "") + text for text in texts] + scores
+                yield [*map(no_formula, texts), *scores]
 
     with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows())

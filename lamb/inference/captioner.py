@@ -15,7 +15,7 @@ import numpy as np
 from ..audio import reader as audio
 from ..config import DEFAULT_MODEL, DecodeConfig, DecodeLimits
 from ..errors import OptionError
-from .captions import Caption, Timeline
+from .captions import Caption, Result, Timeline, whole
 from .changes import CELL
 from .engine import Engine, Runtime
 from .loading import runtime as load_runtime
@@ -106,7 +106,7 @@ class Captioner:
         choices: dict[str, Any] = {"beams": beams, "batch_size": batch_size, "window": window, "hop": hop}
         if timeline:
             found = self.timelines(files, n_best=n_best, sample=sample, seed=seed, detailed=detailed, **choices)
-            return (result.finish() if isinstance(result, Timeline) else result for result in found)
+            return map(whole, found)
         return self._captions(files, self._options(n_best, sample, detailed, **choices), n_best, _seed(sample, seed))
 
     caption.__signature__ = signature(stream).replace(return_annotation="list[Caption]")  # type: ignore[attr-defined]
@@ -144,11 +144,11 @@ class Captioner:
         plan = self._plan(window, hop, **options)
         return Timeline(name_of(source), timeline(self.engine, source, plan))
 
-    def timelines(self, files: Iterable[Source], **options: Any) -> Iterator[Caption | Timeline]:
+    def timelines(self, files: Iterable[Source], **options: Any) -> Iterator[Result]:
         """The `timeline` of each file as soon as its first segment is known; a caption with `error` if it has none."""
         plan = self._plan(**options)
 
-        def found() -> Iterator[Caption | Timeline]:
+        def found() -> Iterator[Result]:
             for file in files:
                 segments = Timeline(name_of(file), timeline(self.engine, file, plan))
                 try:

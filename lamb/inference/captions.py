@@ -222,18 +222,18 @@ def write_csv(results: Iterable[Result]) -> Iterator[str]:
     """
     yield _csv_row(CSV_COLUMNS)
     for result in results:
-        name = result.file if result.file == "-" else _FORMULA.sub(r"./\g<0>", result.file)
+        name = result.file if result.file == "-" else no_formula(result.file, "./")
         duration = None if isinstance(result, Timeline) else result.duration
         rows: Iterator[list[Any]] = ([s.start, s.end, s.caption, None, s.confidence] for s in _segments(result))
         if isinstance(result, Caption) and result.error is not None:
-            yield _csv_row([name, *[None] * 6, _FORMULA.sub(r"'\g<0>", result.error)])
+            yield _csv_row([name, *[None] * 6, no_formula(result.error)])
         elif isinstance(result, Caption) and not result.segments:
             n_best = [[0.0, duration, text, score, None] for text, score in result.n_best()]
             n_best[0][-1] = result.confidence
             rows = iter(n_best)
         for start, end, text, score, sure in rows:
             times = [_rounded(seconds, 3) for seconds in (duration, start, end)]
-            text = _FORMULA.sub(r"'\g<0>", text)
+            text = no_formula(text)
             yield _csv_row([name, *times, text, _rounded(score, 4), _rounded(sure, 4), None])
 
 
@@ -373,6 +373,11 @@ def span(start: float, end: float) -> str:
 def one_line(text: str) -> str:
     """`text` with control characters and line separators escaped, so that a newline becomes `\\n`."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def no_formula(text: str, mark: str = "'") -> str:
+    """`text`, with `mark` in front if a spreadsheet would run it as a formula."""
+    return mark + text if _FORMULA.match(text) else text
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")

@@ -8,10 +8,14 @@ guidelines of broadcasters; see `SdhConfig`.
 stay as they are, except that the numbers of SubRip, which only count the cues, are counted anew.
 """
 
+import math
 import re
-from bisect import insort
+from bisect import bisect, insort
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import attrgetter
 from pathlib import Path
 
 from ..config import SdhConfig
@@ -144,23 +148,30 @@ def merge(film: str, cues: Iterable[Segment], config: SdhConfig) -> tuple[str, i
     mark, film = film[: film.startswith("\ufeff")], film.removeprefix("\ufeff")
     blocks, vtt = list(_blocks(film)), is_vtt(film)
     newline = "\r\n" if "\r\n" in film else "\n"
-    taken = sorted((b.start, b.end) for b in blocks if b.start is not None)
-    fitted, crowded = [], 0
+    own = sorted((b.start, b.end) for b in blocks if b.start is not None)
+    latest = list(accumulate((end for _, end in own), max))  # the end of those up to each
+    taken, fitted, crowded = list(own), list[Segment](), 0
     for cue in cues:
-        if (placed := _placed(cue, taken, config)) is None:
+        k, n = bisect(own, (cue.start, math.inf)), bisect(fitted, cue.start, key=attrgetter("start"))
+        ends = [*latest[k - 1 : k], *(before.end for before in fitted[n - 1 : n])]
+        if (placed := _placed(cue, max(ends, default=-math.inf), taken, config)) is None:
             crowded += 1
             continue
-        fitted.append(placed)
+        insort(fitted, placed, key=attrgetter("start"))
         insort(taken, (placed.start, placed.end))
     if fitted:
-        film = _woven(blocks, sorted(fitted, key=lambda cue: cue.start), vtt, newline)
+        film = _woven(blocks, fitted, vtt, newline)
     return mark + film, crowded
 
 
-def _placed(cue: Segment, taken: list[tuple[float, float]], config: SdhConfig) -> Segment | None:
-    """`cue` in the first gap between the sorted times `taken` that is long enough while its sound lasts, or None."""
-    start, last = cue.start, max(cue.end, cue.start + config.shortest)
-    for begin, end in [*taken, (float("inf"), float("inf"))]:
+def _placed(cue: Segment, free: float, taken: list[tuple[float, float]], config: SdhConfig) -> Segment | None:
+    """`cue` in the first gap between the sorted times `taken` that is long enough while its sound lasts, or None.
+
+    Those that begin before it end by `free`.
+    """
+    start, last = max(cue.start, free + config.pause), max(cue.end, cue.start + config.shortest)
+    for k in range(bisect(taken, (cue.start, math.inf)), len(taken) + 1):
+        begin, end = taken[k] if k < len(taken) else (math.inf, math.inf)
         stop = min(last, begin - config.pause)
         if stop - start >= config.shortest - 1e-6:
             return replace(cue, start=start, end=stop)
@@ -182,8 +193,10 @@ def _blocks(film: str) -> Iterator[_Block]:
         if gap is None and k + 1 < len(times):  # without one, the last line before the next times is their number
             stop = film.rfind("\n", 0, film.rfind("\n", 0, limit)) + 1
             stop = max(stop, match.end())
-        head = re.compile(r"[^\n]*\n\Z").search(film, at, begin)  # number or identifier
-        lead = head.start() if head and head[0].strip() else begin
+        lead = begin
+        if at < begin:  # a number or an identifier may be in the line before
+            line = film.rfind("\n", at, begin - 1) + 1 or at
+            lead = line if film[line:begin].strip() else begin
         if lead > at:
             yield _Block(film[at:lead])
         yield _Block(film[lead:stop], _seconds(match.groups()[:4]), _seconds(match.groups()[4:]))
@@ -201,29 +214,37 @@ def _seconds(groups: tuple[str | None, ...]) -> float:
 
 def _woven(blocks: list[_Block], cues: list[Segment], vtt: bool, newline: str) -> str:
     """The blocks, with each of `cues` before the first block that begins later."""
-    out, todo, number = "", list(cues), 0
+    out: list[str] = []
+    end = ""  # the spaces and line ends that `out` ends with
+    todo, number = deque(cues), 0
     notes = ""  # in WebVTT the text between two cues belongs to the second
 
+    def write(text: str) -> None:
+        nonlocal end
+        out.append(text)
+        words = text.rstrip(" \t\r\n")
+        end = text[len(words) :] if words else end + text
+
     def tell(until: float) -> None:
-        nonlocal out, number
+        nonlocal number
         while todo and todo[0].start < until:
-            cue, number = todo.pop(0), number + 1
-            if out and not re.search(r"\n[ \t]*\r?\n\Z", out):
-                out += newline if out.endswith("\n") else 2 * newline
+            cue, number = todo.popleft(), number + 1
+            if any(out[-1:]) and not re.search(r"\n[ \t]*\r?\n\Z", end):
+                write(newline if end.endswith("\n") else 2 * newline)
             point = "." if vtt else ","
             times = f"{timestamp(cue.start, point)} --> {timestamp(cue.end, point)}"
-            out += f"{'' if vtt else f'{number}{newline}'}{times}{newline}{cue.caption}{newline}{newline}"
+            write(f"{'' if vtt else f'{number}{newline}'}{times}{newline}{cue.caption}{newline}{newline}")
 
     for k, block in enumerate(blocks):
         if block.start is None:
             if vtt and k:
                 notes += block.text
             else:
-                out += block.text
+                write(block.text)
             continue
         tell(block.start)
         number += 1
-        out += notes + (block.text if vtt else re.sub(r"\A\d+(?=[ \t]*\r?\n)", str(number), block.text))
+        write(notes + (block.text if vtt else re.sub(r"\A\d+(?=[ \t]*\r?\n)", str(number), block.text)))
         notes = ""
     tell(float("inf"))
-    return out + notes
+    return "".join(out) + notes

@@ -47,7 +47,7 @@ def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, N
     """Yield the segments, each as soon as it is final, and return the caption of the whole with the segments in it.
 
     Raises AudioError for what cannot be opened. A stretch that cannot be decoded is a segment "(unreadable)" of
-    confidence 0, with an AudioDamage (a warning).
+    confidence 0, with an AudioDamage (a warning); so is the whole if nothing of it can be decoded.
     """
     file, found = name_of(source), []
     damage: list[str] = []
@@ -70,8 +70,9 @@ def timeline(engine: Engine, source: Source, plan: Plan) -> Generator[Segment, N
         count += 1
         for segment in joiner.add(part):
             yield final(segment)
-    whole = Caption.of(file, sound.end, sound.whole(), plan.whole)
-    last = joiner.end()
+    whole, last = Caption.of(file, sound.end, sound.whole(), plan.whole), joiner.end()
+    if all(segment.caption == UNREADABLE for segment in [*found, last]):  # not silence: nobody knows
+        whole = Caption(file, sound.end, UNREADABLE, confidence=0.0)
     if count == 1 and last.caption not in (SILENCE, UNREADABLE):  # the whole has a better search
         last = replace(last, caption=whole.text, confidence=whole.confidence)
     last = final(last)

@@ -6,13 +6,15 @@ ends an event. Memory holds the samples since the last event, at most `ListenCon
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from ..audio.reader import level
+from ..audio.errors import AudioRepair
+from ..audio.reader import MENDED, level, mended
 from ..config import DecodeConfig, ListenConfig
 from ..inference.changes import CELL, PAUSE, changes, features
 from ..inference.confidence import confidence_of
@@ -39,6 +41,7 @@ class Ear:
         self.x = np.zeros(0, np.float32)  # samples since the last event, or since the sound began
         self.at = 0  # samples that came before them
         self.looked = 0  # cells of `x` at the last look
+        self.repaired = False  # whether a repair has been told
 
     @property
     def heard(self) -> float:
@@ -46,7 +49,16 @@ class Ear:
         return (self.at + len(self.x)) / self.engine.sample_rate
 
     def push(self, x: np.ndarray) -> list[Event]:
-        """Take the next samples (T,) and return the events that are over now."""
+        """Take the next samples (T,) and return the events that are over now.
+
+        Those that are NaN or infinite are replaced as in a file. The first time this is told, by an AudioRepair (a
+        warning).
+        """
+        x, count, lost = mended(x)
+        if count and not self.repaired:
+            problem = f"{count} of {len(x)} samples near {{:.1f}} s are NaN or infinite, taken for silence"
+            warnings.warn(AudioRepair("the stream", (problem if lost else MENDED).format(self.heard)), stacklevel=2)
+            self.repaired = True
         self.x = np.concatenate([self.x, x])
         return list(self._look(end=False))
 

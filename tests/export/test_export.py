@@ -213,7 +213,7 @@ def test_int8_is_smaller_and_close(make_model, sounds, tmp_path):
     model = randomised(make_model())
     runtime = exported(model, tmp_path / "model", int8=True)
     graph = onnx.load(tmp_path / "model" / "language_model.onnx", load_external_data=False)
-    assert any(node.op_type == "MatMulInteger" for node in graph.graph.node)
+    assert any(node.op_type == "MatMulNBits" for node in graph.graph.node)
     h_a = Engine(model).encode(sounds, 2)
     pair = [engine.audio_tokens(h_a, 2) for engine in (Engine(model), Engine(runtime))]
     for one, other in zip(*pair, strict=True):
@@ -224,6 +224,16 @@ def test_int8_is_smaller_and_close(make_model, sounds, tmp_path):
     } - {"guide"}
     with pytest.raises(EngineError, match="8-bit weights, which PyTorch does not run; use engine onnx"):
         Captioner.load(str(tmp_path / "model"), engine="torch")
+
+
+def test_int8_says_the_same_alone_and_in_a_batch(make_model, sounds, tmp_path):
+    engine = Engine(exported(randomised(make_model()), tmp_path / "model", int8=True))
+    options = DecodeConfig(beams=1, max_new_tokens=8)
+    h_a = [20**k * x for k, x in enumerate(engine.encode(sounds, 1))]  # a loud neighbour would set the scale of all
+    alone = [engine.describe([x], options)[0][0] for x in h_a]
+    together = [best for best, *_ in engine.describe(h_a, options)]
+    assert [h.text for h in alone] == [h.text for h in together]
+    assert [h.score for h in alone] == pytest.approx([h.score for h in together], abs=1e-5)
 
 
 def test_a_difference_is_an_error(make_model, tmp_path):

@@ -2,12 +2,16 @@
 
 import itertools
 import re
+import time
+from bisect import insort
+from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lamb.config import SdhConfig
+from lamb.inference import subtitles
 from lamb.inference.captions import Caption, Segment, Timeline, timestamp, write_srt
 from lamb.inference.subtitles import SubtitleError, description, merge, read, sdh
 
@@ -208,3 +212,128 @@ def test_what_is_no_subtitles_is_refused(tmp_path, content, problem):
         file.write_bytes(content)
     with pytest.raises(SubtitleError, match=problem):
         read(file)
+
+
+# ---- the same in less time ------------------------------------------------------------------------------------------
+
+TIMES = ((1, 2), (3, 0), (5, 9), (9, 1), (30, 3), (12, 0))  # start and length in seconds
+pieces = st.lists(
+    st.sampled_from(
+        ["\n", "\r\n", "\n\n", "  \n", "1", "7\n", "intro\n", "Yes.\n", " \t", "NOTE x\n\n", "No. ", "1\n\n"]
+        + [
+            f"00:00:{a:02},000 --> 00:00:{a + n:02},500\n"
+            for a, n in ((1, 2), (3, 0), (5, 9), (9, 1), (30, 3), (12, 0))
+        ]
+    ),
+    max_size=25,
+).map("".join)
+loose = st.lists(
+    st.builds(
+        lambda start, length: Segment(start, start + length, "[rain]"),
+        st.floats(0, 40).map(lambda x: round(x, 1)),
+        st.sampled_from([0.2, 1.0, 3.0, 20.0]),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=400)
+@given(pieces, loose, st.booleans())
+def test_what_is_merged_is_what_the_plain_way_merges(film, cues, vtt):
+    film = "WEBVTT\n\n" * vtt + film
+    assert list(subtitles._blocks(film)) == list(plain_blocks(film))
+    assert merge(film, cues, CONFIG) == plain_merge(film, cues, CONFIG)
+
+
+def test_thousands_of_cues_and_a_line_without_end_take_no_time():
+    """The plain way takes a minute."""
+    stamps = [timestamp(6 * k, ",") for k in range(4001)]
+    film = "".join(f"{k}\n{a} --> {a[:-3]}900\nYes.\n\n" for k, a in enumerate(stamps, 1))
+    cues = [Segment(6.0 * k + 2, 6.0 * k + 5, "[rain]") for k in range(4000)]
+    begun = time.process_time()
+    merged, crowded = merge(film, cues, CONFIG)
+    merge("x" * 40_000 + "\n" + SRT + "y" * 40_000, cues[:1], CONFIG)
+    assert time.process_time() - begun < 5
+    assert (crowded, len(times(merged))) == (0, 8001)
+
+
+def plain_merge(film, cues, config):
+    """`merge` as it was at first, in quadratic time."""
+    mark, film = film[: film.startswith("\ufeff")], film.removeprefix("\ufeff")
+    blocks, vtt = list(plain_blocks(film)), subtitles.is_vtt(film)
+    newline = "\r\n" if "\r\n" in film else "\n"
+    taken = sorted((b.start, b.end) for b in blocks if b.start is not None)
+    fitted, crowded = [], 0
+    for cue in cues:
+        if (placed := plain_placed(cue, taken, config)) is None:
+            crowded += 1
+            continue
+        fitted.append(placed)
+        insort(taken, (placed.start, placed.end))
+    if fitted:
+        film = plain_woven(blocks, sorted(fitted, key=lambda cue: cue.start), vtt, newline)
+    return mark + film, crowded
+
+
+def plain_placed(cue, taken, config):
+    start, last = cue.start, max(cue.end, cue.start + config.shortest)
+    for begin, end in [*taken, (float("inf"), float("inf"))]:
+        stop = min(last, begin - config.pause)
+        if stop - start >= config.shortest - 1e-6:
+            return replace(cue, start=start, end=stop)
+        if begin >= last:
+            return None
+        start = max(start, end + config.pause)
+    return None
+
+
+def plain_blocks(film):
+    times = list(subtitles._TIMES.finditer(film))
+    at = 0
+    for k, match in enumerate(times):
+        begin, limit = match.start(), times[k + 1].start() if k + 1 < len(times) else len(film)
+        # the cue's text ends at the first empty line
+        gap = re.compile(r"\r?\n[ \t]*(?:\r?\n[ \t]*)+").search(film, match.end() - 1, limit)
+        stop = gap.end() if gap else limit
+        if gap is None and k + 1 < len(times):  # without one, the last line before the next times is their number
+            stop = film.rfind("\n", 0, film.rfind("\n", 0, limit)) + 1
+            stop = max(stop, match.end())
+        head = re.compile(r"[^\n]*\n\Z").search(film, at, begin)  # number or identifier
+        lead = head.start() if head and head[0].strip() else begin
+        if lead > at:
+            yield subtitles._Block(film[at:lead])
+        yield subtitles._Block(
+            film[lead:stop], subtitles._seconds(match.groups()[:4]), subtitles._seconds(match.groups()[4:])
+        )
+        at = stop
+    if at < len(film):
+        yield subtitles._Block(film[at:])
+
+
+def plain_woven(blocks, cues, vtt, newline):
+    out, todo, number = "", list(cues), 0
+    notes = ""  # in WebVTT the text between two cues belongs to the second
+
+    def tell(until: float) -> None:
+        nonlocal out, number
+        while todo and todo[0].start < until:
+            cue, number = todo.pop(0), number + 1
+            if out and not re.search(r"\n[ \t]*\r?\n\Z", out):
+                out += newline if out.endswith("\n") else 2 * newline
+            point = "." if vtt else ","
+            times = f"{timestamp(cue.start, point)} --> {timestamp(cue.end, point)}"
+            out += f"{'' if vtt else f'{number}{newline}'}{times}{newline}{cue.caption}{newline}{newline}"
+
+    for k, block in enumerate(blocks):
+        if block.start is None:
+            if vtt and k:
+                notes += block.text
+            else:
+                out += block.text
+            continue
+        tell(block.start)
+        number += 1
+        out += notes + (block.text if vtt else re.sub(r"\A\d+(?=[ \t]*\r?\n)", str(number), block.text))
+        notes = ""
+    tell(float("inf"))
+    return out + notes

@@ -266,6 +266,14 @@ def test_a_stretch_of_nan(captioner: Captioner) -> None:
     assert [s.caption for s in segments if s.end - s.start > 1.5] == ["3.", "(unreadable)", "9."]
 
 
+def test_what_cannot_be_read_at_all_is_not_called_silence(captioner: Captioner) -> None:
+    with pytest.warns(AudioWarning, match="damaged: 0.00 s to 20.00 s cannot be decoded"):
+        (caption,) = captioner.caption([(np.full(20 * RATE, np.nan, np.float32), RATE)], timeline=True)
+    assert [(s.caption, s.confidence) for s in caption.segments] == [("(unreadable)", 0.0)]
+    assert (caption.text, caption.confidence, caption.score) == ("(unreadable)", 0.0, None)
+    assert caption.n_best() == [("(unreadable)", None)]
+
+
 def test_a_file_that_breaks_off_gives_what_is_there(captioner: Captioner, tmp_path: Any) -> None:
     soundfile.write(tmp_path / "a.wav", days((3, 20), (9, 20)), RATE)
     content = (tmp_path / "a.wav").read_bytes()

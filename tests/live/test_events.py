@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from lamb.audio.errors import AudioRepair
 from lamb.config import ListenConfig
 from lamb.inference.captioner import Captioner
 from lamb.inference.generation import Hypothesis
@@ -109,3 +110,22 @@ def test_the_confidence_is_that_of_the_weighed_sounds(captioner, monkeypatch):
     ear = Ear(captioner.engine, captioner.options, CONFIG)
     [(_, event)] = heard(ear, np.concatenate([silence(1), tone(440, 1.0), silence(3)]))
     assert event.confidence == 0.123
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_samples_that_are_no_numbers_are_replaced_as_in_a_file_and_told_once(captioner, value):
+    broken = tone(440, 4)
+    broken[[RATE, 2 * RATE]] = value
+    ear = Ear(captioner.engine, captioner.options, CONFIG)
+    with pytest.warns(AudioRepair, match=r"the stream: samples near 1\.0 s are NaN or infinite, replaced by") as told:
+        [(_, event)] = heard(ear, np.concatenate([broken, silence(3)]), 0.5)
+    assert len(told) == 1
+    np.testing.assert_allclose(event.samples[: len(broken)], tone(440, 4)[: len(event.samples)], atol=0.06)
+    assert 0 <= event.confidence <= 1
+
+
+def test_a_block_without_a_number_is_silence_and_told(captioner):
+    ear = Ear(captioner.engine, captioner.options, CONFIG)
+    with pytest.warns(AudioRepair, match="8000 of 8000 samples near 0.0 s are NaN or infinite, taken for silence"):
+        assert ear.push(np.full(RATE // 2, np.nan, np.float32)) == []
+    assert not ear.x.any()
