@@ -3,25 +3,22 @@
 python scripts/extract_encoder.py tiny runs/tiny/encoder
 """
 
-import json
 import sys
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from lamb.extensions import load
+from lamb.model.encoders.efficientat import EfficientAT
 
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     encoder = load(name).encoder
-    if encoder.options is None:
+    if not isinstance(encoder, EfficientAT):
         sys.exit(f"{name}: its encoder can only be used from its own source")
     if folder.exists():
         sys.exit(f"{folder}: exists already; give another folder")
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(encoder.options))
-    save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors")
+    encoder.save(folder)
 
 
 if __name__ == "__main__":

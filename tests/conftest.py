@@ -1,6 +1,5 @@
 """Tiny random models: the real architecture, small enough for a test, without any network."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +68,6 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random EfficientAT of width 32, as stage `distill` of `lamb train` leaves it, but for the label heads."""
     import torch
-    from safetensors.torch import save_file
 
     from lamb.model.encoders.efficientat import EfficientAT
 
@@ -80,10 +78,7 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the statistics of one batch: without any, the deeper layers give next to nothing
     encoder(torch.randn(8, 16000), torch.ones(8, 16000, dtype=torch.bool))
-    (folder / "config.json").write_text(json.dumps(encoder.options))
-    save_file(
-        {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, folder / "model.safetensors"
-    )
+    encoder.save(folder)
     return folder
 
 

@@ -86,6 +86,15 @@ def _sounds_in(folder: str, recursive: bool, problems: list[AudioError]) -> list
     return sorted(found)
 
 
+# ---- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def cache() -> Path:
+    """The folder for what lamb makes or fetches once and reads again: `$LAMB_CACHE` or `~/.cache/lamb`."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LAMB_CACHE") or Path(base) / "lamb")
+
+
 # ---- results ------------------------------------------------------------------------------------------------------
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)

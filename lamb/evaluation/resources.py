@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from ..audio.files import replacing
+from ..audio.files import cache, replacing
 from ..data.download import DownloadError, fetch
 from ..errors import LambError, reason
 
@@ -38,7 +38,7 @@ def jars() -> Path:
 
 def corenlp() -> list[Path]:
     """The two jars of CoreNLP 3.6, in the folder where pycocoevalcap or `download` puts them."""
-    for folder in (jars() / "spice" / "lib", _cache()):
+    for folder in (jars() / "spice" / "lib", cache()):
         found = [folder / name for name in CORENLP_JARS]
         if all(path.is_file() for path in found):
             return found
@@ -61,8 +61,8 @@ def download(sbert: str = SBERT) -> list[Path]:
         here += corenlp()
     except Unavailable:
         jars()  # CoreNLP is of no use without pycocoevalcap
-        archive = fetch(CORENLP_URL, _cache() / f"{CORENLP}.zip")
-        here += [_unpacked(archive, f"{CORENLP}/{name}", _cache() / name) for name in CORENLP_JARS]
+        archive = fetch(CORENLP_URL, cache() / f"{CORENLP}.zip")
+        here += [_unpacked(archive, f"{CORENLP}/{name}", cache() / name) for name in CORENLP_JARS]
         archive.unlink()
     file = detector_file()
     if not file.is_file():
@@ -103,7 +103,3 @@ def _unpacked(archive: Path, name: str, target: Path) -> Path:
             f"{archive}: not the archive that was published ({error}); delete it and run again"
         ) from None
     return target
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lamb"

@@ -29,7 +29,7 @@ from .index import Tally, Update
 from .listing import listed
 from .moments import hear
 from .query import Words, kinds
-from .store import TABLE, LibraryError, Store, quoted
+from .store import TABLE, LibraryError, Store, as_named, quoted
 
 
 @dataclass(frozen=True)
@@ -226,4 +226,4 @@ def _array(column: Any) -> np.ndarray:
 
 
 def _match(row: dict[str, Any], score: float) -> Match:
-    return Match(row["path"], row["start"], row["end"], row["caption"], row["confidence"], score)
+    return Match(as_named(row["path"]), row["start"], row["end"], row["caption"], row["confidence"], score)

@@ -6,6 +6,7 @@ recording are written in one commit, so a recording is in the index as a whole o
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +126,8 @@ class Store:
         names = ["path", "clip", "source", "size", "modified", "digest"]
         query = self.table.search(None).select(names).limit(max(1, len(self)))
         for batch in query.to_batches(4096):
-            yield from (File(**row) for row in batch.to_pylist())
+            for row in batch.to_pylist():
+                yield File(**{**row, "path": as_named(row["path"]), "source": as_named(row["source"])})
 
     def add(self, found: Sequence[tuple[File, float, list[Moment]]]) -> None:
         """Write recordings, each with its length in seconds and its moments, in one commit."""
@@ -133,7 +135,7 @@ class Store:
 
         rows = [
             {
-                **vars(file),
+                **_row(file),
                 "caption": m.caption,
                 "start": m.start,
                 "end": m.end,
@@ -156,7 +158,7 @@ class Store:
 
     def update(self, key: str, file: File) -> None:
         """Note that the file `key` has moved, or has another modification time."""
-        self.table.update(where=f"concat(path, clip) = {quoted(key)}", values=vars(file))
+        self.table.update(where=f"concat(path, clip) = {quoted(key)}", values=_row(file))
 
     def compact(self) -> None:
         """Join the small files that many commits leave, and update the indices."""
@@ -190,9 +192,23 @@ class Store:
         return (query.where(where, prefilter=True) if where else query).limit(count).to_arrow()
 
 
+def as_stored(path: str) -> str:
+    """`path` as the table holds it: a byte that is not UTF-8 as a null character, which no path has, and two digits."""
+    return re.sub("[\udc80-\udcff]", lambda match: f"\0{ord(match[0]) & 0xFF:02x}", path)
+
+
+def as_named(path: str) -> str:
+    """The path that is stored as `path`."""
+    return re.sub("\0([0-9a-f]{2})", lambda match: chr(0xDC00 + int(match[1], 16)), path)
+
+
+def _row(file: File) -> dict[str, Any]:
+    return {**vars(file), "path": as_stored(file.path), "source": as_stored(file.source)}
+
+
 def quoted(text: str) -> str:
-    """`text` as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+    """`text`, or a path as `as_stored`, as an SQL literal."""
+    return "'" + as_stored(text).replace("'", "''") + "'"
 
 
 def _lancedb() -> Any:

@@ -5,13 +5,15 @@ A file is converted by `transformers` (its weights are made whole again, in floa
 """
 
 import hashlib
-import os
 import shutil
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
+from ..audio.files import cache
 from ..config import ConfigError
 from ..errors import optional, reason
 
@@ -30,14 +32,11 @@ def folder_of(source: str) -> Path:
     folder = cache() / "gguf" / f"{file.stem}-{key}"
     if not (folder / "model.safetensors").exists():
         check(file)
-        _convert(file, folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not (folder / "model.safetensors").exists():  # by another process, which held the lock
+                _convert(file, folder)
     return folder
-
-
-def cache() -> Path:
-    """The folder for what lamb makes once and reads again."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LAMB_CACHE") or Path(base) / "lamb")
 
 
 def find(source: str) -> Path:
@@ -79,7 +78,6 @@ def _convert(file: Path, folder: Path) -> None:
     """Write the model and tokenizer of `file` into `folder`, whole or not at all."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         options: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **options)

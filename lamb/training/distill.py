@@ -19,17 +19,14 @@ encoder gives when it is used: nothing of the scene is hidden. Nothing of the te
 """
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..audio.files import write as write_text
 from ..config import ConfigError, TrainConfig
 from ..data import loader
 from ..model.encoders import build_encoder
@@ -247,13 +244,8 @@ class DistillStage(Stage):
 
     def save(self, write: bool) -> None:
         """The encoder with its heads, as `EfficientAT.from_pretrained` reads it."""
-        from safetensors.torch import save_file
-
-        if not write:
-            return
-        out, encoder = Path(self.config.out), self.module.encoder
-        write_text(out / "config.json", json.dumps(encoder.options))
-        save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, out / "model.safetensors")
+        if write:
+            self.module.encoder.save(self.config.out)
 
 
 def _begin_with(encoder: EfficientAT, folder: str) -> None:

@@ -134,7 +134,7 @@ def test_download(tmp_path, monkeypatch, detector):
     monkeypatch.setattr(resources, "jars", lambda: tmp_path / "coco")
     monkeypatch.setattr(resources, "fetch", fetch)
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", named.append)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAMB_CACHE", str(tmp_path / "cache" / "lamb"))
     monkeypatch.setenv("FENSE_DATA", str(tmp_path / "fense"))
     with pytest.raises(DownloadError, match="not the file that was published"):
         resources.download()
@@ -143,6 +143,7 @@ def test_download(tmp_path, monkeypatch, detector):
     files = resources.download("my/model")
     assert [file.name for file in files] == [*resources.CORENLP_JARS, detector.name]
     assert files[0].read_text() == files[0].name
+    assert files[0].parent == tmp_path / "cache" / "lamb"
     assert FluencyDetector().probability(["a dog"])[0] > 0
     fetched.clear()
     resources.download()

@@ -107,6 +107,27 @@ def test_a_file_that_ends_its_decoder_costs_itself(library, sounds, monkeypatch)
     assert tally.indexed == 5
 
 
+def test_a_name_that_is_not_utf8_is_indexed_found_and_taken_out(library, sounds):
+    folder = os.fsdecode(os.fsencode(sounds) + b"/na\xefve")
+    names = [os.fsdecode(os.fsencode(folder) + name) for name in (b"/caf\xe9.wav", b"/it's \xff.wav")]
+    os.mkdir(folder)
+    for k, name in enumerate(names):
+        os.rename(tone(sounds / "new.wav", 1000 + 300 * k), name)
+    assert library.index(sounds).indexed == 7
+    again = library.index(sounds)
+    assert (again.unchanged, again.removed, again.moved) == (7, 0, 0)
+    assert sorted(match.file for match in library.search("beep", folder=folder)) == sorted(names)
+    os.utime(names[0], (1, 1))
+    os.rename(names[1], names[1] + ".wav")
+    Path(names[0]).rename(names[0] + ".wav")
+    tally = library.index(sounds)
+    assert (tally.moved, tally.failed) == (2, {})
+    os.remove(names[0] + ".wav")
+    assert library.index(sounds).removed == 1
+    assert {match.file for match in library.search("beep", folder=folder)} == {names[1] + ".wav"}
+    assert library.index(folder).unchanged == 1, "a source may be such a name too"
+
+
 def test_a_pipe_is_told_and_not_waited_for(library, sounds):
     os.mkfifo(sounds / "p.wav")
     tally = library.index(sounds)

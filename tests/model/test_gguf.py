@@ -1,6 +1,8 @@
 """Language models in GGUF files: a small one is converted once and loaded; what cannot be used is told in a line."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,26 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "gguf"
 
 
+def test_what_one_process_converts_another_waits_for(tmp_path, cache, monkeypatch):
+    write(tmp_path / "small.gguf")
+    begun, converted = threading.Barrier(2), []
+
+    def check(file):
+        begun.wait()  # neither finds a model yet
+
+    def convert(file, folder):
+        converted.append(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").touch()
+
+    monkeypatch.setattr(gguf, "check", check)
+    monkeypatch.setattr(gguf, "_convert", convert)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(gguf.folder_of, 2 * [str(tmp_path / "small.gguf")])
+    assert one == other
+    assert converted == [one]
+
+
 def test_a_file_is_converted_once_and_loads_as_any_other(tmp_path, cache, monkeypatch):
     model = write(tmp_path / "small.gguf").eval()
     source = str(tmp_path / "small.gguf")
@@ -94,11 +116,12 @@ def test_a_file_is_converted_once_and_loads_as_any_other(tmp_path, cache, monkey
     with torch.no_grad():
         torch.testing.assert_close(lm.model(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-4)
     assert lm.tokenizer.eos_token_id == 1
-    (folder,) = cache.iterdir()
+    (folder,) = cache.glob("[!.]*")
     monkeypatch.setattr(gguf, "_convert", lambda *_: pytest.fail("converted again"))
     again = LanguageModel.from_pretrained(LLMConfig(source=source, train="frozen"))
     assert again.identity() == lm.identity()
-    assert [path.name for path in cache.iterdir()] == [folder.name], "nothing half-written is left"
+    names = {folder.name, f".{folder.name}.lock"}
+    assert {path.name for path in cache.iterdir()} == names, "nothing half-written is left"
 
 
 def test_a_file_of_an_installed_package_is_found(tmp_path, monkeypatch):

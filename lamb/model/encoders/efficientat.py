@@ -21,8 +21,10 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ...audio.files import replacing, write
 from ..mel import mel_matrix
 from . import published
 from .base import Encoder
@@ -262,6 +264,13 @@ class EfficientAT(Encoder):
             model = cls(**_official_options(state, file))
         published.load(model, state, file, "EfficientAT", "mn04_as to mn20_as")
         return model
+
+    def save(self, folder: str | Path) -> None:
+        """Write the network into `folder`, which there must be, as `from_pretrained` reads it: each file whole."""
+        folder = Path(folder)
+        write(folder / "config.json", json.dumps(self.options))
+        with replacing(folder / "model.safetensors") as part:
+            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, part)
 
     def log_mel(self, waveform: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T), (B, T) -> log mels (B, windows, mels, F) float32, their mask (B, F); F = (T - 1) // hop + 1.

@@ -1,12 +1,12 @@
 """EfficientAT against the golden tensors of the published mn04, its checkpoints, padding, training, its own heads."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lamb.model.encoders import efficientat
 from lamb.model.encoders.base import Encoder
 from lamb.model.encoders.efficientat import EfficientAT, channels, mean
 
@@ -129,12 +129,26 @@ def test_official_checkpoints_of_every_width(tmp_path, width, suffix):
 
 
 def test_a_folder_of_lamb_train(tmp_path, encoder):
-    (tmp_path / "config.json").write_text(json.dumps(encoder.options))
-    save_file({k: v.contiguous() for k, v in encoder.state_dict().items()}, tmp_path / "model.safetensors")
+    encoder.save(tmp_path)
     loaded = EfficientAT.from_pretrained(tmp_path).eval()
     assert loaded.options == encoder.options
     waveform, mask = batch(20000, 40000)
     assert torch.equal(loaded(waveform, mask)[0], encoder(waveform, mask)[0])
+
+
+def test_a_save_that_breaks_off_leaves_what_was_there(tmp_path, encoder, monkeypatch):
+    encoder.save(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+
+    def broken(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("no more")
+
+    monkeypatch.setattr(efficientat, "save_file", broken)
+    with pytest.raises(OSError, match="no more"):
+        encoder.save(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_strict(tmp_path):
