@@ -5,13 +5,13 @@
 
 The first indexes the development recordings of both collections in `shared` and asks for each label (such as "crying
 baby"), each distinct phrase of `sounds-more` ("a lion roaring"), and each human caption of `sounds`, whose one right
-answer is its own recording. Right for a label or a phrase is every recording of the label. Nothing is tuned on them.
+answer is its own recording. Right for a label or a phrase is every recording of the label. The share of the kinds of
+sound (`LibraryConfig.kinds`) was chosen on these recordings.
 
 The second searches 100,000 made-up vectors and captions.
 """
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lamb.data.sources import DEVELOPMENT_FOLDS
+from lamb.data import sources
 from lamb.inference.captioner import Captioner
 from lamb.library.library import Library
 from lamb.library.moments import Moment
@@ -29,35 +29,23 @@ from lamb.library.query import kinds
 from lamb.library.store import File, Store
 
 ROOT = Path(__file__).parents[1]
-SAME = {"dog_bark": "dog", "engine_idling": "engine"}  # labels of the collections that are one kind of sound
 Scores = Callable[[str], np.ndarray]
 
 
 def recordings(shared: Path) -> list[dict]:
     """The development recordings: collection, path, label, phrase, captions."""
-    found = []
-    for row in csv.DictReader((shared / "sounds" / "manifest.csv").open(encoding="utf-8")):
-        if row["fold"] in DEVELOPMENT_FOLDS:
-            captions = json.loads(row["captions"]) if row["captions"] else []
-            path = shared / "sounds" / row["file"]
-            found.append(
-                {"from": "sounds", "path": str(path), "label": row["label"], "phrase": "", "captions": captions}
-            )
-    for row in csv.DictReader((shared / "sounds-more" / "manifest.csv").open(encoding="utf-8")):
-        if row["split"] == "dev":
-            path = shared / "sounds-more" / row["file"]
-            found.append(
-                {
-                    "from": "sounds-more",
-                    "path": str(path),
-                    "label": row["label"],
-                    "phrase": row["text"],
-                    "captions": [],
-                }
-            )
-    for item in found:
-        item["label"] = SAME.get(item["label"], item["label"])
-    return found
+    return [
+        {
+            "from": name,
+            "path": clip.path,
+            "label": clip.labels[0],
+            "phrase": clip.description or "",
+            "captions": clip.captions,
+        }
+        for name in ("sounds", "sounds-more")
+        for clip in sources.sounds(shared / name)
+        if clip.split == "development"
+    ]
 
 
 def asked(items: Sequence[dict]) -> dict[str, list[tuple[str, np.ndarray]]]:
