@@ -475,7 +475,10 @@ def _limit(file: int, seconds: float, memory: int) -> None:
         (resource.RLIMIT_FSIZE, 0 if regular else unlimited),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+        hard = resource.getrlimit(limit)[1]  # of the shell or the cluster: it may be lower, and cannot be raised
+        if hard != unlimited:
+            value = hard if value == unlimited else min(value, hard)
+        resource.setrlimit(limit, (value, hard))
 
 
 def _say(line: socket.socket, kind: int, what: Any) -> None:

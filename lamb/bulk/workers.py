@@ -81,21 +81,25 @@ def _captioner(settings: Settings) -> "Captioner":
 
 
 def load(settings: Settings) -> str | None:
-    """Load the model; return the problem, or None."""
+    """Load the model, and try the options without any input; return the problem, or None."""
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)  # read by torch when it is imported
     warnings.simplefilter("ignore")  # several processes would warn of thousands of clips
     try:
-        _captioner(settings)
+        list(_captioner(settings).stream([], **_options(settings)))
     except (ValueError, OSError) as error:
         return str(error)
     return None
 
 
+def _options(settings: Settings) -> dict[str, Any]:
+    """Those of `Captioner.stream`."""
+    loading = ("model", "device", "threads", "limits")
+    return {key: value for key, value in asdict(settings).items() if key not in loading}
+
+
 def work(settings: Settings, inputs: list[Input]) -> Answer:
     """The rows of `inputs`: `Caption.to_dict` with the name and, if there is one, the id of the input."""
-    captioner = _captioner(settings)
-    loading = ("model", "device", "threads", "limits")
-    options = {key: value for key, value in asdict(settings).items() if key not in loading}
+    captioner, options = _captioner(settings), _options(settings)
     try:
         rate = captioner.engine.sample_rate
         captions = captioner.stream((_source(item, rate, settings.limits) for item in inputs), **options)

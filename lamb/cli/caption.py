@@ -142,7 +142,7 @@ def caption(
     sample: Annotated[
         bool, flag("--sample", panel=DECODING, help="Sample captions at random instead of searching for the best.")
     ] = False,
-    seed: Annotated[int | None, option("N", "The random seed of --sample.", DECODING, default="0")] = None,
+    seed: Annotated[int | None, option("N", "The random seed of --sample.", DECODING, default="0", min=0)] = None,
     detailed: Annotated[
         bool, flag("--detailed", panel=DECODING, help="Also name sounds that the model is not sure of.")
     ] = False,
@@ -183,6 +183,8 @@ def caption(
         refuse("--plot", "the picture shows segments; add --timeline.")
     if paths.count("-") > 1:
         refuse("PATH", "standard input (-) can be read only once.")
+    if output == Path("-"):  # as a path, "-" is standard input
+        output = None
     if output and output_dir:
         refuse("--output-dir", "give only one of --output and --output-dir.")
     film = film_of(merge, sdh, speech, format, output)

@@ -33,6 +33,7 @@ def export(
     exported. The graphs must say what PyTorch says of the sounds, else it is an error and nothing
     is written.
 
+    \b
     Examples:
       lamb export runs/my-model --to my-model-light
       lamb caption dog.wav --model my-model-light

@@ -409,7 +409,7 @@ def _cues(results: Iterable[Result]) -> Iterator[tuple[Result, Segment]]:
     for result in results:
         segments = _segments(result)
         if isinstance(result, Caption) and result.ok:
-            segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text),)
+            segments = result.segments or (Segment(0.0, result.duration or 0.0, result.text, result.confidence),)
         for s in segments:
             yield result, replace(s, end=max(s.end, s.start + 0.001))
 

@@ -296,3 +296,10 @@ except sandbox.SandboxError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "no decoding processes" in done.stdout
+
+
+def test_limits_of_the_shell_that_are_lower_stay(tmp_path):
+    """A login node may allow less processor time than a decoder: a sound in order is decoded within that."""
+    command = f"ulimit -t 100; exec {sys.executable} -m lamb caption {FILES[0]}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")

@@ -506,6 +506,13 @@ def test_interrupted_it_stops_at_once_and_a_second_run_is_refused(tmp_path, star
     assert json.loads((out / "summary.json").read_text())["left"] == 1
 
 
+def test_options_that_cannot_work_end_the_run_before_any_recording(tmp_path, model_folder):
+    folder, out = make(tmp_path / "in", "a.wav"), tmp_path / "out"
+    with pytest.raises(WorkerError, match="n_best 3 needs as many beams, not 1"):
+        bulk(str(folder), out, Settings(str(model_folder), "cpu", 1, n_best=3, beams=1), workers=1, shard_size=100)
+    assert not out.exists()
+
+
 # --- formats, sources, Ray
 
 

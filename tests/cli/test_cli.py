@@ -146,6 +146,7 @@ def test_a_failure_is_told_and_the_rest_captioned(lamb: Run) -> None:
         ("--hop -1", "above 0"),
         ("--window 5 --hop 10", "longer than the window"),
         ("--threads 0", "--threads"),
+        ("--sample --seed -1", "--seed"),
         ("--format mp3", "mp3"),
         ("--output nosuch/folder/x.json", "no folder"),
         ("- -", "only once"),
@@ -177,7 +178,9 @@ def test_a_bug_keeps_its_traceback(lamb: Run) -> None:
         lamb("caption", "bug.wav")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.EADDRINUSE])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EACCES, errno.EISDIR, errno.EADDRINUSE, errno.EEXIST, errno.ENAMETOOLONG]
+)
 def test_what_the_operating_system_refuses_is_one_line_with_a_remedy(
     lamb: Run, fake: types.ModuleType, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
@@ -249,6 +252,12 @@ def test_output_format_by_ending(lamb: Run, tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_output_to_a_hyphen_is_standard_output(lamb: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert lamb("caption", "a.wav", "--output", "-")[:2] == (0, "A dog barks.\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_is_complete_or_as_it_was(lamb: Run, tmp_path: Path) -> None:

@@ -233,3 +233,8 @@ def test_all_fields_are_documented(full_caption):
     text = (Path(__file__).parents[2] / "docs" / "output.md").read_text()
     table = text.split("## JSON and JSON Lines")[1].split("## CSV")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == {*full_caption.to_dict(), "error"}
+
+
+def test_a_selection_of_a_whole_recording_has_its_confidence():
+    header, row = "".join(WRITERS["raven"]([Caption("a.wav", 6.0, "Rain falls.", confidence=0.25)])).splitlines()
+    assert dict(zip(header.split("\t"), row.split("\t"), strict=True))["Confidence"] == "0.2500"
